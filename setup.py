@@ -1,0 +1,49 @@
+"""Builds the compiled part.  Everything else about the package is in pyproject.toml.
+
+ARCBOX_WIRE_DEBUG=1 builds with bounds checks and assertions, and without optimisation.
+"""
+
+import os
+import sys
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+DEBUG = os.environ.get("ARCBOX_WIRE_DEBUG") == "1"
+PACKAGE = "src/arcbox_agent"
+
+#: The compiled modules, and whether they need Linux (the others work on a macOS host too).
+MODULES = {
+    "_wire": False,
+    "_messages": False,
+    "_logs": False,
+    "_spawn": True,
+}
+
+CFLAGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
+CFLAGS += ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3"]
+
+
+def modules() -> list[Extension]:
+    return [
+        Extension(f"arcbox_agent.{name}", [f"{PACKAGE}/{name}.pyx"], extra_compile_args=CFLAGS)
+        for name, linux_only in MODULES.items()
+        if os.path.exists(f"{PACKAGE}/{name}.pyx") and (sys.platform == "linux" or not linux_only)
+    ]
+
+
+setup(
+    ext_modules=cythonize(
+        modules(),
+        # A .c beside its .pyx is never a source here: always made anew from the .pyx.
+        build_dir="build/cython",
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": DEBUG,
+            "wraparound": DEBUG,
+            "initializedcheck": DEBUG,
+            "cdivision": not DEBUG,
+            "embedsignature": True,
+        },
+    ),
+)

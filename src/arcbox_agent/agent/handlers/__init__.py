@@ -1,0 +1,1 @@
+"""What the agent answers to each request: typed request in, typed reply out."""

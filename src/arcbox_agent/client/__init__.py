@@ -1,0 +1,1 @@
+"""The host side: an async client, and a blocking one on top of it."""

@@ -1,0 +1,285 @@
+"""Every exception of arcbox-agent.  This module imports nothing of ours.
+
+    ArcboxError
+    ├── WireError                     bytes or values that the protocol refuses
+    │   ├── EncodeError               fix the value you passed (also ValueError)
+    │   ├── DecodeError               the peer sent a broken message: refuse that request
+    │   └── FrameError                the stream is broken: close the connection
+    │       ├── FrameTooShortError    a length below the minimum of its version
+    │       ├── FrameTooLargeError    a length above the limit
+    │       ├── TraceLengthError      a trace id that does not fit its frame
+    │       ├── TruncatedFrameError   the stream ended inside a frame
+    │       └── DecoderFailedError    fed or asked again after one of the above
+    ├── ConfigError                   fix the setting it names
+    ├── AddressError                  fix the address (also ValueError)
+    ├── TransportError                the agent could not be reached, or went away
+    │   ├── ConnectError              nobody answers at the address: is the agent up?
+    │   ├── ConnectionLostError       the connection ended before the reply did
+    │   └── CallTimeoutError          no reply in time (also TimeoutError)
+    ├── RequestError                  the agent answered with Error(code, message)
+    │   ├── BadRequestError           400: fix the request
+    │   ├── ForbiddenError            403: this listener does not allow that call
+    │   ├── NotFoundError             404: no such container
+    │   ├── ConflictError             409: not in the container's present state
+    │   ├── BusyError                 429: a bound was reached, try again later
+    │   └── AgentFailedError          500: all else; the agent's log says more
+    └── CommandFailedError            a command's exit code, where check=True asked
+
+The agent's handlers raise RequestError classes; the client raises the same
+classes for the Error frames it receives.  All of them pickle.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ArcboxError(Exception):
+    """The root of all exceptions of this package."""
+
+    def __reduce__(self) -> Any:
+        # The default calls the class with self.args, which are the formatted
+        # message and not the parameters of a subclass's __init__.
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(cls: type[ArcboxError], args: tuple[Any, ...], state: dict[str, Any]) -> ArcboxError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+# ------------------------------------------------------------------ the wire
+
+
+class WireError(ArcboxError):
+    """Bytes or values that the protocol refuses."""
+
+
+class EncodeError(WireError, ValueError):
+    """A field's value is of the wrong type or out of range.
+
+    `path`: the field, from the message down, as in `CreateContainerRequest.mounts[1].target`.
+    """
+
+    path: str
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+
+
+class DecodeError(WireError, ValueError):
+    """A message's bytes are broken.
+
+    `path`: the field that could not be read, from the message down.
+    """
+
+    path: str
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+
+
+class FrameError(WireError):
+    """The stream of frames is broken and cannot be picked up again."""
+
+
+class FrameTooShortError(FrameError):
+    """A frame's length is below the minimum of its version."""
+
+    length: int
+    minimum: int
+
+    def __init__(self, length: int, minimum: int) -> None:
+        super().__init__(f"frame length {length} is below the minimum of {minimum}")
+        self.length, self.minimum = length, minimum
+
+
+class FrameTooLargeError(FrameError):
+    """A frame's length is above the limit."""
+
+    length: int
+    limit: int
+
+    def __init__(self, length: int, limit: int) -> None:
+        super().__init__(f"frame length {length} is above the limit of {limit}")
+        self.length, self.limit = length, limit
+
+
+class TraceLengthError(FrameError):
+    """A trace id is longer than the frame that holds it, or than the version can tell."""
+
+    trace_length: int
+    available: int
+
+    def __init__(self, trace_length: int, available: int) -> None:
+        super().__init__(f"trace id of {trace_length} bytes does not fit the {available} there are")
+        self.trace_length, self.available = trace_length, available
+
+
+class TruncatedFrameError(FrameError):
+    """The stream ended inside a frame."""
+
+    received: int
+    expected: int
+
+    def __init__(self, received: int, expected: int) -> None:
+        super().__init__(f"stream ended after {received} of a frame's {expected} bytes")
+        self.received, self.expected = received, expected
+
+
+class DecoderFailedError(FrameError):
+    """A decoder that failed once was used again; `__cause__` is the first error."""
+
+
+# ------------------------------------------------------------ configuration
+
+
+class ConfigError(ArcboxError):
+    """A setting is unknown or has a value it cannot have.
+
+    `setting`: its name, or "" where no single one is at fault.
+    """
+
+    setting: str
+
+    def __init__(self, setting: str, reason: str) -> None:
+        super().__init__(f"{setting}: {reason}" if setting else reason)
+        self.setting = setting
+
+
+class AddressError(ArcboxError, ValueError):
+    """An address of an agent or a listener cannot be understood."""
+
+    address: str
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(f"{address!r}: {reason}")
+        self.address = address
+
+
+# ---------------------------------------------------------------- transport
+
+
+class TransportError(ArcboxError):
+    """The agent could not be reached, or went away."""
+
+
+class ConnectError(TransportError):
+    """Nobody answers at the address."""
+
+    address: str
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(f"cannot connect to {address}: {reason}")
+        self.address = address
+
+
+class ConnectionLostError(TransportError):
+    """The connection ended before the reply did."""
+
+
+class CallTimeoutError(TransportError, TimeoutError):
+    """No reply came in time.  `seconds`: how long was waited."""
+
+    call: str
+    seconds: float
+
+    def __init__(self, call: str, seconds: float) -> None:
+        super().__init__(f"{call}: no reply after {seconds:g} s")
+        self.call, self.seconds = call, seconds
+
+
+# ------------------------------------------------------- the agent's answers
+
+
+class RequestError(ArcboxError):
+    """The agent answered a request with an Error frame.
+
+    `code`: the frame's code.  `message`: the frame's text.
+    """
+
+    code: int = 500
+    message: str
+
+    def __init__(self, message: str, code: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        if code is not None:
+            self.code = code
+
+    @staticmethod
+    def from_reply(code: int, message: str) -> RequestError:
+        """The exception of the class that belongs to an Error frame's code."""
+        return _BY_CODE.get(code, AgentFailedError)(message, code)
+
+
+class BadRequestError(RequestError):
+    """The request itself is at fault: it does not parse, or asks for what cannot be."""
+
+    code = 400
+
+
+class ForbiddenError(RequestError):
+    """The listener does not allow this call."""
+
+    code = 403
+
+
+class NotFoundError(RequestError):
+    """No such container."""
+
+    code = 404
+
+
+class ConflictError(RequestError):
+    """The container's present state does not allow the call."""
+
+    code = 409
+
+
+class BusyError(RequestError):
+    """A bound of the agent was reached; the message names it."""
+
+    code = 429
+
+
+class AgentFailedError(RequestError):
+    """The agent could not do it; its log says more."""
+
+    code = 500
+
+
+_BY_CODE: dict[int, type[RequestError]] = {
+    cls.code: cls
+    for cls in (
+        BadRequestError,
+        ForbiddenError,
+        NotFoundError,
+        ConflictError,
+        BusyError,
+        AgentFailedError,
+    )
+}
+
+
+# ----------------------------------------------------------------- commands
+
+
+class CommandFailedError(ArcboxError):
+    """A command ended with an exit code other than 0, and `check=True` was asked.
+
+    `exit_code`: 128 + signal where a signal ended it.
+    """
+
+    cmd: list[str]
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
+
+    def __init__(self, cmd: list[str], exit_code: int, stdout: bytes, stderr: bytes) -> None:
+        super().__init__(f"command {cmd!r} ended with exit code {exit_code}")
+        self.cmd, self.exit_code, self.stdout, self.stderr = cmd, exit_code, stdout, stderr
