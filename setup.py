@@ -1,6 +1,7 @@
 """Builds the compiled part.  Everything else about the package is in pyproject.toml.
 
 ARCBOX_WIRE_DEBUG=1 builds with bounds checks and assertions, and without optimisation.
+ARCBOX_PREBUILT=1 takes the modules as `setup.py build_ext --inplace` left them.
 """
 
 import os
@@ -10,6 +11,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 DEBUG = os.environ.get("ARCBOX_WIRE_DEBUG") == "1"
+PREBUILT = os.environ.get("ARCBOX_PREBUILT") == "1"
 PACKAGE = "src/arcbox_agent"
 
 #: The compiled modules, and whether they need Linux (the others work on a macOS host too).
@@ -28,7 +30,7 @@ def modules() -> list[Extension]:
     return [
         Extension(f"arcbox_agent.{name}", [f"{PACKAGE}/{name}.pyx"], extra_compile_args=CFLAGS)
         for name, linux_only in MODULES.items()
-        if os.path.exists(f"{PACKAGE}/{name}.pyx") and (sys.platform == "linux" or not linux_only)
+        if not PREBUILT and os.path.exists(f"{PACKAGE}/{name}.pyx") and (sys.platform == "linux" or not linux_only)
     ]
 
 
@@ -46,4 +48,6 @@ setup(
             "embedsignature": True,
         },
     ),
+    # Each module is one translation unit: as many at once as there are cores.
+    options={"build_ext": {"parallel": os.cpu_count()}},
 )

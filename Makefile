@@ -1,0 +1,92 @@
+# What a person or CI runs here: `make help` lists it.
+#
+# Everything happens in .venv, which is made on first use with $(PYTHON); a file in
+# .venv/stamps says that a step was done, so that it is done again only when what it
+# depends on has changed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# pip tells of every package that is there already; of the new ones it may.
+PIP_INSTALL := set -o pipefail; $(PIP) install
+QUIETER := | { grep -v '^Requirement already satisfied' || true; }
+
+SOURCES := setup.py $(wildcard src/arcbox_agent/*.pyx src/arcbox_agent/*.pxd src/arcbox_agent/*.h)
+
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+SOAK_ARGS ?=
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+.PHONY: help demo test check bench soak build install clean
+
+help: ## this list
+	@echo 'make TARGET [PYTHON=python3.12]'; echo
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: $(STAMPS)/run ## the agent and arcboxctl at work: a container's life, its log followed, a command in it
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/demo.py
+
+test: $(STAMPS)/test $(STAMPS)/debian ## every test (PYTEST_ARGS=... goes to pytest)
+	@$(BIN)/python -m pytest --durations=15 $(PYTEST_ARGS)
+
+check: $(STAMPS)/test ## generated files up to date, types (mypy --strict), stubs against the compiled modules
+	$(BIN)/python tools/generate_messages.py --check
+	$(BIN)/python -m mypy
+	$(BIN)/python -m mypy.stubtest $(patsubst src/arcbox_agent/%.pyi,arcbox_agent.%,$(wildcard src/arcbox_agent/_*.pyi))
+
+bench: $(STAMPS)/test ## the figures, each with its rival in the same run (BENCH_ARGS=...)
+	@$(BIN)/python -m pytest benchmarks --benchmark-enable $(BENCH_ARGS)
+
+soak: $(STAMPS)/test ## mixed load with faults at random (SOAK_ARGS='--minutes 10 --seed 7')
+	@$(BIN)/python -m tests.load.soak $(SOAK_ARGS)
+
+build: $(STAMPS)/test ## sdist and wheel, in dist/
+	@rm -rf dist
+	$(PIP_INSTALL) 'build>=1.2' $(QUIETER)
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	@ls -l dist
+
+install: $(STAMPS)/run ## .venv/bin/arcbox-agent and .venv/bin/arcboxctl, to try by hand
+	@echo 'Ready: $(BIN)/arcbox-agent and $(BIN)/arcboxctl'
+
+clean: ## away with everything that was built, .venv too
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .hypothesis .benchmarks
+	rm -f src/arcbox_agent/*.so
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(STAMPS)/venv: tools/make-venv.sh
+	@CC='$(CC)' tools/make-venv.sh '$(PYTHON)' $(VENV)
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/build-requires: $(STAMPS)/venv
+	@echo '==> Installing what the build needs'
+	@$(PIP_INSTALL) 'setuptools>=77' 'Cython>=3.1' $(QUIETER)
+	@touch $@
+
+$(STAMPS)/extensions: $(STAMPS)/build-requires $(SOURCES)
+	@echo '==> Compiling the extensions (the first time takes a minute or two)'
+	@$(BIN)/python setup.py -q build_ext --inplace
+	@touch $@
+
+# The extensions are compiled in place already: ARCBOX_PREBUILT keeps pip from doing it once more.
+$(STAMPS)/run: $(STAMPS)/extensions pyproject.toml
+	@echo '==> Installing arcbox-agent in $(VENV)'
+	@ARCBOX_PREBUILT=1; export ARCBOX_PREBUILT; \
+	    $(PIP_INSTALL) --no-build-isolation -e '.[cli]' $(QUIETER)
+	@touch $@
+
+$(STAMPS)/test: $(STAMPS)/run pyproject.toml
+	@echo '==> Installing what the tests need'
+	@ARCBOX_PREBUILT=1; export ARCBOX_PREBUILT; \
+	    $(PIP_INSTALL) --no-build-isolation -e '.[test]' $(QUIETER)
+	@touch $@
+
+$(STAMPS)/debian: tools/apt-packages.txt tools/setup-debian.sh | $(STAMPS)/venv
+	@tools/setup-debian.sh --advise --file tools/apt-packages.txt
+	@touch $@
