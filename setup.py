@@ -22,13 +22,22 @@ MODULES = {
     "_spawn": True,
 }
 
+#: What a module includes by hand, so that a change rebuilds it.
+HEADERS = {"_spawn": [f"{PACKAGE}/spawn_child.h"]}
+
 CFLAGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
 CFLAGS += ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3"]
 
 
 def modules() -> list[Extension]:
     return [
-        Extension(f"arcbox_agent.{name}", [f"{PACKAGE}/{name}.pyx"], extra_compile_args=CFLAGS)
+        Extension(
+            f"arcbox_agent.{name}",
+            [f"{PACKAGE}/{name}.pyx"],
+            include_dirs=[PACKAGE],
+            depends=HEADERS.get(name, []),
+            extra_compile_args=CFLAGS,
+        )
         for name, linux_only in MODULES.items()
         if not PREBUILT and os.path.exists(f"{PACKAGE}/{name}.pyx") and (sys.platform == "linux" or not linux_only)
     ]

@@ -1,0 +1,38 @@
+from collections.abc import Iterable, Sequence
+
+STEPS: tuple[str, ...]
+MAX_ITEMS: int
+
+class SpawnError(Exception):
+    """A process could not be started; nothing is left of the attempt."""
+
+    errno: int
+    step: str
+    item: int
+    strerror: str
+    def __init__(self, errno: int, step: str, item: int = -1) -> None: ...
+
+def spawn(
+    *,
+    programs: Iterable[str | bytes],
+    argv: Iterable[str | bytes],
+    env: Iterable[str | bytes],
+    stdio: Sequence[int],
+    keep_fd: int = -1,
+    pid_fd: int = -1,
+    cgroup_fd: int = -1,
+    join_pidfd: int = -1,
+    new_namespace: bool = False,
+    new_session: bool = True,
+    terminal: bool = False,
+    reset_oom: bool = False,
+    root: str | bytes | None = None,
+    cwd: str | bytes | None = None,
+    mounts: Sequence[tuple[str, str, str, str, bool, bool]] = (),
+    ids: tuple[int, int, Sequence[int]] | None = None,
+    rlimits: Sequence[tuple[int, int, int]] = (),
+) -> tuple[int, int]: ...
+def take_status(pidfd: int) -> tuple[int, int] | None: ...
+def exit_status(pidfd: int) -> int | None: ...
+def pidfd_getfd(pidfd: int, fd: int) -> int: ...
+def open_in_root(root: int, path: str | bytes, flags: int) -> int: ...

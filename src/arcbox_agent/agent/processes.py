@@ -1,0 +1,452 @@
+"""Processes: started here, waited for here, and nowhere else in the agent.
+
+Every child has one owner, its Process, which takes its status exactly once, by
+its pidfd; so no status is ever taken by somebody else, taken twice, or mixed up
+with that of a later process of the same number.  As PID 1 the agent also
+inherits orphans: `reap_orphans` takes those, and those only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import resource
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from arcbox_agent._spawn import SpawnError, exit_status, spawn, take_status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import Protocol
+
+    class Counter(Protocol):
+        def add(self, name: str, n: int = 1, /) -> object: ...
+
+
+__all__ = ["ExitStatus", "Process", "Processes", "SpawnError", "SpawnSpec", "start_time_of"]
+
+#: Spawns that run at once.  More wait in line: a spawn is short, unless a file system hangs.
+SPAWN_THREADS = 8
+
+#: How long to ask the kernel for the exit status of an adopted process whose parent has yet to
+#: take it, and how often.
+ADOPTED_STATUS_WAIT = 2.0
+ADOPTED_STATUS_STEP = 0.01
+
+# As the agent itself was started.  It may raise its own limit; its children get what it got.
+_NOFILE = resource.getrlimit(resource.RLIMIT_NOFILE)
+_CORE = resource.getrlimit(resource.RLIMIT_CORE)
+
+
+class ExitStatus:
+    """How a process ended: by `signal` where that is not 0, else with `code`.
+
+    `lost`: it ended, and nobody can say any more how.
+    """
+
+    __slots__ = ("code", "lost", "signal")
+
+    def __init__(self, code: int, signal: int = 0, lost: bool = False) -> None:
+        self.code = code
+        self.signal = signal
+        self.lost = lost
+
+    @classmethod
+    def of_wait_status(cls, status: int) -> ExitStatus:
+        """From the number that wait(2) gives."""
+        if os.WIFSIGNALED(status):
+            return cls(0, os.WTERMSIG(status))
+        return cls(os.WEXITSTATUS(status))
+
+    @property
+    def shell_code(self) -> int:
+        """One number for both, as a shell gives it."""
+        return 128 + self.signal if self.signal else self.code
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ExitStatus):
+            return NotImplemented
+        return (self.code, self.signal, self.lost) == (other.code, other.signal, other.lost)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"ExitStatus(code={self.code}, signal={self.signal}, lost={self.lost})"
+
+
+#: The code of a process whose end nobody saw.
+LOST = 255
+
+
+class SpawnSpec:
+    """What to start.  `Processes.spawn` closes every descriptor named here, whatever comes of it."""
+
+    __slots__ = (
+        "argv",
+        "cgroup_fd",
+        "cwd",
+        "env",
+        "ids",
+        "join_pidfd",
+        "keep_fd",
+        "mounts",
+        "new_namespace",
+        "pid_fd",
+        "programs",
+        "root",
+        "stdio",
+        "terminal",
+    )
+
+    def __init__(
+        self,
+        argv: Sequence[str | bytes],
+        *,
+        stdio: tuple[int, int, int],
+        env: Iterable[str | bytes] = (),
+        programs: Sequence[str | bytes] | None = None,
+        cwd: str | None = None,
+        root: str | None = None,
+        mounts: Sequence[tuple[str, str, str, str, bool, bool]] = (),
+        new_namespace: bool = False,
+        join_pidfd: int = -1,
+        ids: tuple[int, int, Sequence[int]] | None = None,
+        terminal: bool = False,
+        keep_fd: int = -1,
+        pid_fd: int = -1,
+        cgroup_fd: int = -1,
+    ) -> None:
+        self.argv = argv
+        self.env = env
+        #: Tried in order; without them argv[0], as it stands.
+        self.programs = programs if programs is not None else argv[:1]
+        self.stdio = stdio
+        self.cwd = cwd
+        self.root = root
+        self.mounts = mounts
+        self.new_namespace = new_namespace
+        self.join_pidfd = join_pidfd
+        self.ids = ids
+        self.terminal = terminal
+        self.keep_fd = keep_fd
+        self.pid_fd = pid_fd
+        self.cgroup_fd = cgroup_fd
+
+    def descriptors(self) -> set[int]:
+        fds = {*self.stdio, self.keep_fd, self.pid_fd, self.cgroup_fd, self.join_pidfd}
+        fds.discard(-1)
+        return fds
+
+    def run(self) -> tuple[int, int, int]:
+        """Spawns; (pid, pidfd, start time).  It blocks: for a thread."""
+        try:
+            pid, pidfd = spawn(
+                programs=self.programs,
+                argv=self.argv,
+                env=self.env,
+                stdio=self.stdio,
+                keep_fd=self.keep_fd,
+                pid_fd=self.pid_fd,
+                cgroup_fd=self.cgroup_fd,
+                join_pidfd=self.join_pidfd,
+                new_namespace=self.new_namespace,
+                terminal=self.terminal,
+                reset_oom=_oom_score_adj() != 0,
+                root=self.root,
+                cwd=self.cwd,
+                mounts=self.mounts,
+                ids=self.ids,
+                rlimits=_rlimits(),
+            )
+        finally:
+            self.close()
+        # The zombie stays until the loop takes its status, so the number is still its own.
+        return pid, pidfd, start_time_of(pid) or 0
+
+    def close(self) -> None:
+        for fd in self.descriptors():
+            os.close(fd)
+        self.stdio = (-1, -1, -1)
+        self.keep_fd = self.pid_fd = self.cgroup_fd = self.join_pidfd = -1
+
+
+def _rlimits() -> list[tuple[int, int, int]]:
+    """The limits to put back in a child because the agent changed its own."""
+    wanted = ((resource.RLIMIT_NOFILE, _NOFILE), (resource.RLIMIT_CORE, _CORE))
+    return [(which, *limit) for which, limit in wanted if resource.getrlimit(which) != limit]
+
+
+def _oom_score_adj() -> int:
+    try:
+        with open("/proc/self/oom_score_adj", "rb") as file:
+            return int(file.read())
+    except OSError:
+        return 0
+
+
+class Process:
+    """A process that was started or adopted here."""
+
+    __slots__ = ("_ended", "_owner", "child", "pid", "pidfd", "start_time", "status")
+
+    def __init__(self, owner: Processes, pid: int, pidfd: int, start_time: int, child: bool) -> None:
+        self._owner = owner
+        self._ended: asyncio.Future[ExitStatus] = owner.loop.create_future()
+        self.pid = pid
+        #: -1 once its status is taken.
+        self.pidfd = pidfd
+        #: In clock ticks since boot: with the pid it names the process for good.
+        self.start_time = start_time
+        #: False for an adopted one whose parent is somebody else.
+        self.child = child
+        self.status: ExitStatus | None = None
+
+    async def wait(self) -> ExitStatus:
+        """Until it has ended.  Any number may wait; one that is cancelled disturbs no other."""
+        return await asyncio.shield(self._ended)
+
+    def on_exit(self, callback: Callable[[ExitStatus], None]) -> None:
+        self._ended.add_done_callback(lambda future: callback(future.result()))
+
+    def send_signal(self, sig: int) -> bool:
+        """False where it has ended already."""
+        if self.pidfd < 0:
+            return False
+        try:
+            signal.pidfd_send_signal(self.pidfd, sig)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def _readable(self) -> None:
+        """The pidfd says that it has ended."""
+        try:
+            taken = take_status(self.pidfd)
+        except ChildProcessError:
+            self._owner._forget(self)
+            self._ask_kernel(self._owner.loop.time() + ADOPTED_STATUS_WAIT)
+            return
+        if taken is not None:
+            self._owner._forget(self)
+            self._finish(ExitStatus(*taken))
+
+    def _ask_kernel(self, deadline: float) -> None:
+        """The status of a process that is somebody else's child: told once its parent has taken it."""
+        status: ExitStatus | None = None
+        known = True
+        try:
+            raw = exit_status(self.pidfd)
+            if raw is not None:
+                status = ExitStatus.of_wait_status(raw)
+        except OSError:
+            known = False
+        if status is None:
+            # While it is a zombie /proc tells too, on any kernel.
+            status = _zombie_status(self.pid, self.start_time)
+        if status is None and known and self._owner.loop.time() < deadline:
+            self._owner.loop.call_later(ADOPTED_STATUS_STEP, self._ask_kernel, deadline)
+            return
+        self._finish(status or ExitStatus(LOST, lost=True))
+
+    def _finish(self, status: ExitStatus) -> None:
+        os.close(self.pidfd)
+        self.pidfd = -1
+        self.status = status
+        if not self._ended.done():
+            self._ended.set_result(status)
+
+
+class Processes:
+    """All processes of the agent."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, metrics: Counter | None = None) -> None:
+        self.loop = loop
+        self._metrics = metrics
+        self._executor: ThreadPoolExecutor | None = None
+        self._owned: dict[int, Process] = {}
+        #: Spawns that run at present, each by a number of its own: a child of theirs is not known yet.
+        self._in_flight: set[int] = set()
+        self._tickets = 0
+        #: Zombies that may be such a child: pid to the spawns that were running when it was seen.
+        self._doubtful: dict[int, set[int]] = {}
+        self._watching = False
+        self._closed = False
+        _fill_standard_descriptors()
+
+    def __len__(self) -> int:
+        return len(self._owned)
+
+    async def spawn(self, spec: SpawnSpec) -> Process:
+        """Starts a process in its own session.  Raises SpawnError, and nothing is left then."""
+        if self._closed:
+            spec.close()
+            raise SpawnError(errno.ESHUTDOWN, "clone")
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(SPAWN_THREADS, thread_name_prefix="spawn")
+        self._tickets += 1
+        ticket = self._tickets
+        self._in_flight.add(ticket)
+        try:
+            future = self.loop.run_in_executor(self._executor, spec.run)
+        except BaseException:
+            self._landed(ticket)
+            spec.close()
+            raise
+        try:
+            pid, pidfd, start_time = await asyncio.shield(future)
+        except asyncio.CancelledError:
+            # The thread goes on.  What it starts still needs its owner, who ends it.
+            future.add_done_callback(lambda done: self._abandoned(ticket, done))
+            raise
+        except BaseException:
+            self._landed(ticket)
+            self._count("spawn_failures")
+            raise
+        process = self._own(pid, pidfd, start_time)
+        self._landed(ticket)
+        self._count("processes_spawned")
+        return process
+
+    def adopt(self, pid: int, start_time: int) -> Process | None:
+        """The process of a former agent; None where it is gone."""
+        try:
+            pidfd = os.pidfd_open(pid)
+        except (ProcessLookupError, OSError):
+            return None
+        # Looked at after the pidfd was opened: from here on the number cannot become another's.
+        if start_time_of(pid) != start_time:
+            os.close(pidfd)
+            return None
+        return self._own(pid, pidfd, start_time, child=False)
+
+    def reap_orphans(self) -> int:
+        """Takes the zombies that nobody here owns; how many.  For PID 1, at each SIGCHLD."""
+        reaped = 0
+        for pid in _zombies():
+            if pid in self._owned:
+                continue  # its pidfd is readable: its owner comes for it
+            if self._in_flight:
+                suspects = self._doubtful.setdefault(pid, set(self._in_flight))
+                suspects &= self._in_flight
+                if suspects:
+                    continue
+            self._doubtful.pop(pid, None)
+            try:
+                if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is not None:
+                    reaped += 1
+            except ChildProcessError:
+                continue
+        if reaped:
+            self._count("orphans_reaped", reaped)
+        return reaped
+
+    def watch_orphans(self) -> None:
+        """Reaps orphans from now on.  For PID 1, in the main thread."""
+        # Not add_signal_handler: uvloop keeps SIGCHLD for a subprocess machinery that is not
+        # used here.  The handler may run between any two instructions, so it only asks for a turn.
+        self._watching = True
+        signal.signal(signal.SIGCHLD, lambda *_: self.loop.call_soon_threadsafe(self.reap_orphans))
+        self.loop.call_soon(self.reap_orphans)
+
+    async def close(self) -> None:
+        """Stops watching.  What runs goes on."""
+        self._closed = True
+        if self._watching:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for process in list(self._owned.values()):
+            self._forget(process)
+            os.close(process.pidfd)
+            process.pidfd = -1
+            process._ended.cancel()
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _own(self, pid: int, pidfd: int, start_time: int, child: bool = True) -> Process:
+        process = Process(self, pid, pidfd, start_time, child)
+        self._owned[pid] = process
+        self.loop.add_reader(pidfd, process._readable)
+        return process
+
+    def _forget(self, process: Process) -> None:
+        self.loop.remove_reader(process.pidfd)
+        if self._owned.get(process.pid) is process:
+            del self._owned[process.pid]
+
+    def _abandoned(self, ticket: int, done: asyncio.Future[tuple[int, int, int]]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            if self._closed:
+                pidfd = done.result()[1]
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                os.close(pidfd)
+            else:
+                self._own(*done.result()).send_signal(signal.SIGKILL)
+        self._landed(ticket)
+
+    def _landed(self, ticket: int) -> None:
+        self._in_flight.discard(ticket)
+        if self._doubtful:
+            for suspects in self._doubtful.values():
+                suspects.discard(ticket)
+            for pid in [pid for pid, suspects in self._doubtful.items() if pid in self._owned]:
+                del self._doubtful[pid]
+            if not all(self._doubtful.values()):
+                self.reap_orphans()
+
+    def _count(self, name: str, n: int = 1) -> None:
+        if self._metrics is not None:
+            self._metrics.add(name, n)
+
+
+def start_time_of(pid: int) -> int | None:
+    """When a process began, in clock ticks since boot; None where there is none."""
+    fields = stat_fields(pid)
+    return int(fields[19]) if fields else None
+
+
+def stat_fields(pid: int | str) -> list[bytes] | None:
+    """The fields of /proc/PID/stat behind the name, so from the state (field 3) on."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            line = file.read(4096)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name may hold spaces and brackets; what follows it cannot.
+    return line[line.rindex(b")") + 2 :].split()
+
+
+def _zombie_status(pid: int, start_time: int) -> ExitStatus | None:
+    fields = stat_fields(pid)
+    if not fields or fields[0] != b"Z" or int(fields[19]) != start_time or len(fields) < 50:
+        return None
+    return ExitStatus.of_wait_status(int(fields[49]))
+
+
+def _zombies() -> list[int]:
+    """Children of this process that have ended and whose status nobody has taken."""
+    try:
+        first = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return []
+    if first is None:
+        return []
+    # WNOWAIT always shows the same one, which may not be ours to take: look for all.
+    found = []
+    me = str(os.getpid()).encode()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            fields = stat_fields(name)
+            if fields and fields[0] == b"Z" and fields[1] == me:
+                found.append(int(name))
+    return found
+
+
+def _fill_standard_descriptors() -> None:
+    """Makes sure that 0, 1 and 2 are open, so that nothing a child is given lies there."""
+    while True:
+        fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        if fd > 2:
+            os.close(fd)
+            return

@@ -1,0 +1,59 @@
+"""What the container tests share: a loop to run in, and what to count."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import uvloop
+
+T = TypeVar("T")
+
+
+def run(main: Coroutine[Any, Any, T], timeout: float = 60.0) -> T:
+    """On the agent's own kind of loop, and not for ever."""
+
+    async def bounded() -> T:
+        async with asyncio.timeout(timeout):
+            return await main
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(bounded())
+
+
+def null() -> int:
+    return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+
+
+def open_descriptors() -> Counter[str]:
+    """What is open, by kind: numbers and inodes left out."""
+    found: Counter[str] = Counter()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            continue  # the listing itself
+        found[target.split(":[")[0]] += 1
+    return found
+
+
+def children() -> list[int]:
+    """Every child of this process, zombies included."""
+    found: list[int] = []
+    for task in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{task}/children") as file:
+            found.extend(int(pid) for pid in file.read().split())
+    return sorted(found)
+
+
+class Counts(Counter[str]):
+    """Metrics, as far as what is tested needs them."""
+
+    def add(self, name: str, n: int = 1) -> None:
+        self[name] += n
+
+    def gauge(self, name: str, read: Callable[[], float]) -> None:
+        self[name] = 0
