@@ -23,7 +23,8 @@
     │   ├── ConflictError             409: not in the container's present state
     │   ├── BusyError                 429: a bound was reached, try again later
     │   └── AgentFailedError          500: all else; the agent's log says more
-    └── CommandFailedError            a command's exit code, where check=True asked
+    ├── CommandFailedError            a command's exit code, where check=True asked
+    └── OutputLimitError              a command wrote more than `exec` may keep: exec_stream
 
 The agent's handlers raise RequestError classes; the client raises the same
 classes for the Error frames it receives.  All of them pickle.
@@ -283,3 +284,19 @@ class CommandFailedError(ArcboxError):
     def __init__(self, cmd: list[str], exit_code: int, stdout: bytes, stderr: bytes) -> None:
         super().__init__(f"command {cmd!r} ended with exit code {exit_code}")
         self.cmd, self.exit_code, self.stdout, self.stderr = cmd, exit_code, stdout, stderr
+
+
+class OutputLimitError(ArcboxError):
+    """A command wrote more than was allowed to be kept, and was ended.
+
+    `limit`: in bytes, stdout and stderr together.
+    """
+
+    cmd: list[str]
+    limit: int
+
+    def __init__(self, cmd: list[str], limit: int) -> None:
+        super().__init__(
+            f"command {cmd!r} wrote more than {limit} bytes: raise output_limit, or use exec_stream"
+        )
+        self.cmd, self.limit = cmd, limit
