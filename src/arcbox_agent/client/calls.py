@@ -1,0 +1,177 @@
+"""What a call is made of, before any connection is involved.
+
+The requests that take more than naming their fields are put together here, and
+the replies whose shape on the wire is not the one a person wants are taken apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from arcbox_agent import wire
+from arcbox_agent.errors import EncodeError, FrameError
+
+if TYPE_CHECKING:
+    from arcbox_agent.wire import ExecOutput, Frame, LogEntry
+
+#: A point in time: Unix seconds, or a datetime (one without a zone is local time).
+Time = datetime | int | float
+
+M = TypeVar("M", bound=wire.Message)
+T = TypeVar("T")
+
+
+# ------------------------------------------------------------------ requests
+
+
+def words(field: str, value: Iterable[str]) -> list[str]:
+    """A repeated string field.  A str is iterable too, and never what was meant."""
+    if isinstance(value, (str, bytes)):
+        raise EncodeError(field, f"a list of words is wanted, not {value!r}")
+    return list(value)
+
+
+def text_map(value: Mapping[str, str] | None) -> dict[str, str]:
+    return dict(value) if value else {}
+
+
+def whole_seconds(seconds: float) -> int:
+    """For a field in seconds; upwards, because 0 often means something else."""
+    return math.ceil(seconds)
+
+
+def seconds_and_nanos(when: Time | None) -> tuple[int, int]:
+    """`when` as the two fields of a LogsRequest; None is 0, which is no limit."""
+    if when is None:
+        return 0, 0
+    if isinstance(when, datetime):
+        # Not datetime.timestamp(): a float of today has no room for microseconds.
+        whole = math.floor(when.replace(microsecond=0).timestamp())
+        return whole, when.microsecond * 1000
+    if isinstance(when, int):
+        return when, 0
+    whole = math.floor(when)
+    nanos = round((when - whole) * 1e9)
+    return (whole + 1, 0) if nanos == 1_000_000_000 else (whole, nanos)
+
+
+def logs_request(
+    container: str,
+    *,
+    follow: bool,
+    tail: int,
+    since: Time | None,
+    until: Time | None,
+    stdout: bool,
+    stderr: bool,
+    timestamps: bool,
+) -> wire.LogsRequest:
+    since_seconds, since_nanos = seconds_and_nanos(since)
+    until_seconds, until_nanos = seconds_and_nanos(until)
+    return wire.LogsRequest(
+        container_id=container,
+        follow=follow,
+        stdout=stdout,
+        stderr=stderr,
+        since=since_seconds,
+        until=until_seconds,
+        timestamps=timestamps,
+        tail=tail,
+        stream=True,
+        since_nanos=since_nanos,
+        until_nanos=until_nanos,
+    )
+
+
+def exec_request(
+    cmd: Iterable[str],
+    *,
+    container: str,
+    env: Mapping[str, str] | None,
+    working_dir: str,
+    user: str,
+    tty: bool,
+    tty_width: int,
+    tty_height: int,
+    stdin: bytes,
+    timeout: float | None,
+    detach: bool = False,
+) -> wire.ExecRequest:
+    return wire.ExecRequest(
+        container_id=container,
+        cmd=words("ExecRequest.cmd", cmd),
+        env=text_map(env),
+        working_dir=working_dir,
+        user=user,
+        tty=tty,
+        stream=not detach,
+        # Upwards: 0 would be no limit at all.
+        timeout_ms=0 if timeout is None else max(1, math.ceil(timeout * 1000)),
+        detach=detach,
+        stdin=stdin,
+        tty_width=tty_width,
+        tty_height=tty_height,
+        detail=True,
+    )
+
+
+# ------------------------------------------------------------------- replies
+
+
+@dataclass(frozen=True, slots=True)
+class ExecResult:
+    """How a command ended, and what it wrote.
+
+    `exit_code`: as a shell tells it, 128 + signal where a signal ended it.
+    `signal`: that signal, or 0.  `timed_out`: whether its time-out did.
+    """
+
+    exit_code: int
+    signal: int
+    stdout: bytes
+    stderr: bytes
+    timed_out: bool
+
+
+def exit_code(output: ExecOutput) -> int:
+    """The exit code in the last ExecOutput of a command: 128 + signal where one ended it."""
+    return 128 + output.signal if output.signal else output.exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class Replies(Generic[T]):
+    """How to read the frames that answer a streaming call.
+
+    `read` gives a frame's item, and whether the stream ends with this frame.
+    """
+
+    call: str
+    read: Callable[[Frame], tuple[T | None, bool]]
+
+
+def read_exec_output(frame: Frame) -> tuple[ExecOutput | None, bool]:
+    output = decode_reply(frame, wire.ExecOutput)
+    return output, output.done
+
+
+def read_log_entry(frame: Frame) -> tuple[LogEntry | None, bool]:
+    """A LogEntry, whichever version the frame has."""
+    if frame.type == wire.MessageType.EMPTY:
+        return None, True
+    if frame.trace_id is None:
+        return decode_reply(frame, wire.LogEntry), False
+    entry = decode_reply(frame, wire.LogEntryV2)
+    time = entry.timestamp
+    nanoseconds = 0 if time is None else time.seconds * 1_000_000_000 + time.nanos
+    return wire.LogEntry(stream=entry.stream, data=entry.data, timestamp=nanoseconds, partial=entry.partial), False
+
+
+def decode_reply(frame: Frame, reply_class: type[M]) -> M:
+    """The message in `frame`.  Raises FrameError where it is another than expected."""
+    if frame.type != reply_class.TYPE:
+        raise FrameError(f"a frame of type {frame.type:#06x}, where {reply_class.__name__} was expected")
+    return reply_class.decode(frame.payload)

@@ -1,0 +1,158 @@
+"""`connect`: from an address to a client whose agent has answered.
+
+    async with connect("vsock://3:1024", wait=30) as client: ...
+    client = await connect("unix:///run/arcbox-agent.sock")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Literal
+
+from arcbox_agent.address import parse_address
+from arcbox_agent.client.client import DEFAULT_OUTPUT_LIMIT, DEFAULT_TIMEOUT, Client
+from arcbox_agent.client.connection import Connection, open_connection
+from arcbox_agent.client.pool import Pool
+from arcbox_agent.client.transport import is_lasting
+from arcbox_agent.errors import CallTimeoutError, ConnectError, ConnectionLostError
+from arcbox_agent.wire import MAX_FRAME_SIZE
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+#: Between two tries of `wait`, in seconds: at first, and at most.
+FIRST_PAUSE, LAST_PAUSE = 0.02, 0.5
+
+#: One try of `wait` may not use up all of it: what accepts and never answers now
+#: (a hypervisor's socket, before the guest is up) may answer the next.
+MAX_TRY = 5.0
+
+#: A frame with a longer trace id could be taken for V1: see docs/protocol.md.
+MAX_TRACE_ID = 2047
+
+
+def new_trace_id() -> str:
+    return secrets.token_hex(6)
+
+
+def connect(
+    address: str,
+    *,
+    timeout: float | None = DEFAULT_TIMEOUT,
+    wait: float = 0.0,
+    frame_version: Literal[1, 2] = 2,
+    trace_id: str | Callable[[], str] = new_trace_id,
+    max_connections: int = 8,
+    max_streams: int = 64,
+    output_limit: int = DEFAULT_OUTPUT_LIMIT,
+    max_frame_size: int = MAX_FRAME_SIZE,
+) -> Connecting:
+    """A client of the agent at `address`; `async with` it, or await it.
+
+    `timeout`: seconds for each call, unless the call says otherwise; None: no limit.
+    `wait`: seconds in which the agent may still come up (a guest that boots).
+    `frame_version`: 2, whose frames carry a trace id that the agent's log repeats, or
+    1, which agents of 2025 speak.  `trace_id`: one for all calls, or what makes one
+    for each.  `max_connections`: for calls with one short reply.  `max_streams`: for
+    those that take their time (follows, commands, waits), each on a connection of its
+    own.  `output_limit`: bytes of output that `exec` keeps.
+    """
+    if frame_version not in (1, 2):
+        raise ValueError(f"frame_version is 1 or 2, not {frame_version!r}")
+    where = parse_address(address)
+
+    async def open_one() -> Connection:
+        return await open_connection(where, version=frame_version, max_frame_size=max_frame_size)
+
+    def make_client() -> Client:
+        return Client(
+            Pool(open_one, max_calls=max_connections, max_streams=max_streams),
+            timeout=timeout,
+            frame_version=frame_version,
+            trace_id=_checked(trace_id),
+            output_limit=output_limit,
+            max_frame_size=max_frame_size,
+        )
+
+    return Connecting(str(where), make_client, timeout=timeout, wait=wait)
+
+
+def _checked(trace_id: str | Callable[[], str]) -> Callable[[], str]:
+    def checked() -> str:
+        value = trace_id if isinstance(trace_id, str) else trace_id()
+        if len(value.encode()) > MAX_TRACE_ID:
+            raise ValueError(f"a trace id has at most {MAX_TRACE_ID} bytes, not {len(value.encode())}")
+        return value
+
+    return checked
+
+
+class Connecting:
+    """What `connect` gives: a client, once it is awaited or entered."""
+
+    def __init__(self, address: str, make_client: Callable[[], Client], *, timeout: float | None, wait: float) -> None:
+        self._address = address
+        self._make_client = make_client
+        self._timeout = timeout
+        self._wait = wait
+        self._client: Client | None = None
+
+    def __await__(self) -> Generator[None, None, Client]:
+        return self._connect().__await__()
+
+    async def __aenter__(self) -> Client:
+        self._client = await self._connect()
+        return self._client
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    async def _connect(self) -> Client:
+        client = self._make_client()
+        try:
+            if self._wait > 0:
+                await self._until_it_answers(client)
+            else:
+                await self._answer(client, self._timeout)
+        except BaseException:
+            await client.aclose()
+            raise
+        return client
+
+    async def _answer(self, client: Client, seconds: float | None) -> None:
+        """A first ping: a connection alone says little, where a hypervisor accepts it."""
+        try:
+            await client.ping(timeout=seconds)
+        except ConnectionLostError as error:
+            raise ConnectError(
+                self._address,
+                "the connection was closed before the first reply: may this user, or this cid, "
+                "talk to the agent? Its log says",
+            ) from error
+
+    async def _until_it_answers(self, client: Client) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._wait
+        pause = FIRST_PAUSE
+        while True:
+            left = deadline - loop.time()
+            try:
+                await self._answer(client, max(0.05, min(left, MAX_TRY)))
+                return
+            except ConnectError as error:
+                if is_lasting(error):
+                    raise
+                last: Exception = error
+            except CallTimeoutError as error:
+                last = error
+            if loop.time() + pause >= deadline:
+                reason = f"no answer in {self._wait:g} s; at last: {last}"
+                raise ConnectError(self._address, reason) from last
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, LAST_PAUSE)

@@ -1,0 +1,170 @@
+"""A call with many replies, as an async iterator.
+
+    async with client.logs("web", follow=True) as entries:
+        async for entry in entries:
+            ...
+
+The request is sent when the first item is asked for.  Leaving early closes the
+connection, by which the agent knows to end the command or the follow: at once
+with `async with` or `aclose()`, and else when the iterator is garbage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from arcbox_agent.errors import CallTimeoutError, RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from types import TracebackType
+
+    from arcbox_agent.client.calls import Replies
+    from arcbox_agent.client.pool import Lease
+
+T = TypeVar("T")
+
+
+class ReplyStream(Generic[T]):
+    """`first_timeout`, `next_timeout`: seconds to wait for an item; None: as long as it takes.
+
+    `start` leases a connection and sends the request.
+    """
+
+    def __init__(
+        self,
+        replies: Replies[T],
+        start: Callable[[], Awaitable[Lease]],
+        *,
+        first_timeout: float | None,
+        next_timeout: float | None,
+    ) -> None:
+        self._replies = replies
+        self._start = start
+        self._first_timeout = first_timeout
+        self._next_timeout = next_timeout
+        self._lease: Lease | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended = False
+        self._failure: Exception | None = None
+
+    def __aiter__(self) -> ReplyStream[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        item = self._take()
+        if item is None:
+            item = await self._wait()
+        if item is None:
+            raise StopAsyncIteration
+        return item
+
+    async def batch(self, limit: int = 256) -> list[T]:
+        """The next items, at least one and at most `limit`; none at the end.
+
+        Waits for the first alone: the others are those that are there already.
+        """
+        items: list[T] = []
+        first = self._take()
+        if first is None:
+            first = await self._wait()
+        if first is None:
+            return items
+        items.append(first)
+        while len(items) < limit:
+            try:
+                item = self._take()
+            except Exception as error:
+                # Not at the cost of the items before it: the next call raises it.
+                self._failure = error
+                break
+            if item is None:
+                break
+            items.append(item)
+        return items
+
+    async def aclose(self) -> None:
+        """Leave it: the agent ends what it does for this call."""
+        self._leave()
+
+    async def __aenter__(self) -> ReplyStream[T]:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leave()
+
+    def __del__(self) -> None:
+        lease, loop = self._lease, self._loop
+        if lease is None or loop is None:
+            return
+        try:
+            # The collector runs in any thread, and a connection belongs to its loop's.
+            loop.call_soon_threadsafe(lease.discard)
+        except RuntimeError:
+            pass  # The loop is closed, and its connections with it.
+
+    # --------------------------------------------------------------- private
+
+    def _take(self) -> T | None:
+        """The next item, if it is here already."""
+        if self._failure is not None:
+            error, self._failure = self._failure, None
+            raise error
+        lease = self._lease
+        if lease is None:
+            return None
+        try:
+            frame = lease.connection.take()
+            if frame is None:
+                return None
+            item, last = self._replies.read(frame)
+        except RequestError:
+            # An answer like any other: it ends the stream, and not the connection.
+            self._finish()
+            raise
+        except BaseException:
+            self._leave()
+            raise
+        if last:
+            self._finish()
+        return item
+
+    async def _wait(self) -> T | None:
+        """The next item, or None at the end."""
+        if self._ended:
+            return None
+        seconds = self._next_timeout if self._lease is not None else self._first_timeout
+        try:
+            async with asyncio.timeout(seconds):
+                if self._lease is None:
+                    self._loop = asyncio.get_running_loop()
+                    self._lease = await self._start()
+                connection = self._lease.connection
+                while True:
+                    item = self._take()
+                    if item is not None or self._ended:
+                        return item
+                    await connection.more()
+        except TimeoutError as error:
+            self._leave()
+            if isinstance(error, CallTimeoutError):
+                raise
+            raise CallTimeoutError(self._replies.call, seconds or 0.0) from None
+        except BaseException:
+            self._leave()
+            raise
+
+    def _finish(self) -> None:
+        self._ended = True
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.release()
+
+    def _leave(self) -> None:
+        self._ended = True
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.discard()
