@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import select
 import struct
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from arcbox_agent.client.transport import Address, open_socket
 from arcbox_agent.errors import ConnectionLostError, FrameError, RequestError
@@ -59,8 +59,8 @@ class Connection(asyncio.Protocol):
     # ---------------------------------------------------- called by the loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # Not by isinstance: uvloop's transports are none of asyncio's classes.
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         self._decoder.feed(data)
