@@ -18,6 +18,8 @@ SOURCES := setup.py $(wildcard src/arcbox_agent/*.pyx src/arcbox_agent/*.pxd src
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SOAK_ARGS ?=
+SECONDS ?= 120
+SEED ?=
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
@@ -41,10 +43,10 @@ check: $(STAMPS)/test ## generated files up to date, types (mypy --strict), stub
 	$(BIN)/python -m mypy.stubtest $(patsubst src/arcbox_agent/%.pyi,arcbox_agent.%,$(wildcard src/arcbox_agent/_*.pyi))
 
 bench: $(STAMPS)/test ## the figures, each with its rival in the same run (BENCH_ARGS=...)
-	@$(BIN)/python -m pytest benchmarks --benchmark-enable $(BENCH_ARGS)
+	@$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-quiet $(BENCH_ARGS)
 
-soak: $(STAMPS)/test ## mixed load with faults at random (SOAK_ARGS='--minutes 10 --seed 7')
-	@$(BIN)/python -m tests.load.soak $(SOAK_ARGS)
+soak: $(STAMPS)/test ## mixed load with faults at random (SECONDS=600 SEED=7)
+	@$(BIN)/python -m tools.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(SOAK_ARGS)
 
 build: $(STAMPS)/test ## sdist and wheel, in dist/
 	@rm -rf dist
