@@ -299,6 +299,9 @@ def _merge(message: Declaration) -> Iterator[str]:
         yield f"        {names} = read_error_body(place, p, end)"
         yield "        return 0"
         return
+    if not message.fields:
+        yield "        return skip_all(place, p, end)"
+        return
     yield "        cdef uint32_t tag = 0"
     if any(f.message for f in message.fields):
         yield "        cdef size_t size = 0"
@@ -339,11 +342,8 @@ def _merge(message: Declaration) -> Iterator[str]:
             yield f"                (<list>self.{field.name}).append(item)"
         else:
             yield f"                self.{field.name} = read_{field.suffix}(place, {tag}, &p, end)"
-    if message.fields:
-        yield "            else:"
-        yield "                p = skip(place, tag, p, end)"
-    else:
-        yield "            p = skip(place, tag, p, end)"
+    yield "            else:"
+    yield "                p = skip(place, tag, p, end)"
     yield "        return 0"
 
 

@@ -93,11 +93,7 @@ cdef class Empty(Message):
         return 0
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
-        cdef uint32_t tag = 0
-        while p < end:
-            p = read_tag(place, p, end, &tag)
-            p = skip(place, tag, p, end)
-        return 0
+        return skip_all(place, p, end)
 
 
 @cython.final
@@ -266,11 +262,7 @@ cdef class GetSystemInfoRequest(Message):
         return 0
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
-        cdef uint32_t tag = 0
-        while p < end:
-            p = read_tag(place, p, end, &tag)
-            p = skip(place, tag, p, end)
-        return 0
+        return skip_all(place, p, end)
 
 
 @cython.final
@@ -492,11 +484,7 @@ cdef class RuntimeStatusRequest(Message):
         return 0
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
-        cdef uint32_t tag = 0
-        while p < end:
-            p = read_tag(place, p, end, &tag)
-            p = skip(place, tag, p, end)
-        return 0
+        return skip_all(place, p, end)
 
 
 @cython.final
@@ -720,11 +708,7 @@ cdef class AgentInfoRequest(Message):
         return 0
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
-        cdef uint32_t tag = 0
-        while p < end:
-            p = read_tag(place, p, end, &tag)
-            p = skip(place, tag, p, end)
-        return 0
+        return skip_all(place, p, end)
 
 
 @cython.final
@@ -1258,11 +1242,7 @@ cdef class StartContainerResponse(Message):
         return 0
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
-        cdef uint32_t tag = 0
-        while p < end:
-            p = read_tag(place, p, end, &tag)
-            p = skip(place, tag, p, end)
-        return 0
+        return skip_all(place, p, end)
 
 
 @cython.final
@@ -1321,11 +1301,7 @@ cdef class StopContainerResponse(Message):
         return 0
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
-        cdef uint32_t tag = 0
-        while p < end:
-            p = read_tag(place, p, end, &tag)
-            p = skip(place, tag, p, end)
-        return 0
+        return skip_all(place, p, end)
 
 
 @cython.final
@@ -1384,11 +1360,7 @@ cdef class RemoveContainerResponse(Message):
         return 0
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
-        cdef uint32_t tag = 0
-        while p < end:
-            p = read_tag(place, p, end, &tag)
-            p = skip(place, tag, p, end)
-        return 0
+        return skip_all(place, p, end)
 
 
 @cython.final
@@ -2149,11 +2121,7 @@ cdef class PortBindingsChanged(Message):
         return 0
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
-        cdef uint32_t tag = 0
-        while p < end:
-            p = read_tag(place, p, end, &tag)
-            p = skip(place, tag, p, end)
-        return 0
+        return skip_all(place, p, end)
 
 
 @cython.final
@@ -2172,11 +2140,7 @@ cdef class PortBindingsRemoved(Message):
         return 0
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
-        cdef uint32_t tag = 0
-        while p < end:
-            p = read_tag(place, p, end, &tag)
-            p = skip(place, tag, p, end)
-        return 0
+        return skip_all(place, p, end)
 
 
 @cython.final

@@ -254,6 +254,7 @@ cdef const uint8_t* long_size(
     Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, size_t* size) except NULL
 cdef const uint8_t* skip(
     Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end) except NULL
+cdef int skip_all(Place* place, const uint8_t* p, const uint8_t* end) except -1
 cdef object text_of(Place* place, uint32_t tag, const uint8_t* p, size_t size)
 cdef const uint8_t* read_double_list(
     Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, list values) except NULL

@@ -355,12 +355,22 @@ cdef const uint8_t* long_varint(
 
 cdef const uint8_t* long_tag(
     Place* place, const uint8_t* p, const uint8_t* end, uint32_t* tag) except NULL:
+    p = any_tag(place, p, end, tag)
+    if tag[0] >> 3 == 0:
+        refuse_bytes(place, 0, None, "field number 0")
+    return p
+
+
+cdef const uint8_t* any_tag(
+    Place* place, const uint8_t* p, const uint8_t* end, uint32_t* tag) except NULL:
+    """A tag among fields of which none is known: number 0 passes, as in google.protobuf."""
     cdef uint64_t value = 0
+    cdef const uint8_t* start = p
     p = long_varint(place, 0, p, end, &value)
+    if p - start > 5:
+        refuse_bytes(place, 0, None, "a tag is longer than five bytes")
     if value >> 32:
         refuse_bytes(place, 0, None, f"field number {value >> 3} is above 536870911")
-    if value >> 3 == 0:
-        refuse_bytes(place, 0, None, "field number 0")
     tag[0] = <uint32_t>value
     return p
 
@@ -368,7 +378,10 @@ cdef const uint8_t* long_tag(
 cdef const uint8_t* long_size(
     Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, size_t* size) except NULL:
     cdef uint64_t value = 0
+    cdef const uint8_t* start = p
     p = long_varint(place, tag, p, end, &value)
+    if p - start > 5:
+        refuse_bytes(place, tag, None, "a length is longer than five bytes")
     if value > <uint64_t>(end - p):
         refuse_bytes(place, tag, None, f"length {value} is more than the {end - p} bytes left")
     size[0] = <size_t>value
@@ -379,6 +392,15 @@ cdef const uint8_t* skip(
     Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end) except NULL:
     """Past the value of an unknown field."""
     return _skip(place, tag, p, end, place.depth)
+
+
+cdef int skip_all(Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    """All of a message that has no fields."""
+    cdef uint32_t tag = 0
+    while p < end:
+        p = any_tag(place, p, end, &tag)
+        p = skip(place, tag, p, end)
+    return 0
 
 
 cdef const uint8_t* _skip(
@@ -404,7 +426,7 @@ cdef const uint8_t* _skip(
     if depth + 1 > MAX_DEPTH:
         refuse_bytes(place, tag, None, f"groups nest deeper than {MAX_DEPTH}")
     while p < end:
-        p = read_tag(place, p, end, &inner)
+        p = any_tag(place, p, end, &inner)
         if inner & 7 == GROUP_END:
             if inner >> 3 != tag >> 3:
                 refuse_bytes(place, tag, None, f"group {inner >> 3} ends inside it")
@@ -460,8 +482,12 @@ cdef const uint8_t* read_double_list(
 
 cdef const uint8_t* read_str_map(
     Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, dict values) except NULL:
-    """One entry: a message with the key as field 1 and the value as field 2."""
+    """One entry: a message with the key as field 1 and the value as field 2.
+
+    An entry that holds anything else is unknown as a whole, as google.protobuf has it.
+    """
     cdef size_t size = 0
+    cdef bint known = True
     cdef uint32_t part = 0
     cdef const uint8_t* stop
     p = read_size(place, tag, p, end, &size)
@@ -476,14 +502,17 @@ cdef const uint8_t* read_str_map(
             value = read_str(place, 0, &p, stop)
         else:
             p = skip(place, part, p, stop)
+            known = False
     leave(place)
-    values[key] = value
+    if known:
+        values[key] = value
     return p
 
 
 cdef const uint8_t* read_uint64_map(
     Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, dict values) except NULL:
     cdef size_t size = 0
+    cdef bint known = True
     cdef uint32_t part = 0
     cdef const uint8_t* stop
     p = read_size(place, tag, p, end, &size)
@@ -499,8 +528,10 @@ cdef const uint8_t* read_uint64_map(
             value = read_uint64(place, 0, &p, stop)
         else:
             p = skip(place, part, p, stop)
+            known = False
     leave(place)
-    values[key] = value
+    if known:
+        values[key] = value
     return p
 
 
