@@ -1,0 +1,549 @@
+"""The agent's settings: one table, from which all else is made.
+
+The class Settings is the table.  Each line gives a setting its name, how it is
+read, its default and its explanation; the command line (`--state-dir`), the keys
+of the TOML file (`state_dir`), `--help`, `--check-config` and the table in
+docs/configuration.md come from there.
+
+The command line is read by hand: argparse alone would cost a sixth of the time
+that the agent needs to start.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from arcbox_agent.address import parse_listen
+from arcbox_agent.agent.access import MODES
+from arcbox_agent.errors import AddressError, ConfigError
+
+if TYPE_CHECKING:
+    from typing import Any
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+# ------------------------------------------------- how a value is understood
+#
+# Each takes what TOML gives (str, int, float, bool) or the command line's str,
+# and raises ValueError with the reason.
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not a string")
+    if "\0" in value:
+        raise ValueError("it holds a NUL character")
+    return value
+
+
+def _path(value: object) -> str:
+    text = _text(value)
+    if not text:
+        raise ValueError("the path is empty")
+    return os.path.abspath(text)
+
+
+def _flag(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in ("true", "yes", "on", "1"):
+        return True
+    if isinstance(value, str) and value.lower() in ("false", "no", "off", "0"):
+        return False
+    raise ValueError(f"{value!r} is neither true nor false")
+
+
+_SUFFIXES = {"": 1, "b": 1, "k": KIB, "kib": KIB, "m": MIB, "mib": MIB, "g": GIB, "gib": GIB}
+_SUFFIXES |= {"kb": 1000, "mb": 1000**2, "gb": 1000**3}
+
+
+def _size(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    text = _text(value).strip()
+    digits = text.rstrip("bBkKmMgGiI ")
+    scale = _SUFFIXES.get(text[len(digits) :].strip().lower())
+    if scale is None or not (digits.isascii() and digits.isdigit() and len(digits) < 20):
+        raise ValueError(f"{text!r} is not a size: write a number of bytes, or 64KiB, 16MiB, 1GiB")
+    return int(digits) * scale
+
+
+def _integer(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    text = _text(value).strip()
+    digits = text[1:] if text.startswith("-") else text
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 20):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        number = float(value)
+    else:
+        text = _text(value).strip()
+        digits = text.removesuffix("s")
+        if not (digits.isascii() and digits.replace(".", "", 1).isdigit() and len(digits) < 20):
+            raise ValueError(f"{text!r} is not a number of seconds")
+        number = float(digits)
+    if not number < float("inf"):  # nan too
+        raise ValueError(f"{value!r} is not a number of seconds")
+    return number
+
+
+def _listen(value: object) -> str:
+    text = _text(value)
+    try:
+        mode = parse_listen_or_activated(text)[1]
+    except AddressError as error:
+        raise ValueError(str(error)) from error
+    if mode not in MODES:
+        raise ValueError(f"{text!r}: unknown mode {mode!r}: write one of {', '.join(MODES)}")
+    return text
+
+
+def _unix(value: object) -> str:
+    text = _text(value)
+    if text and not text.startswith("unix:"):
+        raise ValueError(f"{text!r}: write unix:/path")
+    if text:
+        try:
+            if parse_listen(text).mode:
+                raise ValueError(f"{text!r}: no mode can be given here")
+        except AddressError as error:
+            raise ValueError(str(error)) from error
+    return text
+
+
+def _choice(*choices: str) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        text = _text(value)
+        if text not in choices:
+            raise ValueError(f"{text!r} is not one of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+def parse_listen_or_activated(text: str) -> tuple[str, str]:
+    """A listen address, `systemd:[NAME]` included, as (address without its mode, mode)."""
+    if text.startswith("systemd:"):
+        where, question_mark, options = text.partition("?")
+        if question_mark and not options.startswith("mode="):
+            raise AddressError(text, f"unknown options {options!r}: only mode=NAME can follow the ?")
+        return where, options.removeprefix("mode=") or "full"
+    address = parse_listen(text)
+    mode, address.mode = address.mode or "full", ""
+    return str(address), mode
+
+
+# ------------------------------------------------------------------ the table
+
+
+class Setting:
+    """One line of the table."""
+
+    __slots__ = ("default", "help", "high", "low", "many", "metavar", "name", "parse")
+
+    def __init__(
+        self,
+        metavar: str,
+        parse: Callable[[object], Any],
+        default: Any,
+        help: str,
+        low: float | None,
+        high: float | None,
+    ) -> None:
+        self.name = ""
+        self.metavar, self.parse, self.default, self.help = metavar, parse, default, help
+        self.low, self.high = low, high
+        self.many = isinstance(default, list)
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+        TABLE[name] = self
+
+    @property
+    def option(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def is_flag(self) -> bool:
+        return isinstance(self.default, bool)
+
+    def read(self, value: object) -> Any:
+        """The value of one occurrence, checked."""
+        try:
+            parsed = self.parse(value)
+            if self.low is not None and parsed < self.low:
+                raise ValueError(f"{value!r} is below the minimum of {self.low:g}")
+            if self.high is not None and parsed > self.high:
+                raise ValueError(f"{value!r} is above the maximum of {self.high:g}")
+            return parsed
+        except ValueError as error:
+            raise ConfigError(self.name, str(error)) from error
+
+    def read_all(self, value: object) -> Any:
+        """The value as a TOML file gives it: a list where the setting takes several."""
+        if not self.many:
+            return self.read(value)
+        return [self.read(item) for item in (value if isinstance(value, list) else [value])]
+
+    def shown_default(self) -> str:
+        """The default as one would write it."""
+        default = self.default
+        if isinstance(default, bool):
+            return "true" if default else "false"
+        if isinstance(default, list):
+            return ", ".join(map(str, default)) or "none"
+        if self.metavar == "SIZE":
+            return show_size(default)
+        if isinstance(default, float):
+            return f"{default:g}"
+        return str(default) or "none"
+
+
+def show_size(size: int) -> str:
+    for suffix, scale in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
+        if size and size % scale == 0:
+            return f"{size // scale}{suffix}"
+    return str(size)
+
+
+TABLE: dict[str, Setting] = {}
+
+
+def setting(
+    metavar: str,
+    parse: Callable[[object], Any],
+    default: Any,
+    help: str,
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
+    # Any, because an instance holds the value under the name that holds the line here.
+    return Setting(metavar, parse, default, help, low, high)
+
+
+class Settings:
+    """The settings of one agent: an attribute for each line of the table.
+
+    `given`: the names that the command line or the file set; the others have their default.
+    """
+
+    # Where it listens, and who may talk.
+    listen: list[str] = setting(
+        "ADDRESS", _listen, ["vsock:1024"],
+        "Where to listen: vsock:PORT, unix:/path or systemd:[NAME] (sockets that systemd opened),"
+        " each with an optional ?mode=full, ?mode=no-exec or ?mode=read-only. May be given "
+        "several times.",
+    )
+    allow_cid: list[int] = setting(
+        "CID", _integer, [],
+        "A vsock cid that may talk besides 2, the host. May be given several times.",
+        low=0, high=0xFFFFFFFE,
+    )
+    allow_uid: list[int] = setting(
+        "UID", _integer, [],
+        "A user that may talk over a unix socket besides root and the agent's own. May be given "
+        "several times.",
+        low=0, high=0xFFFFFFFE,
+    )
+    metrics_listen: str = setting(
+        "ADDRESS", _unix, "",
+        "Where to serve metrics for Prometheus: unix:/path.",
+    )
+
+    # Where it keeps what it must remember.
+    state_dir: str = setting(
+        "DIR", _path, "/var/lib/arcbox-agent",
+        "Containers, their exit codes and their logs. Kept across restarts.",
+    )
+    run_dir: str = setting(
+        "DIR", _path, "/run/arcbox-agent",
+        "What belongs to this boot only: FIFOs, pid files. Best on a tmpfs.",
+    )
+
+    # Its own log.
+    log_level: str = setting(
+        "LEVEL", _choice("debug", "info", "warning", "error"), "info",
+        "The least important lines of the agent's own log, on stderr: debug, info, warning or "
+        "error.",
+    )
+
+    # The end.
+    containers_at_exit: str = setting(
+        "WHAT", _choice("leave", "stop"), "leave",
+        "What happens to running containers when the agent ends: leave or stop. A shutdown of the"
+        " machine always stops them.",
+    )
+    shutdown_timeout: float = setting(
+        "SECONDS", _seconds, 10.0,
+        "How long running calls may take to finish when the agent is told to end.",
+        low=0, high=3600,
+    )
+    stop_timeout: float = setting(
+        "SECONDS", _seconds, 10.0,
+        "Between SIGTERM and SIGKILL, where a stop of a container gives no time of its own.",
+        low=0, high=3600,
+    )
+
+    # Bounds on peers.
+    max_frame_size: int = setting(
+        "SIZE", _size, 16 * MIB,
+        "The longest frame that is accepted.",
+        low=1024, high=GIB,
+    )
+    max_connections: int = setting(
+        "N", _integer, 4096,
+        "The most connections at one time.",
+        low=1, high=1_000_000,
+    )
+    max_pipelined: int = setting(
+        "N", _integer, 1024,
+        "The most requests of one connection that may wait for their turn; then it is not read "
+        "until some are answered.",
+        low=1, high=1_000_000,
+    )
+    max_queued_bytes: int = setting(
+        "SIZE", _size, 4 * MIB,
+        "The most bytes of requests that may wait on one connection; then it is not read until "
+        "some are answered.",
+        low=4096, high=GIB,
+    )
+    max_queued_total: int = setting(
+        "SIZE", _size, 64 * MIB,
+        "The most bytes of requests and replies in flight on all connections together; the "
+        "connection that holds most is closed when more is needed.",
+        low=64 * KIB, high=64 * GIB,
+    )
+    frame_timeout: float = setting(
+        "SECONDS", _seconds, 30.0,
+        "How long a frame may take from its first byte to its last. 0: for ever.",
+        low=0, high=86400,
+    )
+    idle_timeout: float = setting(
+        "SECONDS", _seconds, 0.0,
+        "After how long without a request a connection is closed. 0: never.",
+        low=0, high=31 * 86400,
+    )
+
+    # Containers and commands.
+    max_containers: int = setting(
+        "N", _integer, 4096,
+        "The most containers, stopped ones included.",
+        low=1, high=1_000_000,
+    )
+    max_execs: int = setting(
+        "N", _integer, 256,
+        "The most commands running at one time, detached ones included.",
+        low=1, high=100_000,
+    )
+    exec_output_limit: int = setting(
+        "SIZE", _size, 8 * MIB,
+        "The most output of a command whose reply is one message; over it the command is killed "
+        "and the call fails. A stream has no such limit.",
+        low=0, high=GIB,
+    )
+    refuse_images: bool = setting(
+        "", _flag, False,
+        "Refuse to create a container with an image instead of warning that the plain-process "
+        "runtime runs it in the guest's own filesystem.",
+    )
+
+    # Logs of containers.
+    log_max_size: int = setting(
+        "SIZE", _size, 20 * MIB,
+        "When a container's log is rotated.",
+        low=4096, high=64 * GIB,
+    )
+    log_max_files: int = setting(
+        "N", _integer, 5,
+        "How many files a container's log has at most, the present one included.",
+        low=1, high=1000,
+    )
+
+    # The guest.
+    set_clock: bool = setting(
+        "", _flag, True,
+        "Set the guest's clock when a ping carries the host's time and the two differ widely.",
+    )
+    oom_score_adj: int = setting(
+        "N", _integer, -900,
+        "The agent's own oom_score_adj, where it may set it. Containers and commands start at 0.",
+        low=-1000, high=1000,
+    )
+    init: bool = setting(
+        "", _flag, False,
+        "Be the guest's PID 1: mount what is missing, reap orphans, power off. On by itself where"
+        " the agent is PID 1.",
+    )
+
+    def __init__(self, **values: Any) -> None:
+        for name, line in TABLE.items():
+            default = line.default
+            setattr(self, name, list(default) if isinstance(default, list) else default)
+        self.given: frozenset[str] = frozenset(values)
+        for name, value in values.items():
+            if name not in TABLE:
+                raise ConfigError(name, "no such setting")
+            setattr(self, name, value)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.max_queued_total < self.max_frame_size:
+            raise ConfigError(
+                "max_queued_total",
+                f"{show_size(self.max_queued_total)} is below max_frame_size, "
+                f"{show_size(self.max_frame_size)}: no such frame could ever arrive",
+            )
+        if self.state_dir == self.run_dir:
+            raise ConfigError("run_dir", f"{self.run_dir} is the state_dir too: they must differ")
+
+    def __repr__(self) -> str:
+        return f"Settings({', '.join(f'{name}={getattr(self, name)!r}' for name in TABLE)})"
+
+
+# ------------------------------------------------------------ where they come from
+
+
+class Invocation:
+    """What the command line asks for: `action` is `run`, `check`, `help` or `version`."""
+
+    __slots__ = ("action", "settings")
+
+    def __init__(self, action: str, settings: Settings) -> None:
+        self.action, self.settings = action, settings
+
+
+def load(arguments: Sequence[str]) -> Invocation:
+    """The settings of the command line, over those of the file it names."""
+    action = "run"
+    config = ""
+    values: dict[str, Any] = {}
+    rest = list(arguments)
+    rest.reverse()
+    while rest:
+        argument = rest.pop()
+        option, equals, inline = argument.partition("=")
+        if option in ("--help", "-h", "--version", "-V", "--check-config"):
+            if equals:
+                raise ConfigError("", f"{option} takes no value")
+            # The first of help and version wins; check-config gives way to both.
+            if action in ("run", "check"):
+                action = {"--help": "help", "-h": "help", "--check-config": "check"}.get(option, "version")
+            continue
+        name = option[2:].replace("-", "_") if option.startswith("--") else ""
+        negated = name.startswith("no_") and name not in TABLE
+        line = TABLE.get(name.removeprefix("no_") if negated else name)
+        if name == "config":
+            config = inline if equals else _following(rest, option)
+            if not config:
+                raise ConfigError("config", "the path is empty")
+            continue
+        if line is None or (negated and not line.is_flag):
+            raise ConfigError("", f"unknown argument {argument!r}: see --help")
+        if line.is_flag:
+            if negated and equals:
+                raise ConfigError("", f"{option} takes no value")
+            values[line.name] = line.read(inline) if equals else not negated
+        else:
+            value = line.read(inline if equals else _following(rest, option))
+            if line.many:
+                values.setdefault(line.name, []).append(value)
+            else:
+                values[line.name] = value
+    if action in ("help", "version"):
+        return Invocation(action, Settings())
+    if config:
+        values = {**_read_file(config), **values}
+    return Invocation(action, Settings(**values))
+
+
+def _following(rest: list[str], option: str) -> str:
+    if not rest:
+        raise ConfigError("", f"{option} needs a value")
+    return rest.pop()
+
+
+def _read_file(path: str) -> dict[str, Any]:
+    import tomllib  # 4 ms that only a file costs
+
+    try:
+        with open(path, "rb") as file:
+            keys = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError("config", f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError("config", f"{path} is not TOML: {error}") from error
+    values: dict[str, Any] = {}
+    for key, value in keys.items():
+        if key not in TABLE:
+            raise ConfigError(key, f"no such setting (in {path})")
+        try:
+            values[key] = TABLE[key].read_all(value)
+        except ConfigError as error:
+            raise ConfigError(key, f"{str(error).partition(': ')[2]} (in {path})") from error
+    return values
+
+
+# ---------------------------------------------------------- what is shown of it
+
+
+def usage() -> str:
+    """The text of --help."""
+    import textwrap
+
+    text = [
+        "usage: arcbox-agent [OPTION]...",
+        "",
+        "The guest agent: runs containers and commands for the host, over vsock or a unix socket.",
+        "",
+    ]
+    options = [
+        ("--config FILE", "Read settings from a TOML file; its keys are the names below, with _ for -. The command line wins."),
+        ("--check-config", "Check the settings, show them and exit."),
+        ("--version", "Show the version and exit."),
+        ("--help", "Show this and exit."),
+    ]
+    for line in TABLE.values():
+        option = f"{line.option}, --no-{line.option[2:]}" if line.is_flag else f"{line.option} {line.metavar}"
+        options.append((option, f"{line.help} Default: {line.shown_default()}."))
+    for option, help in options:
+        text.append(f"  {option}")
+        text.extend(textwrap.wrap(help, 78, initial_indent=" " * 8, subsequent_indent=" " * 8))
+    return "\n".join(text) + "\n"
+
+
+def show(settings: Settings) -> str:
+    """The settings in force, as a TOML file would give them."""
+    lines = []
+    for name, line in TABLE.items():
+        value = getattr(settings, name)
+        if line.metavar == "SIZE":
+            value = show_size(value)
+        lines.append(f"{name} = {_toml(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return '"' + "".join(c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in escaped) + '"'
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def reference() -> str:
+    """The table of docs/configuration.md, in Markdown."""
+    rows = ["| key, option | value | default | meaning |", "| --- | --- | --- | --- |"]
+    for name, line in TABLE.items():
+        value = "true, false" if line.is_flag else f"list of {line.metavar}" if line.many else line.metavar
+        rows.append(f"| `{name}`, `{line.option}` | {value} | `{line.shown_default()}` | {line.help} |")
+    return "\n".join(rows) + "\n"

@@ -1,0 +1,192 @@
+"""The agent's own log: a line per event on stderr, for people and for grep.
+
+    2026-11-23T20:01:02.345Z info  server: connection refused peer="uid 1000" listener=unix:/run/a.sock
+
+A value that is not plain text is quoted, so an event is always one line and no peer
+can forge another.  While a request is served, its lines carry its peer and, in V2,
+its trace id: they come from a context variable, which tasks inherit.
+
+Writing never blocks the loop.  A line goes out when stderr has room for it and is
+dropped, and counted, when it has not; the count follows with the next line that
+goes through.  O_NONBLOCK is no way to do that: it would belong to the open file,
+which the agent shares with whoever started it.
+"""
+
+from __future__ import annotations
+
+import select
+import sys
+import time
+from contextvars import ContextVar
+from os import write
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+    from collections.abc import Callable
+    from typing import Any
+
+DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40
+LEVELS = {"debug": DEBUG, "info": INFO, "warning": WARNING, "error": ERROR}
+_NAMES = {level: f"{name:<7}" for name, level in LEVELS.items()}
+
+#: A pipe or a tty that polls as writable takes this much without blocking (pipe(7)).
+_ATOMIC = 4096
+
+#: How the lines of a request end: ` peer="cid 2" trace=8f1c`.
+request_fields: ContextVar[str] = ContextVar("request_fields", default="")
+
+
+class Sink:
+    """Where lines go, and from which level on."""
+
+    __slots__ = ("_poll", "dropped", "fd", "level")
+
+    def __init__(self, fd: int = 2, level: int = INFO) -> None:
+        self.fd = fd
+        self.level = level
+        self.dropped = 0  # since the last line that went through
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
+
+    def write(self, line: str) -> bool:
+        """Write one line, or all of it not at all; whether it went out."""
+        if self.dropped:
+            lost = self.dropped
+            if self._write(f"{_now()} {_NAMES[WARNING]} log: {lost} lines could not be written and are lost\n"):
+                self.dropped -= lost
+        if not self.dropped and self._write(line):
+            return True
+        self.dropped += 1
+        on_drop()
+        return False
+
+    def _write(self, line: str) -> bool:
+        octets = line.encode("utf-8", "backslashreplace")
+        try:
+            for start in range(0, len(octets), _ATOMIC):
+                if not any(event & select.POLLOUT for _, event in self._poll.poll(0)):
+                    return False
+                write(self.fd, octets[start : start + _ATOMIC])
+        except OSError:
+            # The reader is gone (EPIPE), or the disk is full: nobody can be told.
+            return False
+        return True
+
+
+def _count_nowhere() -> None:
+    pass
+
+
+sink = Sink()
+#: Called for each line that was dropped: the daemon counts them.
+on_drop: Callable[[], None] = _count_nowhere
+
+
+def _now() -> str:
+    seconds = time.time()
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1000):03d}Z"
+
+
+def quote(value: object) -> str:
+    """A value as it stands in a line: bare where it is one plain word."""
+    text = value if isinstance(value, str) else str(value)
+    if text and text.isascii() and text.isprintable() and not any(c in text for c in ' "=\\'):
+        return text
+    escaped = "".join(
+        c if c.isprintable() and c not in '"\\' else c.encode("unicode_escape").decode() if c not in '"\\' else "\\" + c
+        for c in text
+    )
+    return f'"{escaped}"'
+
+
+def fields(values: dict[str, Any]) -> str:
+    return "".join([f" {name}={quote(value)}" for name, value in values.items()])
+
+
+class Logger:
+    """The lines of one component."""
+
+    __slots__ = ("component",)
+
+    def __init__(self, component: str) -> None:
+        self.component = component
+
+    def _log(self, level: int, message: str, values: dict[str, Any]) -> None:
+        if level < sink.level:
+            return
+        # A message is ours and plain; what came from elsewhere belongs into the values.
+        sink.write(
+            f"{_now()} {_NAMES[level]} {self.component}: {message}{fields(values)}{request_fields.get()}\n"
+        )
+
+    def debug(self, message: str, **values: Any) -> None:
+        self._log(DEBUG, message, values)
+
+    def info(self, message: str, **values: Any) -> None:
+        self._log(INFO, message, values)
+
+    def warning(self, message: str, **values: Any) -> None:
+        self._log(WARNING, message, values)
+
+    def error(self, message: str, **values: Any) -> None:
+        self._log(ERROR, message, values)
+
+    def exception(self, message: str, error: BaseException, **values: Any) -> None:
+        """An error with its trace, which stays on the one line."""
+        import traceback
+
+        trace = "".join(traceback.format_exception(error))
+        self._log(ERROR, message, {**values, "error": repr(error), "traceback": trace.rstrip("\n")})
+
+
+class EveryMinute:
+    """Lets an event that may come thousands of times a second be logged once a minute.
+
+    `passes(key)` is None while the event must be silent, else how many were silent
+    since the last one that was not.
+    """
+
+    __slots__ = ("_seen", "interval")
+
+    #: Kinds of one event (a peer each, for instance) that are told apart.
+    MOST_KEYS = 64
+
+    def __init__(self, interval: float = 60.0) -> None:
+        self.interval = interval
+        self._seen: dict[str, tuple[float, int]] = {}
+
+    def passes(self, key: str = "") -> int | None:
+        now = time.monotonic()
+        last, silent = self._seen.get(key, (float("-inf"), 0))
+        if now - last < self.interval:
+            self._seen[key] = (last, silent + 1)
+            return None
+        if key not in self._seen and len(self._seen) >= self.MOST_KEYS:
+            self._seen = {k: seen for k, seen in self._seen.items() if now - seen[0] < self.interval}
+            if len(self._seen) >= self.MOST_KEYS:
+                return None
+        self._seen[key] = (now, 0)
+        return silent
+
+
+def handle_loop_exception(loop: AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What asyncio and uvloop call for an exception that nobody caught."""
+    error = context.get("exception")
+    message = str(context.get("message", "unhandled exception in the event loop"))
+    if isinstance(error, BaseException):
+        loop_log.exception("unhandled exception", error, context=message)
+    else:
+        loop_log.error("unhandled event", context=message)
+
+
+loop_log = Logger("loop")
+
+
+def write_stderr(text: str) -> None:
+    """For what must be said before or after there is a log: it may block."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        pass
