@@ -52,7 +52,7 @@ class RunningAgent:
         command += ["--state-dir", str(self.state_dir), "--run-dir", str(self.run_dir)]
         for name, value in self.settings.items():
             for one in [value] if isinstance(value, str) else value:
-                command += ["--" + name.replace("_", "-"), one]
+                command.append(f"--{name.replace('_', '-')}={one}")
         path = os.pathsep.join(filter(None, [str(REPOSITORY / "src"), os.environ.get("PYTHONPATH")]))
         with open(self.log_path, "ab") as log:
             return subprocess.Popen(

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from arcbox_agent.address import parse_listen
+from arcbox_agent.address import UnixAddress, parse_listen
 from arcbox_agent.agent.access import MODES
 from arcbox_agent.errors import AddressError, ConfigError
 
@@ -107,14 +107,14 @@ def _listen(value: object) -> str:
 
 def _unix(value: object) -> str:
     text = _text(value)
-    if text and not text.startswith("unix:"):
-        raise ValueError(f"{text!r}: write unix:/path")
-    if text:
-        try:
-            if parse_listen(text).mode:
-                raise ValueError(f"{text!r}: no mode can be given here")
-        except AddressError as error:
-            raise ValueError(str(error)) from error
+    if not text:
+        return text
+    try:
+        unix_address(text)
+    except AddressError as error:
+        raise ValueError(str(error)) from error
+    if "?" in text:
+        raise ValueError(f"{text!r}: no mode can be given here")
     return text
 
 
@@ -138,6 +138,14 @@ def parse_listen_or_activated(text: str) -> tuple[str, str]:
     address = parse_listen(text)
     mode, address.mode = address.mode or "full", ""
     return str(address), mode
+
+
+def unix_address(text: str) -> UnixAddress:
+    """The address of a setting that takes `unix:/path` alone."""
+    address = parse_listen(text).address
+    if not isinstance(address, UnixAddress):
+        raise AddressError(text, "write unix:/path")
+    return address
 
 
 # ------------------------------------------------------------------ the table

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from arcbox_agent.agent.call import Call
+
 DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40
 LEVELS = {"debug": DEBUG, "info": INFO, "warning": WARNING, "error": ERROR}
 _NAMES = {level: f"{name:<7}" for name, level in LEVELS.items()}
@@ -33,8 +35,8 @@ _NAMES = {level: f"{name:<7}" for name, level in LEVELS.items()}
 #: A pipe or a tty that polls as writable takes this much without blocking (pipe(7)).
 _ATOMIC = 4096
 
-#: How the lines of a request end: ` peer="cid 2" trace=8f1c`.
-request_fields: ContextVar[str] = ContextVar("request_fields", default="")
+#: The call being served: the lines of its request end with its peer and its trace id.
+current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)
 
 
 class Sink:
@@ -104,6 +106,14 @@ def fields(values: dict[str, Any]) -> str:
     return "".join([f" {name}={quote(value)}" for name, value in values.items()])
 
 
+def _of_request() -> str:
+    call = current_call.get()
+    if call is None:
+        return ""
+    trace = f" trace={quote(call.trace_id)}" if call.trace_id else ""
+    return f" peer={quote(call.peer)}{trace}"
+
+
 class Logger:
     """The lines of one component."""
 
@@ -117,7 +127,7 @@ class Logger:
             return
         # A message is ours and plain; what came from elsewhere belongs into the values.
         sink.write(
-            f"{_now()} {_NAMES[level]} {self.component}: {message}{fields(values)}{request_fields.get()}\n"
+            f"{_now()} {_NAMES[level]} {self.component}: {message}{fields(values)}{_of_request()}\n"
         )
 
     def debug(self, message: str, **values: Any) -> None:

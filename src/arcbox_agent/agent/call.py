@@ -1,0 +1,57 @@
+"""One request, as its handler sees it: who asked, and how to answer in pieces."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from arcbox_agent.agent.log import Logger
+from arcbox_agent.wire import encode_message
+
+if TYPE_CHECKING:
+    from arcbox_agent.agent.access import Access
+    from arcbox_agent.agent.connection import Connection
+    from arcbox_agent.wire import Message
+
+
+class Call:
+    """What a handler may know of its request besides the message, and how it streams.
+
+    `open_ended`: a handler that may wait without end (a follow, a wait) sets it, and is
+    then cancelled at once when the agent stops, instead of at the end of
+    `shutdown_timeout`.
+    """
+
+    __slots__ = ("_connection", "open_ended", "trace_id")
+
+    log = Logger("request")
+
+    def __init__(self, connection: Connection, trace_id: str | None) -> None:
+        self._connection = connection
+        self.trace_id = trace_id  # None: the request came in V1
+        self.open_ended = False
+
+    @property
+    def version(self) -> int:
+        """The frame version of the request, and so of every reply to it."""
+        return 1 if self.trace_id is None else 2
+
+    @property
+    def peer(self) -> str:
+        """Who asks, for logs: `uid 0 pid 123`, `cid 2`."""
+        return self._connection.peer
+
+    def allows(self, access: Access) -> bool:
+        """Whether the request's listener grants `access`."""
+        return access in self._connection.allowed
+
+    async def send(self, message: Message) -> None:
+        """Send one message of a streamed reply; waits while the peer is slow to read."""
+        await self._connection.send(encode_message(message, self.trace_id))
+
+    async def send_bytes(self, frames: bytes | bytearray | memoryview) -> None:
+        """Send whole frames, encoded in the call's version and with its trace id.
+
+        When it returns, all of it is in the kernel and the buffer may be reused.  When it
+        is cancelled while it waits, that cannot be promised, so the connection is aborted.
+        """
+        await self._connection.send(frames)

@@ -1,0 +1,241 @@
+"""The daemon: start, wiring, signals, end.  No logic of its own.
+
+    main -> settings -> directories and their lock -> event loop -> Agent.run
+
+Everything is built in Agent.start, in the order in which one part needs another, and
+taken down in Agent.stop in the opposite order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from arcbox_agent import __version__
+from arcbox_agent.agent import config, directories
+from arcbox_agent.agent import log as agent_log
+from arcbox_agent.agent.listeners import Listener, open_listeners, open_unix
+from arcbox_agent.agent.log import LEVELS, Logger, handle_loop_exception, write_stderr
+from arcbox_agent.agent.metrics import Metrics
+from arcbox_agent.agent.metrics_endpoint import MetricsEndpoint
+from arcbox_agent.agent.notify import Notifier
+from arcbox_agent.agent.routes import ROUTES
+from arcbox_agent.agent.server import Server
+from arcbox_agent.errors import ConfigError
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop, TimerHandle
+    from collections.abc import Sequence
+
+    from arcbox_agent.agent.config import Settings
+
+log = Logger("agent")
+
+#: Exit codes: what a person should look at.
+EXIT_OK = 0
+EXIT_FAILED = 1  # the log says why
+EXIT_USAGE = 2  # a setting is wrong: fix it, starting again does not help
+
+
+class Agent:
+    """One agent: its settings, its parts, and its end.
+
+    `action`: what happens when it has ended: `exit`, `poweroff` or `reboot`.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.version = __version__
+        self.started_at = time.monotonic()
+        self.action = "exit"
+        self.notifier = Notifier()
+        self.metrics = Metrics()
+        self.loop: AbstractEventLoop = asyncio.get_running_loop()
+        self.server: Server = Server(self, self.loop, ROUTES)
+        self._metrics_endpoint: MetricsEndpoint | None = None
+        self._metrics_listener: Listener | None = None
+        self._watchdog: TimerHandle | None = None
+        self._stop_asked = asyncio.Event()
+        self._stop_timeout = settings.shutdown_timeout
+
+    async def start(self) -> None:
+        """Build the parts, then open the doors."""
+        agent_log.on_drop = self._count_dropped_line
+        self.metrics.gauge(
+            "uptime_seconds", lambda: time.monotonic() - self.started_at, "Seconds since the agent started."
+        )
+        listeners = open_listeners(self.settings)
+        self.server.listeners = listeners
+        for listener in listeners:
+            listener.start(self.loop, self.settings, self.metrics, self.server.accept)
+            log.info("listening", address=listener.address, mode=listener.mode)
+        if self.settings.metrics_listen:
+            self._serve_metrics(self.settings.metrics_listen)
+
+    def _serve_metrics(self, where: str) -> None:
+        address = config.unix_address(where)
+        self._metrics_endpoint = MetricsEndpoint(self.loop, self.metrics)
+        self._metrics_listener = Listener(open_unix(address), where, "read-only", address.path)
+        self._metrics_listener.start(self.loop, self.settings, self.metrics, self._metrics_endpoint.accept)
+        log.info("serving metrics", address=where)
+
+    def _count_dropped_line(self) -> None:
+        self.metrics.add("log_lines_dropped")
+
+    async def run(self) -> None:
+        """Start, serve until somebody asks for the end, stop."""
+        try:
+            await self.start()
+            self.notifier.ready(f"listening on {', '.join(each.address for each in self.server.listeners)}")
+            self._feed_watchdog()
+            await self._stop_asked.wait()
+            self.notifier.stopping("stopping")
+            log.info("stopping", action=self.action, timeout=self._stop_timeout)
+        finally:
+            await self.stop(self.loop.time() + self._stop_timeout)
+
+    def request_stop(self, action: str = "exit", timeout: float | None = None) -> None:
+        """Ask for the end: `exit`, `poweroff` or `reboot`; what runs has `timeout` seconds."""
+        if self._stop_asked.is_set():
+            return
+        self.action = action
+        if timeout is not None:
+            self._stop_timeout = timeout
+        self._stop_asked.set()
+
+    async def stop(self, deadline: float) -> None:
+        """Take all down again, whatever of it was built; `deadline` is loop time."""
+        await self.server.close(deadline)
+        if self._metrics_listener is not None:
+            self._metrics_listener.close()
+        if self._metrics_endpoint is not None:
+            self._metrics_endpoint.close()
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+
+    def _feed_watchdog(self) -> None:
+        # From the loop's own timer: when the loop hangs, so does this, which is the point.
+        interval = self.notifier.watchdog_interval
+        if interval:
+            self.notifier.alive()
+            self._watchdog = self.loop.call_later(interval, self._feed_watchdog)
+
+
+# ------------------------------------------------------------------ the process
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command `arcbox-agent`; returns its exit code."""
+    try:
+        invocation = config.load(sys.argv[1:] if arguments is None else arguments)
+    except ConfigError as error:
+        write_stderr(f"arcbox-agent: {error}\n")
+        return EXIT_USAGE
+    if invocation.action == "help":
+        sys.stdout.write(config.usage())
+        return EXIT_OK
+    if invocation.action == "version":
+        sys.stdout.write(f"arcbox-agent {__version__}\n")
+        return EXIT_OK
+    if invocation.action == "check":
+        sys.stdout.write(config.show(invocation.settings))
+        return EXIT_OK
+    return run(invocation.settings)
+
+
+def run(settings: Settings) -> int:
+    """Run an agent with these settings until it ends; returns the exit code."""
+    agent_log.sink.level = LEVELS[settings.log_level]
+    log.info("starting", version=__version__, pid=os.getpid(), state_dir=settings.state_dir)
+    raise_descriptor_limit()
+    set_oom_score_adj(settings.oom_score_adj)
+    try:
+        lock = directories.prepare(settings)
+    except ConfigError as error:
+        log.error("cannot start", reason=error)
+        return EXIT_USAGE
+    try:
+        return _run_loop(settings)
+    finally:
+        os.close(lock)
+
+
+def _run_loop(settings: Settings) -> int:
+    loop = uvloop.new_event_loop()
+    loop.set_exception_handler(handle_loop_exception)
+    asyncio.set_event_loop(loop)
+    try:
+        return loop.run_until_complete(_serve(loop, settings))
+    except ConfigError as error:
+        log.error("cannot start", reason=error)
+        return EXIT_USAGE
+    except Exception as error:
+        log.exception("the agent failed", error)
+        return EXIT_FAILED
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+async def _serve(loop: AbstractEventLoop, settings: Settings) -> int:
+    agent = Agent(settings)
+    watch_signals(loop, agent)
+    await agent.run()
+    log.info("stopped")
+    return EXIT_OK
+
+
+def watch_signals(loop: AbstractEventLoop, agent: Agent) -> None:
+    """SIGTERM and SIGINT end the agent in order, and at once when they come again."""
+    asked = False
+
+    def end(number: signal.Signals) -> None:
+        nonlocal asked
+        if asked:
+            log.warning("second signal: ending at once", signal=number.name)
+            # Containers go on, and the next agent finds them: as after a crash.
+            os._exit(128 + number)
+        asked = True
+        log.info("signal received", signal=number.name)
+        agent.request_stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end, number)
+    # A terminal that is closed, or a reload that somebody tries, is no reason to end.
+    loop.add_signal_handler(
+        signal.SIGHUP, lambda: log.info("SIGHUP ignored: restart the agent to read its settings again")
+    )
+
+
+#: The soft limit on descriptors that the agent was started with: what it starts gets it back,
+#: because programs that use select(), or close every descriptor there may be, rely on a low one.
+inherited_descriptor_limit: tuple[int, int] | None = None
+
+
+def raise_descriptor_limit() -> None:
+    """A descriptor for each connection, FIFO and log: as many as the hard limit gives."""
+    global inherited_descriptor_limit
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if inherited_descriptor_limit is None:
+        inherited_descriptor_limit = (soft, hard)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def set_oom_score_adj(value: int) -> None:
+    """Make the kernel look elsewhere first when memory runs out, where that is allowed."""
+    try:
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write(str(value))
+    except OSError as error:
+        # Lowering it needs CAP_SYS_RESOURCE.
+        log.debug("oom_score_adj stays as it is", error=error)

@@ -1,0 +1,65 @@
+"""The agent's two directories: made, checked and locked before anything else starts."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from typing import TYPE_CHECKING
+
+from arcbox_agent.errors import ConfigError
+
+if TYPE_CHECKING:
+    from arcbox_agent.agent.config import Settings
+
+#: What can be done, by what went wrong.
+_ADVICE = {
+    errno.EROFS: "it is on a read-only file system: mount one that can be written there, or name another directory",
+    errno.EACCES: "permission denied: run the agent as root, or name a directory of its own user",
+    errno.EPERM: "not permitted: run the agent as root, or name a directory of its own user",
+    errno.ENOTDIR: "a part of the path is no directory: move it away, or name another directory",
+    errno.EEXIST: "there is a file of that name: move it away, or name another directory",
+    errno.ENOSPC: "no space is left there: make room, or name another directory",
+}
+
+
+def prepare(settings: Settings) -> int:
+    """Make both directories private and usable; returns the descriptor that locks them.
+
+    The lock is on the directories themselves, so it leaves no file behind, and the kernel
+    drops it with the process, however that ends.
+    """
+    _make("run_dir", settings.run_dir)
+    _make("state_dir", settings.state_dir)
+    return _lock(settings.state_dir)
+
+
+def _make(setting: str, path: str) -> None:
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        status = os.stat(path)
+        if status.st_mode & 0o077:
+            # Container output and environments are in there.
+            os.chmod(path, 0o700)
+        # Whether it can be written is best asked by writing: mode bits know nothing of a
+        # read-only mount or a full disk.
+        probe = os.path.join(path, f".probe.{os.getpid()}")
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        os.unlink(probe)
+    except OSError as error:
+        advice = _ADVICE.get(error.errno or 0, error.strerror or str(error))
+        option = "--" + setting.replace("_", "-")
+        raise ConfigError(setting, f"cannot use {path}: {advice} ({option} DIR)") from error
+
+
+def _lock(path: str) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        raise ConfigError(
+            "state_dir",
+            f"{path} is in use by another agent: stop it, or name another directory (--state-dir DIR)",
+        ) from error
+    return fd

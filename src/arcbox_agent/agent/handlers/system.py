@@ -1,0 +1,94 @@
+"""Ping and system info."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from arcbox_agent.agent.addresses import ip_addresses
+from arcbox_agent.wire import PingResponse, SystemInfo
+
+if TYPE_CHECKING:
+    from arcbox_agent.agent.call import Call
+    from arcbox_agent.agent.daemon import Agent
+    from arcbox_agent.wire import PingRequest
+
+
+def ping(agent: Agent, request: PingRequest, call: Call) -> PingResponse:
+    """Pings without a clock are answered in compiled code and do not come here."""
+    text = f"pong: {request.message}" if request.message else "pong"
+    return PingResponse(message=text, version=agent.version)
+
+
+def system_info(agent: Agent, request: None, call: Call) -> SystemInfo:
+    kernel = os.uname()
+    release = os_release()
+    memory = meminfo()
+    return SystemInfo(
+        kernel_version=kernel.release,
+        os_name=release.get("NAME", kernel.sysname),
+        os_version=release.get("VERSION_ID", ""),
+        arch=kernel.machine,
+        total_memory=memory.get("MemTotal", 0),
+        # Kernels before 3.14 have no MemAvailable.
+        available_memory=memory.get("MemAvailable", memory.get("MemFree", 0)),
+        cpu_count=os.sysconf("SC_NPROCESSORS_ONLN"),
+        load_average=list(os.getloadavg()),
+        hostname=kernel.nodename,
+        uptime=uptime(),
+        ip_addresses=ip_addresses(),
+    )
+
+
+def os_release() -> dict[str, str]:
+    """The fields of os-release(5); empty where the guest has none."""
+    for path in ("/etc/os-release", "/usr/lib/os-release"):
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                text = file.read(64 << 10)
+        except OSError:
+            continue
+        fields = {}
+        for line in text.splitlines():
+            key, equals, value = line.strip().partition("=")
+            if equals and not key.startswith("#"):
+                fields[key] = _unquote(value)
+        return fields
+    return {}
+
+
+def _unquote(value: str) -> str:
+    """A value as a shell would read it: os-release is a file that may be sourced."""
+    if len(value) < 2 or value[0] != value[-1] or value[0] not in "\"'":
+        return value
+    quote, value = value[0], value[1:-1]
+    if quote == "'":
+        return value
+    parts = []
+    escaped = False
+    for character in value:
+        if character == "\\" and not escaped:
+            escaped = True
+            continue
+        if escaped and character not in '"$`\\':
+            parts.append("\\")
+        parts.append(character)
+        escaped = False
+    return "".join(parts)
+
+
+def meminfo() -> dict[str, int]:
+    """/proc/meminfo, in bytes."""
+    values = {}
+    with open("/proc/meminfo", encoding="ascii") as file:
+        for line in file:
+            name, _, rest = line.partition(":")
+            number, _, unit = rest.strip().partition(" ")
+            values[name] = int(number) * (1024 if unit == "kB" else 1)
+    return values
+
+
+def uptime() -> int:
+    """Seconds since the guest booted."""
+    with open("/proc/uptime", encoding="ascii") as file:
+        return int(float(file.read().split()[0]))

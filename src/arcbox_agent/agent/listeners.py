@@ -1,0 +1,360 @@
+"""Where the agent listens: vsock ports, unix sockets, and sockets that systemd opened.
+
+The accept loop is our own.  asyncio's gives up a listener whose accept fails, or
+spins on it; here a full descriptor table (EMFILE, ENFILE) or a kernel without memory
+only makes accepting slower, for as long as it lasts, and is logged once a minute.
+
+uvloop does not know AF_VSOCK and takes such a socket for a TCP one.  What it does
+with a unix socket, though, is right for any stream: so an accepted vsock descriptor
+is wrapped anew as AF_UNIX before uvloop sees it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import struct
+from typing import TYPE_CHECKING
+
+from arcbox_agent.address import UnixAddress, VsockAddress, parse_listen
+from arcbox_agent.agent.access import MODES
+from arcbox_agent.agent.config import parse_listen_or_activated
+from arcbox_agent.agent.log import EveryMinute, Logger
+from arcbox_agent.errors import ConfigError
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop, TimerHandle
+    from collections.abc import Callable
+
+    from arcbox_agent.agent.config import Settings
+    from arcbox_agent.agent.metrics import Metrics
+
+log = Logger("listener")
+
+#: Connections taken at one wake-up, before those that exist get their turn.
+ACCEPTS_A_TURN = 64
+
+#: How long accepting rests after it failed: doubled each time, up to the second.
+BACK_OFF = (0.05, 1.0)
+
+#: VMADDR_CID_HOST: the one that owns the machine.
+HOST_CID = 2
+
+#: systemd passes its sockets from this descriptor on.
+FIRST_ACTIVATED = 3
+
+_UCRED = struct.Struct("3i")  # pid, uid, gid
+
+
+class Listener:
+    """One listening socket, its accept loop, and whom it lets in."""
+
+    __slots__ = (
+        "_accept",
+        "_allowed_cids",
+        "_allowed_uids",
+        "_back_off",
+        "_error_log",
+        "_inode",
+        "_loop",
+        "_metrics",
+        "_path",
+        "_refused_log",
+        "_sock",
+        "_timer",
+        "address",
+        "allowed",
+        "connections",
+        "mode",
+    )
+
+    def __init__(self, sock: socket.socket, address: str, mode: str, path: str = "") -> None:
+        self._sock = sock
+        self._path = path  # to be removed at the end; "": not ours to remove
+        self._inode = _inode(path) if path else (0, 0)
+        self.address = address
+        self.mode = mode
+        self.allowed = MODES[mode]
+        self.connections = 0
+        self._back_off = 0.0
+        self._timer: TimerHandle | None = None
+        self._error_log = EveryMinute()
+        self._refused_log = EveryMinute()
+
+    def start(
+        self,
+        loop: AbstractEventLoop,
+        settings: Settings,
+        metrics: Metrics,
+        accept: Callable[[socket.socket, str, Listener], None],
+    ) -> None:
+        """Begin to accept; `accept` takes over each socket whose peer may talk."""
+        self._loop = loop
+        self._metrics = metrics
+        self._accept = accept
+        self._allowed_cids = frozenset({HOST_CID, *settings.allow_cid})
+        self._allowed_uids = frozenset({0, os.geteuid(), *settings.allow_uid})
+        self._sock.setblocking(False)
+        loop.add_reader(self._sock.fileno(), self._readable)
+
+    def _readable(self) -> None:
+        for _ in range(ACCEPTS_A_TURN):
+            try:
+                sock, address = self._sock.accept()
+            except BlockingIOError:
+                return
+            except (ConnectionAbortedError, InterruptedError):
+                # That one peer went away while it waited; the others are still there.
+                continue
+            except OSError as error:
+                self._rest(error)
+                return
+            self._back_off = 0.0
+            try:
+                peer = self._peer(sock, address)
+            except OSError as error:
+                log.debug("peer gone before it was known", listener=self.address, error=error)
+                sock.close()
+                continue
+            if peer is None:
+                sock.close()
+                continue
+            if sock.family == socket.AF_VSOCK:
+                sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=sock.detach())
+            sock.setblocking(False)
+            self._accept(sock, peer, self)
+
+    def _rest(self, error: OSError) -> None:
+        """Accepting failed: leave the peers in the backlog for a while."""
+        self._metrics.add("accept_errors")
+        shortest, longest = BACK_OFF
+        self._back_off = min(max(self._back_off * 2, shortest), longest)
+        if (silent := self._error_log.passes()) is not None:
+            log.error(
+                "cannot accept connections, trying again",
+                listener=self.address,
+                error=error,
+                advice=_ADVICE.get(error.errno or 0, "see the error"),
+                also_failed=silent,
+            )
+        self._loop.remove_reader(self._sock.fileno())
+        self._timer = self._loop.call_later(self._back_off, self._resume)
+
+    def _resume(self) -> None:
+        self._timer = None
+        self._loop.add_reader(self._sock.fileno(), self._readable)
+
+    def _peer(self, sock: socket.socket, address: object) -> str | None:
+        """Who connected, in words; None where they may not talk."""
+        if sock.family == socket.AF_VSOCK:
+            cid = address[0] if isinstance(address, tuple) else -1
+            peer = f"cid {cid}"
+            allowed = cid in self._allowed_cids
+            setting = "allow_cid"
+        else:
+            pid, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            peer = f"uid {uid} pid {pid}"
+            allowed = uid in self._allowed_uids
+            setting = "allow_uid"
+        if allowed:
+            return peer
+        self._metrics.add("connections_refused_peer")
+        # By who, not by which of their processes: those can be any number.
+        who = peer.partition(" pid ")[0]
+        if (silent := self._refused_log.passes(who)) is not None:
+            log.warning(
+                "connection refused: peer is not allowed",
+                peer=peer,
+                listener=self.address,
+                setting=setting,
+                also_refused=silent,
+            )
+        return None
+
+    def close(self) -> None:
+        """Accept no more; connections that exist live on."""
+        if self._sock.fileno() < 0:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        else:
+            self._loop.remove_reader(self._sock.fileno())
+        if self._path:
+            _remove_if_ours(self._path, self._inode)
+        self._sock.close()
+
+
+_ADVICE = {
+    errno.EMFILE: "raise the agent's limit on open files (LimitNOFILE=)",
+    errno.ENFILE: "raise the guest's limit on open files (fs.file-max)",
+    errno.ENOBUFS: "the guest is short of memory",
+    errno.ENOMEM: "the guest is short of memory",
+}
+
+
+# ---------------------------------------------------------------------- opening
+
+
+def open_listeners(settings: Settings, environment: os._Environ[str] | dict[str, str] = os.environ) -> list[Listener]:
+    """Open all that the settings name.  Raises ConfigError, and leaves none open then."""
+    activated = activated_sockets(environment)
+    addresses = settings.listen
+    if activated and "listen" not in settings.given:
+        # Whoever passes sockets wants those, and not the default port besides.
+        addresses = ["systemd:"]
+    listeners: list[Listener] = []
+    try:
+        for text in addresses:
+            where, mode = parse_listen_or_activated(text)
+            if where.startswith("systemd:"):
+                listeners += _take_activated(activated, where.removeprefix("systemd:"), mode)
+                continue
+            address = parse_listen(where).address
+            if isinstance(address, VsockAddress):
+                listeners.append(Listener(_open_vsock(address), where, mode))
+            else:
+                listeners.append(Listener(open_unix(address), where, mode, address.path))
+    except BaseException:
+        for listener in listeners:
+            listener._sock.close()
+        raise
+    for name, sock in activated:
+        log.warning("a socket from systemd is named by no listen address: closed", name=name)
+        sock.close()
+    return listeners
+
+
+def activated_sockets(environment: os._Environ[str] | dict[str, str]) -> list[tuple[str, socket.socket]]:
+    """What systemd passed to this process (sd_listen_fds(3)), by name."""
+    # Taken out of the environment: they mean this process and none that it starts.
+    pid = environment.pop("LISTEN_PID", "")
+    count = environment.pop("LISTEN_FDS", "")
+    names = environment.pop("LISTEN_FDNAMES", "")
+    if pid != str(os.getpid()) or not count.isdigit():
+        return []
+    named = names.split(":") if names else []
+    sockets = []
+    for i in range(int(count)):
+        fd = FIRST_ACTIVATED + i
+        name = named[i] if i < len(named) else ""
+        try:
+            os.set_inheritable(fd, False)
+            sock = socket.socket(fileno=fd)
+        except OSError as error:
+            raise ConfigError("", f"descriptor {fd} ({name!r}) from systemd is no socket: {error.strerror}") from error
+        if sock.family not in (socket.AF_UNIX, socket.AF_VSOCK) or sock.type != socket.SOCK_STREAM:
+            raise ConfigError("", f"descriptor {fd} ({name!r}) from systemd is neither a unix nor a vsock stream socket")
+        sockets.append((name, sock))
+    return sockets
+
+
+def _take_activated(activated: list[tuple[str, socket.socket]], wanted: str, mode: str) -> list[Listener]:
+    taken = [(name, sock) for name, sock in activated if not wanted or name == wanted]
+    if not taken:
+        raise ConfigError("listen", f"systemd:{wanted}: systemd passed no such socket")
+    for one in taken:
+        activated.remove(one)
+    return [Listener(sock, _describe(sock), mode) for _, sock in taken]
+
+
+def _describe(sock: socket.socket) -> str:
+    name = sock.getsockname()
+    if sock.family == socket.AF_VSOCK:
+        return f"vsock:{name[1]}"
+    return f"unix:{os.fsdecode(name)}" if name else "unix:"
+
+
+def _open_vsock(address: VsockAddress) -> socket.socket:
+    try:
+        sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(
+            "listen",
+            f"vsock:{address.port}: this kernel has no vsock ({error.strerror}): load the module "
+            "vmw_vsock_virtio_transport, or listen on unix:/path",
+        ) from error
+    try:
+        sock.bind((address.cid, address.port))
+        sock.listen(socket.SOMAXCONN)
+    except OSError as error:
+        sock.close()
+        raise ConfigError("listen", f"vsock:{address.port}: {error.strerror}") from error
+    return sock
+
+
+def open_unix(address: UnixAddress) -> socket.socket:
+    """A listening unix socket, 0600 from its first moment.
+
+    A socket file that is already there is replaced only if nobody answers on it.
+    """
+    path = address.path
+    directory = os.path.dirname(path)
+    try:
+        _make_private_directory(directory)
+    except OSError as error:
+        raise ConfigError("listen", f"unix:{path}: cannot make {directory}: {error.strerror}") from error
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        _clear_stale(path)
+        # bind() makes the file with 0777 less the umask.
+        mask = os.umask(0o177)
+        try:
+            sock.bind(path)
+        finally:
+            os.umask(mask)
+        sock.listen(socket.SOMAXCONN)
+    except OSError as error:
+        sock.close()
+        raise ConfigError("listen", f"unix:{path}: {error.strerror or error}") from error
+    except ConfigError:
+        sock.close()
+        raise
+    return sock
+
+
+def _make_private_directory(path: str) -> None:
+    """makedirs whose every new level is 0700."""
+    if not path or os.path.isdir(path):
+        return
+    _make_private_directory(os.path.dirname(path))
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        pass  # somebody was faster; bind() finds out if it is no directory
+
+
+def _clear_stale(path: str) -> None:
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError("listen", f"unix:{path}: there is a file that is no socket: move it away")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        # A full backlog of a live listener must not hang us.
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except BlockingIOError:
+            pass
+    raise ConfigError("listen", f"unix:{path}: somebody answers there: is another agent running?")
+
+
+def _inode(path: str) -> tuple[int, int]:
+    status = os.lstat(path)
+    return status.st_dev, status.st_ino
+
+
+def _remove_if_ours(path: str, inode: tuple[int, int]) -> None:
+    """Remove the socket's file, unless somebody has put another one in its place."""
+    try:
+        if _inode(path) == inode:
+            os.unlink(path)
+    except OSError:
+        pass  # it is gone already

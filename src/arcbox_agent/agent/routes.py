@@ -1,0 +1,44 @@
+"""The dispatch table: which handler answers which request, and what it needs.
+
+A handler is a function `(agent, request, call) -> Message`, answered at once, or a
+coroutine function of the same shape, run as the one task of its connection: the
+connection's next request waits for it, and no other connection does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from arcbox_agent.agent.access import Access
+from arcbox_agent.agent.handlers import agent_info, system
+from arcbox_agent.message_types import MessageType
+from arcbox_agent.wire import AgentInfoRequest, PingRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from arcbox_agent.wire import Message
+
+#: inspect.CO_COROUTINE; inspect itself is a slow import.
+_CO_COROUTINE = 0x80
+
+
+class Route:
+    """How a request is answered.  `request` None: its payload is not looked at."""
+
+    __slots__ = ("access", "handler", "request", "runs_in_task")
+
+    def __init__(self, handler: Callable[..., Any], request: type[Message] | None, access: Access) -> None:
+        self.handler = handler
+        self.request = request
+        self.access = access
+        self.runs_in_task = bool(handler.__code__.co_flags & _CO_COROUTINE)
+
+
+ROUTES: dict[int, Route] = {
+    MessageType.PING_REQUEST: Route(system.ping, PingRequest, Access.READ),
+    # 0.0.1-alpha.1 does not look at the payload either.
+    MessageType.GET_SYSTEM_INFO_REQUEST: Route(system.system_info, None, Access.READ),
+    MessageType.AGENT_INFO_REQUEST: Route(agent_info.agent_info, AgentInfoRequest, Access.READ),
+}
