@@ -1,0 +1,73 @@
+"""What a person is told when something fails, and the exit code that goes with it."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+
+import click
+
+from arcbox_agent.errors import AddressError, ArcboxError, ConnectError, EncodeError, RequestError
+
+#: arcboxctl or the agent could not do it; no command's own exit code, as with docker.
+OWN_FAILURE = 125
+NOT_EXECUTABLE = 126
+NOT_FOUND = 127
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+class ForwardedError(click.ClickException):
+    """An error of arcboxctl's own, in one line."""
+
+
+def exit_code(error: BaseException) -> int:
+    """Exit code of a run or exec whose command could not be started."""
+    found = _OS_ERROR.search(str(error)) if isinstance(error, RequestError) else None
+    # ENOENT and ENOTDIR, EACCES and ENOEXEC: numbers of the guest, which is Linux.
+    if found and found[1] in ("2", "20"):
+        return NOT_FOUND
+    if found and found[1] in ("8", "13"):
+        return NOT_EXECUTABLE
+    return OWN_FAILURE
+
+
+def text(error: BaseException) -> str:
+    if isinstance(error, ConnectError):
+        return (
+            f"cannot reach the agent: {error}\n"
+            "Is it running?  --host or ARCBOX_HOST names its address, --wait 30 waits for a guest that boots."
+        )
+    if isinstance(error, EncodeError):
+        return f"cannot be sent to the agent: {error}"
+    if isinstance(error, AddressError):
+        return f"not an agent's address: {error}"
+    return str(error) or type(error).__name__
+
+
+def as_object(error: BaseException) -> dict[str, object]:
+    """The error of one container or of the whole command, for --json."""
+    code = error.code if isinstance(error, RequestError) else None
+    return {"error": {"type": type(error).__name__, "code": code, "message": str(error)}}
+
+
+def report(error: Exception, as_json: bool) -> int:
+    """Tell of an error that ended the whole command; its exit code.
+
+    Anything but ours and the system's is a bug, which Python's own traceback tells best.
+    """
+    if not isinstance(error, (ArcboxError, OSError)):
+        raise error
+    if as_json:
+        print(json.dumps(as_object(error)), file=sys.stderr)
+    else:
+        print(f"arcboxctl: {text(error)}", file=sys.stderr)
+    return exit_code(error)
+
+
+def report_usage(error: click.UsageError) -> None:
+    print(f"arcboxctl: {error.format_message()}", file=sys.stderr)
+    if error.ctx is not None:
+        print(error.ctx.get_usage(), file=sys.stderr)
+        print(f"Try '{error.ctx.command_path} --help' for help.", file=sys.stderr)

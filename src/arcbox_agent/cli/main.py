@@ -1,0 +1,116 @@
+"""The group of commands, the global options, and how every error ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from arcbox_agent.cli.failures import OWN_FAILURE, report, report_usage
+from arcbox_agent.cli.session import DEFAULT_HOST, Session
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PROGRAM = "arcboxctl"
+
+#: Where each command is; imported when it is used.
+COMMANDS = {
+    "ping": "system",
+    "info": "system",
+    "runtime": "system",
+    "sync-time": "system",
+    "shutdown": "system",
+    "create": "containers",
+    "start": "containers",
+    "stop": "containers",
+    "kill": "containers",
+    "wait": "containers",
+    "rm": "containers",
+    "ps": "containers",
+    "run": "run",
+    "exec": "exec",
+    "logs": "logs",
+    "completion": "completion",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when the command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        # `sync-time` is the function sync_time; `exec`, a builtin's name, exec_.
+        name = cmd_name.replace("-", "_")
+        found = import_module(f"arcbox_agent.cli.{module}")
+        command: click.Command = getattr(found, f"{name}_command")
+        return command
+
+
+def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from arcbox_agent import __version__
+
+        click.echo(f"{PROGRAM} {__version__}")
+        ctx.exit()
+
+
+@click.command(
+    cls=LazyGroup,
+    name=PROGRAM,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 125 where arcboxctl or the agent could not do it; for run and exec 126 and 127 where "
+    "the command cannot be executed or is not there, else the command's own code, 128 + N where signal N ended it.",
+)
+@click.option(
+    "-H",
+    "--host",
+    metavar="ADDRESS",
+    help="The agent: vsock://CID:PORT, unix:///PATH or firecracker:///PATH:PORT.  "
+    f"Default: $ARCBOX_HOST, else {DEFAULT_HOST}.",
+)
+@click.option(
+    "--wait",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="Wait so long for an agent that is not there yet, in a guest that boots.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Output for programs: JSON, docs/arcboxctl.md says which.")
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show it.")
+@click.pass_context
+def arcboxctl(ctx: click.Context, host: str | None, wait: float, as_json: bool) -> None:
+    """Drive an arcbox agent: the containers, commands and logs of a guest."""
+    ctx.obj = Session(host or os.environ.get("ARCBOX_HOST") or DEFAULT_HOST, wait, as_json)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Do what `arguments` ask; the exit code."""
+    try:
+        code: Any = arcboxctl.main(list(arguments), prog_name=PROGRAM, standalone_mode=False)
+        sys.stdout.flush()
+    except click.UsageError as error:
+        report_usage(error)
+        code = OWN_FAILURE
+    except click.ClickException as error:
+        click.echo(f"{PROGRAM}: {error.format_message()}", err=True)
+        code = OWN_FAILURE
+    except click.Abort:
+        code = 130
+    except BrokenPipeError:
+        # What reads our output has had enough of it.  Python flushes stdout once more
+        # at exit, which would fail again and say so.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except Exception as error:
+        as_json = "--json" in arguments
+        code = report(error, as_json)
+    return code if isinstance(code, int) else 0

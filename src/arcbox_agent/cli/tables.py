@@ -1,0 +1,79 @@
+"""What people read: tables in docker's columns, and names with values."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from arcbox_agent.cli.times import NANOSECONDS, in_words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from arcbox_agent.wire import ContainerInfo
+
+SHORT_ID = 12
+_SHORT_COMMAND = 20
+_GAP = 3
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) + _GAP for column in range(len(header))]
+    return "\n".join(
+        "".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def fields(rows: Iterable[tuple[str, str]]) -> str:
+    """`name: value` lines, the values below one another."""
+    listed = list(rows)
+    width = max((len(name) for name, _ in listed), default=0) + 2
+    return "\n".join(f"{name + ':':<{width}}{value}".rstrip() for name, value in listed)
+
+
+def containers(listed: Iterable[ContainerInfo], now: int, *, truncate: bool) -> str:
+    """The table of `ps`."""
+    return table(
+        ("CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "NAMES"),
+        [
+            (
+                container.id[:SHORT_ID] if truncate else container.id,
+                container.image,
+                command(container.command, truncate=truncate),
+                in_words(now - container.created * NANOSECONDS) + " ago",
+                status(container, now),
+                container.name,
+            )
+            for container in listed
+        ],
+    )
+
+
+def command(words: Sequence[str], *, truncate: bool) -> str:
+    text = " ".join(words)
+    if truncate and len(text) > _SHORT_COMMAND:
+        text = text[: _SHORT_COMMAND - 1] + "…"
+    # Quoted, so that a newline in an argument does not break the table.
+    return json.dumps(text, ensure_ascii=False)
+
+
+def status(container: ContainerInfo, now: int) -> str:
+    """`Up 2 minutes`, `Exited (0) 3 hours ago`, `Created`."""
+    if container.state == "running" and container.started_at:
+        return f"Up {in_words(now - container.started_at)}"
+    if container.state == "stopped" and container.finished_at:
+        return f"Exited ({container.exit_code}) {in_words(now - container.finished_at)} ago"
+    # An agent that tells no times tells this.
+    return container.status
+
+
+def size(count: int) -> str:
+    """Bytes in the unit that a person would use."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            break
+        value /= 1024
+    return f"{count} B" if unit == "B" else f"{value:.4g} {unit}"
+
