@@ -1,0 +1,77 @@
+"""Shell completion: the script for a shell, and the names of containers."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from arcbox_agent.cli.session import DEFAULT_HOST
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+#: Seconds.  A person who pressed Tab waits for it.
+_PATIENCE = 1.0
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion_command(shell: str) -> int:
+    """Print the completion script of a shell.
+
+    \b
+    bash:  source <(arcboxctl completion bash)
+    zsh:   source <(arcboxctl completion zsh)
+    fish:  arcboxctl completion fish | source
+    """
+    from click.shell_completion import get_completion_class
+
+    from arcbox_agent.cli.main import PROGRAM, arcboxctl
+
+    found = get_completion_class(shell)
+    assert found is not None, shell
+    click.echo(found(arcboxctl, {}, PROGRAM, f"_{PROGRAM.upper()}_COMPLETE").source())
+    return 0
+
+
+def container_names(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of containers, and ids where an id was begun."""
+    from click.shell_completion import CompletionItem
+
+    chosen = ctx.params.get(parameter.name or "") or ()
+    return [
+        CompletionItem(word, help=text)
+        for word, text in _ask(ctx, incomplete)
+        if word.startswith(incomplete) and word not in chosen
+    ]
+
+
+def first_is_container(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The same for `exec`, where only the first word is a container."""
+    if ctx.params.get(parameter.name or "") or ctx.params.get("guest"):
+        return []
+    return container_names(ctx, parameter, incomplete)
+
+
+def _ask(ctx: click.Context, incomplete: str) -> list[tuple[str, str]]:
+    import asyncio
+
+    from arcbox_agent.client import connect
+
+    address = ctx.find_root().params.get("host") or os.environ.get("ARCBOX_HOST") or DEFAULT_HOST
+
+    async def ask() -> list[tuple[str, str]]:
+        async with asyncio.timeout(_PATIENCE), connect(address, timeout=_PATIENCE) as client:
+            listed = await client.list_containers(all=True)
+        names = [(container.name, container.status) for container in listed if container.name]
+        # An id only where one was begun, or where there is no name: as docker completes.
+        ids = [(one.id, one.status) for one in listed if incomplete or not one.name]
+        return names + ids
+
+    try:
+        return asyncio.run(ask())
+    except Exception:
+        # No agent, a wrong address, whatever it is: a prompt is no place for an error.
+        return []

@@ -1,0 +1,207 @@
+"""create, start, stop, kill, wait, rm, ps: a container's life."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from arcbox_agent.cli.completion import container_names
+from arcbox_agent.cli.create_options import create_arguments, create_options
+from arcbox_agent.cli.failures import OWN_FAILURE, as_object, text
+from arcbox_agent.cli.output import fields_of, warn
+from arcbox_agent.cli.session import Session, json_option, pass_session
+from arcbox_agent.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from arcbox_agent.cli.signals import Signals
+    from arcbox_agent.client import Client
+    from arcbox_agent.wire import WaitContainerResponse
+
+T = TypeVar("T")
+
+#: As many at a time where they need not come one after the other.
+_AT_ONCE = 8
+
+several = click.argument(
+    "containers", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=container_names
+)
+
+
+@click.command("create", context_settings={"allow_interspersed_args": False})
+@create_options
+@click.option("-i", "--interactive", is_flag=True, help="Keep its standard input open.")
+@json_option
+@click.argument("image")
+@click.argument("cmd", nargs=-1, type=click.UNPROCESSED)
+@pass_session
+def create_command(session: Session, **options: Any) -> int:
+    """Create a container, and do not start it yet."""
+    arguments = create_arguments(**options)
+
+    async def work(client: Client, _: Signals) -> int:
+        created = await client.create_container(**arguments)
+        for warning in created.warnings:
+            warn(warning)
+        session.show(fields_of(created), created.id)
+        return 0
+
+    return session.call(work)
+
+
+@click.command("start")
+@json_option
+@several
+@pass_session
+def start_command(session: Session, containers: tuple[str, ...]) -> int:
+    """Start containers, one after the other."""
+    return _each(session, containers, lambda client, name: client.start_container(name))
+
+
+@click.command("stop")
+@click.option(
+    "-t",
+    "--time",
+    "--timeout",
+    "seconds",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    help="Seconds between SIGTERM and SIGKILL.",
+)
+@json_option
+@several
+@pass_session
+def stop_command(session: Session, containers: tuple[str, ...], seconds: int) -> int:
+    """Stop containers: SIGTERM, then SIGKILL."""
+    return _each(
+        session, containers, lambda client, name: client.stop_container(name, timeout=seconds), at_once=_AT_ONCE
+    )
+
+
+@click.command("kill")
+@click.option("-s", "--signal", default="KILL", show_default=True, metavar="SIGNAL", help="By name or number.")
+@json_option
+@several
+@pass_session
+def kill_command(session: Session, containers: tuple[str, ...], signal: str) -> int:
+    """Send containers a signal."""
+    return _each(session, containers, lambda client, name: client.kill_container(name, signal=signal))
+
+
+@click.command("rm")
+@click.option("-f", "--force", is_flag=True, help="Running ones too: they are killed.")
+@json_option
+@several
+@pass_session
+def rm_command(session: Session, containers: tuple[str, ...], force: bool) -> int:
+    """Remove containers."""
+    return _each(session, containers, lambda client, name: client.remove_container(name, force=force))
+
+
+@click.command("wait")
+@click.option(
+    "--condition",
+    type=click.Choice(["not-running", "next-exit", "removed"]),
+    default="not-running",
+    show_default=True,
+    help="What to wait for.",
+)
+@json_option
+@several
+@pass_session
+def wait_command(session: Session, containers: tuple[str, ...], condition: str) -> int:
+    """Wait for containers to end, and print their exit codes."""
+
+    def show(name: str, ended: WaitContainerResponse) -> tuple[dict[str, Any], str]:
+        if ended.error and not session.json:
+            warn(f"{name}: {ended.error}")
+        return (
+            {"exit_code": ended.status_code, "signal": ended.signal, "error": ended.error},
+            str(ended.status_code),
+        )
+
+    return _each(
+        session,
+        containers,
+        lambda client, name: client.wait_container(name, condition=condition),
+        at_once=len(containers),
+        show=show,
+    )
+
+
+def _each(
+    session: Session,
+    names: tuple[str, ...],
+    call: Callable[[Client, str], Awaitable[T]],
+    *,
+    at_once: int = 1,
+    show: Callable[[str, T], tuple[dict[str, Any], str]] = lambda name, _: ({}, name),
+) -> int:
+    """Call for each container, and print the outcomes in the order of the names.
+
+    One that fails keeps none of the others from being done.
+    """
+
+    async def work(client: Client, _: Signals) -> int:
+        room = asyncio.Semaphore(at_once)
+
+        async def one(name: str) -> T:
+            async with room:
+                return await call(client, name)
+
+        code = 0
+        tasks = [asyncio.ensure_future(one(name)) for name in names]
+        try:
+            for name, task in zip(names, tasks, strict=True):
+                try:
+                    details, line = show(name, await task)
+                except RequestError as error:
+                    code = OWN_FAILURE
+                    if session.json:
+                        click.echo(json.dumps({"container": name, "ok": False, **as_object(error)}))
+                    else:
+                        print(f"arcboxctl: {text(error)}", file=sys.stderr)
+                else:
+                    click.echo(json.dumps({"container": name, "ok": True, **details}) if session.json else line)
+                sys.stdout.flush()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return code
+
+    return session.call(work)
+
+
+@click.command("ps")
+@click.option("-a", "--all", "show_all", is_flag=True, help="Those that do not run, too.")
+@click.option("-q", "--quiet", is_flag=True, help="Only ids.")
+@click.option("--no-trunc", is_flag=True, help="Whole ids and commands.")
+@json_option
+@pass_session
+def ps_command(session: Session, show_all: bool, quiet: bool, no_trunc: bool) -> int:
+    """List containers, the newest first."""
+    from arcbox_agent.cli.tables import SHORT_ID
+    from arcbox_agent.cli.tables import containers as table
+
+    async def work(client: Client, _: Signals) -> int:
+        listed = await client.list_containers(all=show_all)
+        listed.sort(key=lambda container: container.created, reverse=True)
+        if session.json:
+            for container in listed:
+                click.echo(json.dumps(fields_of(container)))
+        elif quiet:
+            for container in listed:
+                click.echo(container.id if no_trunc else container.id[:SHORT_ID])
+        else:
+            click.echo(table(listed, time.time_ns(), truncate=not no_trunc))
+        return 0
+
+    return session.call(work)

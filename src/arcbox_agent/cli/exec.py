@@ -1,0 +1,147 @@
+"""exec: a command in a running container, or in the guest itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from arcbox_agent.cli.completion import first_is_container
+from arcbox_agent.cli.create_options import environment
+from arcbox_agent.cli.failures import ForwardedError
+from arcbox_agent.cli.output import STDERR, STDOUT, Output, payload
+from arcbox_agent.cli.session import Session, json_option, pass_session
+
+if TYPE_CHECKING:
+    from arcbox_agent.cli.signals import Signals
+    from arcbox_agent.client import Client
+
+#: Exit code of a command that --timeout ended, as timeout(1) has it.
+TIMED_OUT = 124
+
+#: All of the input goes in one request, and a request has at most 16 MiB.
+MAX_INPUT = 16 * 1024 * 1024 - 64 * 1024
+
+
+@click.command("exec", context_settings={"allow_interspersed_args": False})
+@click.option("-d", "--detach", is_flag=True, help="Leave it running, and print its pid in the guest.")
+@click.option("-e", "--env", "env", multiple=True, metavar="KEY[=VALUE]", help="A variable; KEY alone: as here.")
+@click.option(
+    "--env-file",
+    "env_files",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Variables, KEY=VALUE a line.",
+)
+@click.option("-w", "--workdir", default="", metavar="DIR", help="Working directory.")
+@click.option("-u", "--user", default="", metavar="USER[:GROUP]", help="By name or number.")
+@click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
+@click.option("-i", "--interactive", is_flag=True, help="Give it all of standard input, read to its end first.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help=f"Kill it after so long; the exit code is {TIMED_OUT}.",
+)
+@click.option("--guest", is_flag=True, help="In the guest itself: no CONTAINER is given.  So does - as CONTAINER.")
+@json_option
+@click.argument(
+    "words",
+    nargs=-1,
+    required=True,
+    type=click.UNPROCESSED,
+    metavar="CONTAINER COMMAND [ARG]...",
+    shell_complete=first_is_container,
+)
+@pass_session
+def exec_command(
+    session: Session,
+    words: tuple[str, ...],
+    guest: bool,
+    detach: bool,
+    env: tuple[str, ...],
+    env_files: tuple[str, ...],
+    workdir: str,
+    user: str,
+    tty: bool,
+    interactive: bool,
+    timeout: float | None,
+) -> int:
+    """Run a command in a running container, and end with its exit code.
+
+    Ctrl-C ends the command.
+    """
+    container, cmd = ("", words) if guest else (words[0], words[1:])
+    if not cmd:
+        raise click.UsageError("no command is given")
+    if detach and (tty or timeout is not None):
+        raise click.UsageError("--detach goes with neither --tty nor --timeout")
+    arguments: dict[str, Any] = {
+        "container": "" if container == "-" else container,
+        "env": environment(env, env_files),
+        "working_dir": workdir,
+        "user": user,
+        "stdin": _read_input() if interactive else b"",
+    }
+
+    async def start(client: Client, _: Signals) -> int:
+        pid = await client.exec_detached(cmd, **arguments)
+        session.show({"pid": pid}, str(pid))
+        return 0
+
+    async def stay(client: Client, _: Signals) -> int:
+        return await _stay(session, client, cmd, {**arguments, **_terminal(tty), "timeout": timeout}, timeout)
+
+    return session.call(start if detach else stay)
+
+
+async def _stay(
+    session: Session, client: Client, cmd: tuple[str, ...], arguments: dict[str, Any], timeout: float | None
+) -> int:
+    from arcbox_agent.client import exit_code
+
+    # Leaving early, by a signal or a closed pipe, ends the command.
+    async with Output() as output, client.exec_stream(cmd, **arguments) as parts:
+        async for part in parts:
+            if part.data:
+                if session.json:
+                    await output.write_json({"stream": part.stream, **payload(part.data)})
+                else:
+                    await output.write(STDERR if part.stream == "stderr" else STDOUT, part.data)
+            if part.done:
+                break
+        else:
+            raise ForwardedError("the agent did not say how the command ended")
+        code = exit_code(part)
+        if session.json:
+            await output.write_json({"exit_code": code, "signal": part.signal, "timed_out": part.timed_out})
+    if part.timed_out:
+        if not session.json:
+            print(f"arcboxctl: the command was killed after {timeout:g} s", file=sys.stderr)
+        return TIMED_OUT
+    return code
+
+
+def _terminal(tty: bool) -> dict[str, Any]:
+    if not tty:
+        return {}
+    width, height = shutil.get_terminal_size()
+    return {"tty": True, "tty_width": width, "tty_height": height}
+
+
+def _read_input() -> bytes:
+    """All of standard input, before anything else is done: Ctrl-C still simply ends us."""
+    if sys.stdin.isatty():
+        print("arcboxctl: reading standard input to its end (Ctrl-D); the command starts then", file=sys.stderr)
+    chunks: list[bytes] = []
+    size = 0
+    while chunk := os.read(sys.stdin.fileno(), 1 << 16):
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > MAX_INPUT:
+            raise ForwardedError(f"standard input is longer than the {MAX_INPUT} bytes that fit in a request")
+    return b"".join(chunks)

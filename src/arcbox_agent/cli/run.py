@@ -1,0 +1,158 @@
+"""run: create, start, and stay with the container until it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from arcbox_agent.cli.create_options import create_arguments, create_options
+from arcbox_agent.cli.output import STDERR, STDOUT, Output, fields_of, payload, warn
+from arcbox_agent.cli.session import Session, json_option, pass_session
+from arcbox_agent.errors import ArcboxError, RequestError
+
+if TYPE_CHECKING:
+    from arcbox_agent.cli.signals import Signals
+    from arcbox_agent.client import Client
+
+
+@click.command("run", context_settings={"allow_interspersed_args": False})
+@create_options
+@click.option("-d", "--detach", is_flag=True, help="Leave it running, and print its id.")
+@click.option("--rm", "remove", is_flag=True, help="Remove it when it has ended.")
+@click.option("-i", "--interactive", is_flag=True, help="Keep its standard input open; only with --detach.")
+@json_option
+@click.argument("image")
+@click.argument("cmd", nargs=-1, type=click.UNPROCESSED)
+@pass_session
+def run_command(session: Session, detach: bool, remove: bool, **options: Any) -> int:
+    """Create and start a container, show its output, end with its exit code.
+
+    Ctrl-C is forwarded to it; a second one kills it.
+    """
+    if options["interactive"] and not detach:
+        raise click.UsageError(
+            "--interactive: the agent cannot attach to a container's input; "
+            "give a command its input with `arcboxctl exec -i`"
+        )
+    if detach and remove:
+        raise click.UsageError("--rm needs someone to stay until the container ends: leave --detach out")
+    arguments = create_arguments(**options)
+
+    async def work(client: Client, signals: Signals) -> int:
+        forward = Forwarding(client, signals)
+        created = await client.create_container(**arguments)
+        for warning in created.warnings:
+            warn(warning)
+        try:
+            await client.start_container(created.id)
+            if detach:
+                session.show(fields_of(created), created.id)
+                return 0
+            forward.begin(created.id)
+            return await _stay(session, client, created.id)
+        finally:
+            # Whatever ended it: its own end, a signal, a pipe that closed.
+            if remove:
+                await _remove(client, created.id)
+
+    return session.call(work)
+
+
+async def _stay(session: Session, client: Client, container: str) -> int:
+    """Pass on its output until it has ended: its exit code."""
+    # Asked for at once: after its end somebody may remove it.
+    ended = asyncio.ensure_future(client.wait_container(container))
+    try:
+        async with Output() as output, client.logs(container, follow=True) as entries:
+            while batch := await entries.batch():
+                await _pass_on(output, batch, as_json=session.json)
+            result = await ended
+            if session.json:
+                await output.write_json(
+                    {"id": container, "exit_code": result.status_code, "signal": result.signal, "error": result.error}
+                )
+        if result.error:
+            warn(result.error)
+        return result.status_code
+    finally:
+        ended.cancel()
+
+
+async def _pass_on(output: Output, batch: list[Any], *, as_json: bool) -> None:
+    from arcbox_agent.cli.logs import raw
+
+    if as_json:
+        for entry in batch:
+            await output.write_json({"stream": entry.stream, **payload(raw(entry))})
+        return
+    for stream, data in joined(batch):
+        await output.write(STDERR if stream == "stderr" else STDOUT, data)
+
+
+def joined(batch: list[Any]) -> list[tuple[str, bytes]]:
+    """Entries of one stream in a row become one write."""
+    from arcbox_agent.cli.logs import raw
+
+    runs: list[tuple[str, list[bytes]]] = []
+    for entry in batch:
+        if not runs or runs[-1][0] != entry.stream:
+            runs.append((entry.stream, []))
+        runs[-1][1].append(raw(entry))
+    return [(stream, b"".join(lines)) for stream, lines in runs]
+
+
+async def _remove(client: Client, container: str) -> None:
+    try:
+        await client.remove_container(container, force=True)
+    except ArcboxError as error:
+        warn(f"{container} is not removed: {error}")
+
+
+class Forwarding:
+    """Signals for arcboxctl become the container's: the first as it is, the second as SIGKILL.
+
+    One that comes before the container runs is kept for it.  A third ends arcboxctl,
+    whatever the container does.
+    """
+
+    def __init__(self, client: Client, signals: Signals) -> None:
+        self._client = client
+        self._signals = signals
+        self._container = ""
+        self._kept: list[int] = []
+        self._count = 0
+        self._sending: set[asyncio.Task[None]] = set()
+        signals.on_signal = self._arrived
+
+    def begin(self, container: str) -> None:
+        self._container = container
+        for number in self._kept:
+            self._send(number)
+
+    def _arrived(self, number: int) -> None:
+        self._count += 1
+        if self._count > 2:
+            self._signals.end(number)
+            return
+        wanted = number if self._count == 1 else int(signal.SIGKILL)
+        if self._container:
+            self._send(wanted)
+        else:
+            self._kept.append(wanted)
+
+    def _send(self, number: int) -> None:
+        task = asyncio.ensure_future(self._kill(number))
+        # The loop itself holds its tasks only weakly.
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    async def _kill(self, number: int) -> None:
+        try:
+            await self._client.kill_container(self._container, signal=number)
+        except RequestError:
+            pass  # It has ended in the meantime.
+        except ArcboxError as error:
+            warn(f"signal {number} did not reach the container: {error}")
