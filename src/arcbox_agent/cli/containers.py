@@ -41,7 +41,7 @@ several = click.argument(
 @click.argument("image")
 @click.argument("cmd", nargs=-1, type=click.UNPROCESSED)
 @pass_session
-def create_command(session: Session, **options: Any) -> int:
+def create_command(session: Session, /, **options: Any) -> int:
     """Create a container, and do not start it yet."""
     arguments = create_arguments(**options)
 

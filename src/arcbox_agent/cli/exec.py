@@ -12,7 +12,7 @@ import click
 from arcbox_agent.cli.completion import first_is_container
 from arcbox_agent.cli.create_options import environment
 from arcbox_agent.cli.failures import ForwardedError
-from arcbox_agent.cli.output import STDERR, STDOUT, Output, payload
+from arcbox_agent.cli.output import Output, payload, stream_fd
 from arcbox_agent.cli.session import Session, json_option, pass_session
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ async def _stay(
                 if session.json:
                     await output.write_json({"stream": part.stream, **payload(part.data)})
                 else:
-                    await output.write(STDERR if part.stream == "stderr" else STDOUT, part.data)
+                    await output.write(stream_fd(part.stream), part.data)
             if part.done:
                 break
         else:

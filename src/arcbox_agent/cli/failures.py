@@ -35,10 +35,7 @@ def exit_code(error: BaseException) -> int:
 
 def text(error: BaseException) -> str:
     if isinstance(error, ConnectError):
-        return (
-            f"cannot reach the agent: {error}\n"
-            "Is it running?  --host or ARCBOX_HOST names its address, --wait 30 waits for a guest that boots."
-        )
+        return f"{error}\n--host or ARCBOX_HOST names another address; --wait 30 waits for a guest that boots."
     if isinstance(error, EncodeError):
         return f"cannot be sent to the agent: {error}"
     if isinstance(error, AddressError):

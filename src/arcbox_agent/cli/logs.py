@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from arcbox_agent.cli.completion import container_names
-from arcbox_agent.cli.output import STDERR, STDOUT, Output, payload
+from arcbox_agent.cli.output import Output
 from arcbox_agent.cli.session import Session, json_option, pass_session
-from arcbox_agent.cli.times import NANOSECONDS, parse_moment, rfc3339
+from arcbox_agent.cli.times import parse_moment
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -20,6 +20,105 @@ if TYPE_CHECKING:
     from arcbox_agent.wire import LogEntry
 
 
-def raw(entry: LogEntry) -> bytes:
-    """What the container wrote: an entry that is `partial` had no newline."""
-    return entry.data if entry.partial else entry.data + b"\n"
+if TYPE_CHECKING:
+    _IntType = click.ParamType[int]
+    _TailType = click.ParamType[int | None]
+else:
+    # Generic from click 8.3 on, and for type checkers alone.
+    _IntType = _TailType = click.ParamType
+
+
+class Moment(_IntType):
+    """--since and --until, as Unix nanoseconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return value if isinstance(value, int) else parse_moment(value, time.time_ns())
+        except (ValueError, OverflowError) as error:
+            self.fail(str(error), param, ctx)
+
+
+class Tail(_TailType):
+    """A number of lines, or `all`."""
+
+    name = "lines"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if value == "all":
+            return None
+        if isinstance(value, int) or (value.isascii() and value.isdecimal() and len(value) < 19):
+            return int(value)
+        self.fail(f"{value!r} is neither a number of lines nor all", param, ctx)
+
+
+@click.command("logs")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the container ends.")
+@click.option("-n", "--tail", type=Tail(), default="all", metavar="LINES", help="Only so many lines from the end.")
+@click.option("--since", type=Moment(), metavar="TIME", help="From then on: Unix seconds, RFC 3339, or 10m ago.")
+@click.option("--until", type=Moment(), metavar="TIME", help="Up to then.")
+@click.option("-t", "--timestamps", is_flag=True, help="Each line begins with its time.")
+@click.option("--stdout", is_flag=True, help="Only standard output.")
+@click.option("--stderr", is_flag=True, help="Only standard error.")
+@click.option(
+    "--file",
+    "path",
+    metavar="PATH",
+    type=click.Path(),
+    help="Read this log file, here and without an agent, in place of a container's.",
+)
+@json_option
+@click.argument("container", required=False, shell_complete=container_names)
+@pass_session
+def logs_command(
+    session: Session,
+    container: str | None,
+    path: str | None,
+    follow: bool,
+    tail: int | None,
+    since: int | None,
+    until: int | None,
+    timestamps: bool,
+    stdout: bool,
+    stderr: bool,
+) -> int:
+    """Show what a container has written, each stream on the one of the same name.
+
+    Ctrl-C ends a follow.
+    """
+    if (container is None) == (path is None):
+        raise click.UsageError("one of CONTAINER and --file is needed")
+    # As fields of JSON, times are there in any case.
+    asked: dict[str, Any] = {"timestamps": timestamps and not session.json, "stdout": stdout, "stderr": stderr}
+
+    async def work(client: Client, _: Signals) -> int:
+        assert container is not None
+        begin, lines = since, tail
+        if tail == 0:
+            # On the wire 0 lines means all.  Nothing old is asked for: what is after the last line.
+            async with client.logs(container, tail=1) as entries:
+                last = await entries.batch()
+            begin, lines = max(since or 0, last[-1].timestamp + 1 if last else 0), None
+            if not follow:
+                return 0
+        async with (
+            Output() as output,
+            client.logs(
+                container, follow=follow, tail=lines or 0, since=_seconds(begin), until=_seconds(until), **asked
+            ) as entries,
+        ):
+            while batch := await entries.batch():
+                await output.pass_on(batch, as_json=session.json)
+        return 0
+
+    return session.call(work)
+
+
+def _seconds(nanoseconds: int | None) -> Decimal | None:
+    """Seconds without losing a nanosecond, which a float would."""
+    if nanoseconds is None:
+        return None
+    from decimal import Decimal
+
+    return Decimal(nanoseconds).scaleb(-9)

@@ -89,13 +89,17 @@ def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 @click.pass_context
 def arcboxctl(ctx: click.Context, host: str | None, wait: float, as_json: bool) -> None:
     """Drive an arcbox agent: the containers, commands and logs of a guest."""
-    ctx.obj = Session(host or os.environ.get("ARCBOX_HOST") or DEFAULT_HOST, wait, as_json)
+    session = ctx.ensure_object(Session)
+    session.address = host or os.environ.get("ARCBOX_HOST") or DEFAULT_HOST
+    session.wait = wait
+    session.json = as_json
 
 
 def run(arguments: Sequence[str]) -> int:
     """Do what `arguments` ask; the exit code."""
+    session = Session()
     try:
-        code: Any = arcboxctl.main(list(arguments), prog_name=PROGRAM, standalone_mode=False)
+        code: Any = arcboxctl.main(list(arguments), prog_name=PROGRAM, standalone_mode=False, obj=session)
         sys.stdout.flush()
     except click.UsageError as error:
         report_usage(error)
@@ -111,6 +115,5 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except Exception as error:
-        as_json = "--json" in arguments
-        code = report(error, as_json)
+        code = report(error, session.json)
     return code if isinstance(code, int) else 0

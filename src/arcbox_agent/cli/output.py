@@ -11,10 +11,12 @@ import stat
 import sys
 from typing import TYPE_CHECKING, Any
 
+from arcbox_agent.cli.times import rfc3339
+
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from arcbox_agent.wire import Message
+    from arcbox_agent.wire import LogEntry, Message
 
 STDOUT = 1
 STDERR = 2
@@ -75,18 +77,54 @@ class Output:
                 # Whoever started us made it non-blocking.
                 await _writable(fd)
 
+    async def pass_on(self, entries: list[LogEntry], *, as_json: bool = False) -> None:
+        """What a container wrote, each stream to the one of the same name here."""
+        if as_json:
+            for entry in entries:
+                await self.write_json(
+                    {
+                        "time": rfc3339(entry.timestamp),
+                        "stream": entry.stream,
+                        **payload(entry.data),
+                        "partial": entry.partial,
+                    }
+                )
+            return
+        for stream, data in joined(entries):
+            await self.write(stream_fd(stream), data)
+
     async def write_json(self, value: dict[str, Any]) -> None:
         await self.write(STDOUT, json.dumps(value).encode() + b"\n")
 
 
 async def _writable(fd: int) -> None:
     loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-    loop.add_writer(fd, lambda: ready.done() or ready.set_result(None))
+    ready: asyncio.Future[None] = loop.create_future()
+
+    def is_writable() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_writer(fd, is_writable)
     try:
         await ready
     finally:
         loop.remove_writer(fd)
+
+
+def stream_fd(stream: str) -> int:
+    return STDERR if stream == "stderr" else STDOUT
+
+
+def joined(entries: list[LogEntry]) -> list[tuple[str, bytes]]:
+    """Bytes as they were written; entries of one stream in a row become one write."""
+    runs: list[tuple[str, list[bytes]]] = []
+    for entry in entries:
+        if not runs or runs[-1][0] != entry.stream:
+            runs.append((entry.stream, []))
+        # One that is partial goes on in the next, or had no newline at the very end.
+        runs[-1][1].append(entry.data if entry.partial else entry.data + b"\n")
+    return [(stream, b"".join(lines)) for stream, lines in runs]
 
 
 def payload(data: bytes) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from arcbox_agent.cli.create_options import create_arguments, create_options
-from arcbox_agent.cli.output import STDERR, STDOUT, Output, fields_of, payload, warn
+from arcbox_agent.cli.output import Output, fields_of, warn
 from arcbox_agent.cli.session import Session, json_option, pass_session
 from arcbox_agent.errors import ArcboxError, RequestError
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.argument("image")
 @click.argument("cmd", nargs=-1, type=click.UNPROCESSED)
 @pass_session
-def run_command(session: Session, detach: bool, remove: bool, **options: Any) -> int:
+def run_command(session: Session, /, detach: bool, remove: bool, **options: Any) -> int:
     """Create and start a container, show its output, end with its exit code.
 
     Ctrl-C is forwarded to it; a second one kills it.
@@ -68,7 +68,7 @@ async def _stay(session: Session, client: Client, container: str) -> int:
     try:
         async with Output() as output, client.logs(container, follow=True) as entries:
             while batch := await entries.batch():
-                await _pass_on(output, batch, as_json=session.json)
+                await output.pass_on(batch, as_json=session.json)
             result = await ended
             if session.json:
                 await output.write_json(
@@ -79,29 +79,6 @@ async def _stay(session: Session, client: Client, container: str) -> int:
         return result.status_code
     finally:
         ended.cancel()
-
-
-async def _pass_on(output: Output, batch: list[Any], *, as_json: bool) -> None:
-    from arcbox_agent.cli.logs import raw
-
-    if as_json:
-        for entry in batch:
-            await output.write_json({"stream": entry.stream, **payload(raw(entry))})
-        return
-    for stream, data in joined(batch):
-        await output.write(STDERR if stream == "stderr" else STDOUT, data)
-
-
-def joined(batch: list[Any]) -> list[tuple[str, bytes]]:
-    """Entries of one stream in a row become one write."""
-    from arcbox_agent.cli.logs import raw
-
-    runs: list[tuple[str, list[bytes]]] = []
-    for entry in batch:
-        if not runs or runs[-1][0] != entry.stream:
-            runs.append((entry.stream, []))
-        runs[-1][1].append(raw(entry))
-    return [(stream, b"".join(lines)) for stream, lines in runs]
 
 
 async def _remove(client: Client, container: str) -> None:

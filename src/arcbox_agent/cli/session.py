@@ -23,8 +23,10 @@ class Session:
 
     __slots__ = ("address", "json", "wait")
 
-    def __init__(self, address: str, wait: float, as_json: bool) -> None:
-        self.address, self.wait, self.json = address, wait, as_json
+    def __init__(self) -> None:
+        self.address = DEFAULT_HOST
+        self.wait = 0.0
+        self.json = False
 
     def call(self, work: Callable[[Client, Signals], Awaitable[int]]) -> int:
         """Connect, do `work`, disconnect: its exit code, or 128 + the signal that ended it."""
@@ -59,7 +61,9 @@ pass_session = click.make_pass_decorator(Session)
 
 def _set_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        ctx.ensure_object(Session).json = True
+        session = ctx.find_object(Session)
+        assert session is not None
+        session.json = True
 
 
 def json_option(function: F) -> F:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from arcbox_agent import wire
@@ -18,8 +19,9 @@ from arcbox_agent.errors import EncodeError, FrameError
 if TYPE_CHECKING:
     from arcbox_agent.wire import ExecOutput, Frame, LogEntry
 
-#: A point in time: Unix seconds, or a datetime (one without a zone is local time).
-Time = datetime | int | float
+#: A point in time: Unix seconds (a Decimal has room for every nanosecond of them, a
+#: float has not), or a datetime (one without a zone is local time).
+Time = datetime | int | float | Decimal
 
 M = TypeVar("M", bound=wire.Message)
 T = TypeVar("T")
@@ -55,7 +57,7 @@ def seconds_and_nanos(when: Time | None) -> tuple[int, int]:
     if isinstance(when, int):
         return when, 0
     whole = math.floor(when)
-    nanos = round((when - whole) * 1e9)
+    nanos = round((when - whole) * 1_000_000_000)
     return (whole + 1, 0) if nanos == 1_000_000_000 else (whole, nanos)
 
 
