@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import signal
 import time
 from collections import Counter
@@ -20,16 +21,23 @@ from pathlib import Path
 from typing import Any
 
 from arcbox_agent import connect
-from arcbox_agent.errors import BusyError, RequestError, TransportError
+from arcbox_agent.errors import CallTimeoutError, RequestError, TransportError
 from tools.compiled import compiled
 from tools.stress import evidence
 from tools.stress.agent import PATIENCE, AgentProcess
 from tools.stress.evidence import STREAMS, Run
 from tools.stress.model import LOST, Asked, Outages, any_kind
 
+#: The line that stands in a log for those which could not be written to it.
+_GAP = re.compile(rb"\[output lost: \d+ bytes, (\d+) lines")
+
 WRITER = Path(__file__).resolve().parent / "writer.c"
 #: Containers that one client has at a time.
 CONTAINERS_EACH = 3
+
+
+class RefusedError(Exception):
+    """A call was refused because of trouble that there is; what it did is open until the next list."""
 
 
 class World:
@@ -43,6 +51,8 @@ class World:
         self.outages = Outages()
         #: May a call be refused for a reason of the machine's (full disk, no descriptors)?
         self.trouble = False
+        #: The clients are to come to an end, though the agent is there.
+        self.pausing = False
         self._asked: dict[str, Asked] = {}
         self._choice = random.Random(seed)
         self._made = 0
@@ -55,12 +65,45 @@ class World:
     async def client(self, name: str, choice: random.Random) -> None:
         """One client at work until the agent goes away."""
         own = [asked for asked in self._asked.values() if asked.id.startswith(f"{name}-")]
-        own = [asked for asked in own if asked.exists]
         try:
             async with connect(self.agent.address, timeout=PATIENCE) as client:
-                while True:
-                    await self._step(client, name, own, choice)
-                    self.counts["steps"] += 1
+                while not self.pausing:
+                    # A container with an open question waits for the next reconciliation.
+                    own = [asked for asked in own if asked.exists and asked.running is not None]
+                    try:
+                        await self._step(client, name, own, choice)
+                        self.counts["steps"] += 1
+                    except RefusedError:
+                        self.counts["refused"] += 1
+        except CallTimeoutError as error:
+            self.fault(f"{name}: {error}")
+        except TransportError:
+            return
+
+    async def follower(self, choice: random.Random) -> None:
+        """Follows one container after the other, now and then slowly, to the end of each."""
+        try:
+            async with connect(self.agent.address, timeout=PATIENCE) as client:
+                while not self.pausing:
+                    running = [asked for asked in self._asked.values() if asked.running and not asked.kind.endless]
+                    if not running:
+                        await asyncio.sleep(0.02)
+                        continue
+                    asked = choice.choice(running)
+                    run = asked.starts_sent
+                    entries = []
+                    try:
+                        async for entry in client.logs(asked.id, follow=True):
+                            entries.append((entry.stream, entry.data))
+                            if choice.random() < 0.002:
+                                await asyncio.sleep(choice.uniform(0, 0.1))
+                    except RequestError:
+                        continue  # removed meanwhile, or there is trouble
+                    if asked.exists and asked.starts_sent == run:
+                        self._judge_log(asked, entries)
+                        self.counts["follows"] += 1
+        except CallTimeoutError as error:
+            self.fault(f"follower: {error}")
         except TransportError:
             return
 
@@ -78,106 +121,93 @@ class World:
             self._made += 1
             asked = Asked(f"{name}-{self._made}", any_kind(choice))
             self._asked[asked.id] = asked
-            if await self._create(client, asked):
-                own.append(asked)
+            await self._create(client, asked)
+            own.append(asked)
             return
         asked = choice.choice(own)
         if not asked.running:
             if asked.starts_sent < 3 and choice.random() < 0.7:
                 await self._start(client, asked)
-            elif await self._remove(client, asked, force=choice.random() < 0.3):
-                own.remove(asked)
+            else:
+                await self._remove(client, asked, force=choice.random() < 0.3)
         elif asked.kind.endless:
             if dice < 0.5:
                 await self._read_log(client, asked)
             elif dice < 0.9:
                 await self._stop(client, asked, choice)
-            elif await self._remove(client, asked, force=True):
-                own.remove(asked)
+            else:
+                await self._remove(client, asked, force=True)
         else:
             await self._wait(client, asked)
 
     async def _guarded(self, what: str, asked: Asked, call: Callable[[], Any]) -> Any:
-        """The call's answer; None: it was refused because of trouble that there is."""
+        """The call's answer.  Raises RefusedError where it was refused because of trouble."""
         try:
             answer = await call()
         except RequestError as error:
-            if not (self.trouble or isinstance(error, BusyError)):
+            if not self.trouble:
                 self.fault(f"{what} {asked.id}: error {error.code}: {error.message}")
-            self.counts["refused"] += 1
-            return None
+            asked.interrupted = True
+            raise RefusedError from error
         except TransportError:
             asked.interrupted = True
             raise
         self.counts[what] += 1
-        return True if answer is None else answer
+        return answer
 
-    async def _create(self, client: Any, asked: Asked) -> bool:
+    async def _create(self, client: Any, asked: Asked) -> None:
         asked.exists = None
         cmd = [str(self.writer), str(self.evidence), asked.id, *asked.kind.arguments()]
         reply = await self._guarded("create", asked, lambda: client.create_container(id=asked.id, cmd=cmd))
-        asked.exists = reply is not None
-        if reply is not None and reply.id != asked.id:
+        asked.exists = True
+        if reply.id != asked.id:
             self.fault(f"create {asked.id} answered with the id {reply.id!r}")
-        return asked.exists
 
     async def _start(self, client: Any, asked: Asked) -> None:
         asked.start_sent()
         asked.running = None
-        if await self._guarded("start", asked, lambda: client.start_container(asked.id)):
-            asked.starts_answered += 1
-            asked.running = True
-        else:
-            asked.running = False
+        await self._guarded("start", asked, lambda: client.start_container(asked.id))
+        asked.starts_answered += 1
+        asked.running = True
 
     async def _stop(self, client: Any, asked: Asked, choice: random.Random) -> None:
         asked.signalled = True
+        asked.running = None
         if "stubborn" in asked.kind.options or choice.random() < 0.2:
-            asked.running = None
-            if not await self._guarded("kill", asked, lambda: client.kill_container(asked.id, signal="KILL")):
-                return
+            await self._guarded("kill", asked, lambda: client.kill_container(asked.id, signal="KILL"))
             await self._wait(client, asked)
             return
-        asked.running = None
-        if await self._guarded("stop", asked, lambda: client.stop_container(asked.id, timeout=20)):
-            asked.running = False
-            self._nothing_lives(asked, "stop was answered")
+        await self._guarded("stop", asked, lambda: client.stop_container(asked.id, timeout=20))
+        asked.running = False
+        self._nothing_lives(asked, "stop was answered")
 
     async def _wait(self, client: Any, asked: Asked) -> None:
         asked.running = None
         reply = await self._guarded("wait", asked, lambda: client.wait_container(asked.id))
-        if reply is None:
-            return
         asked.running = False
         self._nothing_lives(asked, "wait was answered")
         self._judge_code(asked, reply.status_code, reply.error)
 
-    async def _remove(self, client: Any, asked: Asked, *, force: bool) -> bool:
+    async def _remove(self, client: Any, asked: Asked, *, force: bool) -> None:
         asked.exists = None
         asked.signalled |= force
-        if not await self._guarded("remove", asked, lambda: client.remove_container(asked.id, force=force)):
-            asked.exists = True
-            return False
+        await self._guarded("remove", asked, lambda: client.remove_container(asked.id, force=force))
         asked.exists = False
         self._nothing_lives(asked, "remove was answered")
         del self._asked[asked.id]
-        return True
 
     async def _command(self, client: Any, choice: random.Random) -> None:
         text, code = f"{choice.getrandbits(64):x}", choice.randrange(100)
         asked = Asked("(exec)", any_kind(choice))
         script = f"echo {text}; echo {text[::-1]} >&2; exit {code}"
         result = await self._guarded("exec", asked, lambda: client.exec(["/bin/sh", "-c", script]))
-        if result is None:
-            return
         seen = (result.exit_code, result.stdout, result.stderr)
         if seen != (code, text.encode() + b"\n", text[::-1].encode() + b"\n"):
             self.fault(f"exec of {script!r} gave {seen}")
 
     async def _read_log(self, client: Any, asked: Asked) -> None:
         entries = await self._guarded("logs", asked, lambda: _entries(client, asked.id))
-        if entries is not None:
-            self._judge_log(asked, entries)
+        self._judge_log(asked, entries)
 
     # -------------------------------------------------------------- the judge
 
@@ -276,24 +306,33 @@ class World:
                     self.fault(f"{asked.id}: process {pid} is alive after {when}")
 
     def _judge_log(self, asked: Asked, entries: list[tuple[str, bytes]]) -> None:
-        """Each run's lines, all of them, once, in order, in their stream."""
+        """Each run's lines, all of them, once, in order, in their stream.
+
+        What was dropped while the disk was full must be told: a gap, with the number of lines.
+        """
         runs = self.runs().get(asked.id, [])
         for stream in STREAMS:
             lines = [data for kind, data in entries if kind == stream]
             at = 0
             for run in runs:
-                first = at
-                while at < len(lines) and lines[at] == evidence.line(run.name, run.run, at - first):
+                number = 0
+                while at < len(lines):
+                    if lines[at] == evidence.line(run.name, run.run, number):
+                        number += 1
+                    elif gap := _GAP.match(lines[at]):
+                        number += int(gap[1])
+                        self.counts["lines in gaps"] += int(gap[1])
+                    else:
+                        break
                     at += 1
-                delivered = at - first
                 least = 0 if run.alive else run.written[stream]
                 # A line that was intended may be in the pipe though its writer was
                 # killed before it could say so.
-                if not least <= delivered <= run.intended[stream]:
+                if not least <= number <= run.intended[stream]:
                     seen = lines[at][:60] if at < len(lines) else b"the end"
                     self.fault(
-                        f"log of {asked.id}, {stream}, run {run.run}: {delivered} lines and then {seen!r}, "
-                        f"but {run.written[stream]} were written ({run.intended[stream]} intended)"
+                        f"log of {asked.id}, {stream}, run {run.run}: {number} lines and then {seen!r}, "
+                        f"but {run.written[stream]} were written ({run.intended[stream]} intended); {run}"
                     )
                     return
             if at < len(lines):
