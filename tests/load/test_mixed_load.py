@@ -65,7 +65,7 @@ async def _load(
     """The faults seen, and how many requests were answered."""
     path = str(agent.socket_path)
     pipelines = [
-        await pipeline.connect(path, f"c{number}", version=1 + number % 2, window=WINDOW)
+        await pipeline.connect(path, f"c{number}", version=2 if number % 2 else 1, window=WINDOW)
         for number in range(connections)
     ]
     bad = [asyncio.create_task(_never_reads(path)), asyncio.create_task(_sends_garbage(path))] if bad_clients else []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from arcbox_agent import wire
 
@@ -20,7 +20,7 @@ Check = Callable[[Any], str | None]
 class Pipeline(asyncio.Protocol):
     """`version` 2 sends a trace id of its own with each request."""
 
-    def __init__(self, name: str, version: int, window: int) -> None:
+    def __init__(self, name: str, version: Literal[1, 2], window: int) -> None:
         self.name = name
         self.version = version
         self.answered = 0
@@ -100,11 +100,12 @@ class Pipeline(asyncio.Protocol):
             return
         # A LogEntry has another layout in version 2.
         layout = wire.message_class(frame.type, self.version)
+        assert layout is not None
         if wrong := check(layout.decode(frame.payload)):
             self.faults.append(f"{where}: {wrong}")
 
 
-async def connect(path: str, name: str, *, version: int, window: int) -> Pipeline:
+async def connect(path: str, name: str, *, version: Literal[1, 2], window: int) -> Pipeline:
     loop = asyncio.get_running_loop()
     _, pipeline = await loop.create_unix_connection(lambda: Pipeline(name, version, window), path)
     return pipeline

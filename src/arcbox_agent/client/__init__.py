@@ -6,13 +6,13 @@
     stream      a call with many replies
     calls       requests and replies, without any connection
     client      every call as a method
-    connect     the way in
+    opening     `connect`, the way in
     blocking    the same for threads
 """
 
 from arcbox_agent.client.calls import ExecResult, exit_code
 from arcbox_agent.client.client import Client
-from arcbox_agent.client.connect import connect
+from arcbox_agent.client.opening import connect
 from arcbox_agent.client.stream import ReplyStream
 
 __all__ = ["Client", "ExecResult", "ReplyStream", "connect", "exit_code"]

@@ -20,7 +20,7 @@ from arcbox_agent import client as async_client
 from arcbox_agent import wire
 from arcbox_agent.client.calls import ExecResult, Time
 from arcbox_agent.client.client import DEFAULT_OUTPUT_LIMIT, DEFAULT_TIMEOUT
-from arcbox_agent.client.connect import new_trace_id
+from arcbox_agent.client.opening import new_trace_id
 from arcbox_agent.client.stream import ReplyStream
 from arcbox_agent.errors import ConnectionLostError
 from arcbox_agent.wire import MAX_FRAME_SIZE
