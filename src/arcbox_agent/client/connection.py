@@ -169,15 +169,16 @@ class Connection(asyncio.Protocol):
         error.__cause__ = lost
         return error
 
-    def _refusal(self, frame: Frame) -> Exception:
-        payload = bytes(frame.payload)
-        if frame.trace_id != self._trace_id and frame.trace_id is not None:
+    def _refusal(self, frame: Frame) -> RequestError:
+        payload = frame.payload
+        trace_id = frame.trace_id
+        if trace_id is not None and trace_id != self._trace_id:
             # What the agent says before it has read a request (too many
-            # connections) it says in V1, where these two bytes are of the code.
-            trace = frame.trace_id.encode()
+            # connections) it says in V1, where these bytes are of the code.
+            trace = trace_id.encode()
             payload = struct.pack(">H", len(trace)) + trace + payload
         error = decode_error(payload)
         refusal = RequestError.from_reply(error.code, error.message)
-        if self._trace_id:
-            refusal.add_note(f"trace id {self._trace_id}")
+        if trace_id and trace_id == self._trace_id:
+            refusal.add_note(f"trace id {trace_id}")
         return refusal

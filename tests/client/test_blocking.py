@@ -1,0 +1,228 @@
+"""The client without async: the same calls, from any thread."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import arcbox_agent
+from arcbox_agent import sync
+from arcbox_agent.errors import CallTimeoutError, ConnectError, ConnectionLostError
+
+from .servers import EMPTY, answer_pings, closed_by_client, frame, pong, read_request, server
+from .test_pool import Agent
+from .test_streams import entry, forever, stream_of, to_the_next_request
+
+
+def client_threads():
+    return [thread for thread in threading.enumerate() if thread.name == "arcbox-agent-client"]
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left():
+    yield
+    gc.collect()
+    assert client_threads() == []
+
+
+def test_both_clients_have_the_same_methods_with_the_same_arguments():
+    def methods(cls):
+        return {
+            name: inspect.signature(method).parameters
+            for name, method in vars(cls).items()
+            if not name.startswith("_") and name not in ("close", "aclose")
+        }
+
+    def parameters(of):
+        return {
+            name: [(p.name, p.kind, p.default, p.annotation) for p in parameters.values()]
+            for name, parameters in methods(of).items()
+        }
+
+    assert parameters(sync.Client) == parameters(arcbox_agent.Client)
+    assert (
+        list(inspect.signature(sync.connect).parameters.values())
+        == list(inspect.signature(arcbox_agent.connect).parameters.values())
+    )
+
+
+def test_a_call_is_a_function_call():
+    with server(answer_pings) as agent, sync.connect(agent.address) as client:
+        assert client.ping().message == "pong"
+        assert len(client_threads()) == 1
+
+
+def test_many_threads_use_one_client():
+    with server(answer_pings) as agent:
+        with sync.connect(agent.address, max_connections=4) as client, ThreadPoolExecutor(16) as threads:
+            replies = list(threads.map(lambda _: client.ping().message, range(400)))
+        assert replies == ["pong"] * 400
+        assert agent.accepted <= 4
+
+
+def test_an_address_where_nobody_is_leaves_no_thread(tmp_path):
+    with pytest.raises(ConnectError, match="there is no such socket"):
+        sync.connect(f"unix://{tmp_path}/none")
+    assert client_threads() == []
+
+
+def test_a_log_is_an_iterator_that_ends():
+    def reply(request):
+        for number in range(1000):
+            yield entry(b"%d" % number, request.trace)
+        yield frame(EMPTY, b"", request.trace)
+
+    with server(stream_of(reply)) as agent, sync.connect(agent.address) as client:
+        stream = client.logs("web")
+        assert [item.data for item in stream] == [b"%d" % number for number in range(1000)]
+        assert list(stream) == []
+
+
+@pytest.mark.parametrize("way", ["close", "with", "drop"])
+def test_leaving_an_iterator_early_closes_its_connection(way):
+    def serve(connection):
+        to_the_next_request(connection, forever)
+        left.set()
+
+    left = threading.Event()
+    with server(serve, answer_pings) as agent, sync.connect(agent.address) as client:
+        if way == "close":
+            stream = client.logs("web", follow=True)
+            next(stream)
+            stream.close()
+            assert list(stream) == []
+        elif way == "with":
+            with client.logs("web", follow=True) as stream:
+                next(stream)
+        else:
+            for _ in client.logs("web", follow=True):
+                break
+            gc.collect()
+        assert left.wait(30)
+        assert client.ping().message == "pong"
+
+
+def test_another_thread_may_close_an_iterator_that_waits():
+    waiting = threading.Event()
+
+    def silent(request):
+        waiting.set()
+        return []
+
+    with server(stream_of(silent)) as agent, sync.connect(agent.address) as client:
+        stream = client.logs("web", follow=True)
+        with ThreadPoolExecutor(1) as thread:
+            reading = thread.submit(list, stream)
+            waiting.wait()
+            stream.close()
+            assert reading.result(30) == []
+
+
+def test_an_iterator_keeps_its_client_open():
+    with server(stream_of(lambda r: [entry(b"one", r.trace) + frame(EMPTY, b"", r.trace)])) as agent:
+        stream = sync.connect(agent.address).logs("web")
+        gc.collect()
+        assert [item.data for item in stream] == [b"one"]
+        del stream
+        gc.collect()
+
+
+def test_closing_the_client_ends_the_calls_of_other_threads():
+    behaviour = Agent()
+    with server(behaviour) as agent:
+        client = sync.connect(agent.address)
+        with ThreadPoolExecutor(2) as threads:
+            stopping = threads.submit(client.stop_container, "a")
+            following = threads.submit(list, client.logs("a", follow=True))
+            while behaviour.long < 2:
+                time.sleep(0.001)
+            client.close()
+            for call in (stopping, following):
+                with pytest.raises(ConnectionLostError, match="the client was closed"):
+                    call.result(30)
+        with pytest.raises(ConnectionLostError, match="the client was closed"):
+            client.ping()
+        client.close()
+        behaviour.open.set()
+
+
+def test_a_client_that_is_forgotten_is_closed():
+    with server(answer_pings) as agent:
+        sync.connect(agent.address).ping()
+        gc.collect()
+        # The server's end checks that the connection is closed.
+
+
+def test_a_time_out_is_an_error_here_too():
+    def silent(connection):
+        connection.sendall(pong(read_request(connection)))
+        read_request(connection)
+        assert closed_by_client(connection)
+
+    with server(silent) as agent, sync.connect(agent.address) as client:
+        with pytest.raises(CallTimeoutError) as caught:
+            client.ping(timeout=0.05)
+        copy = pickle.loads(pickle.dumps(caught.value))
+        assert (copy.call, copy.seconds) == ("Ping", 0.05)
+
+
+def run_script(script, address, **options):
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", script, address],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        **options,
+    )
+
+
+def test_the_interpreter_ends_though_a_client_was_not_closed():
+    script = """
+import sys
+from arcbox_agent import sync
+client = sync.connect(sys.argv[1])
+print(client.ping().message)
+"""
+    with server(answer_pings) as agent, run_script(script, agent.address) as process:
+        out, err = process.communicate(timeout=60)
+    assert (out, err, process.returncode) == (b"pong\n", b"", 0)
+
+
+def test_ctrl_c_ends_a_call_and_its_connection():
+    script = """
+import sys
+from arcbox_agent import sync
+with sync.connect(sys.argv[1]) as client:
+    try:
+        print("calling", flush=True)
+        client.wait_container("web")
+    except KeyboardInterrupt:
+        print(client.ping().message)
+"""
+    waiting, left = threading.Event(), threading.Event()
+
+    def silent(request):
+        waiting.set()
+        return []
+
+    def serve(connection):
+        to_the_next_request(connection, silent)
+        left.set()
+
+    with server(serve, answer_pings) as agent, run_script(script, agent.address) as process:
+        assert process.stdout.readline() == b"calling\n"
+        assert waiting.wait(30)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert (out, err, process.returncode) == (b"pong\n", b"", 0)
+        assert left.is_set()
