@@ -18,8 +18,8 @@ ALLOWED = {
     "wire": {"errors", "_wire", "_messages", "message_types"},
     "address": {"errors"},
     "logs": {"errors", "wire", "_logs"},
-    "agent": {"errors", "wire", "address", "logs", "_logs", "_spawn"},
-    "client": {"errors", "wire", "address"},
+    "agent": {"errors", "message_types", "wire", "address", "logs", "_logs", "_spawn"},
+    "client": {"errors", "message_types", "wire", "address"},
     "sync": {"client"},
     "cli": {"errors", "wire", "address", "logs", "client", "sync"},
 }
