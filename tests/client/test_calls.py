@@ -171,10 +171,11 @@ def test_a_connection_that_brought_an_error_serves_the_next_call(run_async):
         assert agent.accepted == 1
 
 
-def test_what_an_agent_says_before_it_reads_is_understood_in_v1(run_async):
-    # Too many connections: it cannot know which version the client would have sent.
+@pytest.mark.parametrize("trace", [None, b""], ids=["V1", "V2"])
+def test_an_error_about_the_connection_has_no_trace_id_and_is_understood(run_async, trace):
+    # Too many connections: in V1, for who has not read cannot know the version.
     def serve(connection):
-        connection.sendall(error(429, b"too many connections", None))
+        connection.sendall(error(429, b"too many connections", trace))
         closed_by_client(connection)
 
     async def main(address):
