@@ -16,7 +16,7 @@ import struct
 from typing import TYPE_CHECKING, Literal, cast
 
 from arcbox_agent.client.transport import Address, open_socket
-from arcbox_agent.errors import ConnectionLostError, DecodeError, FrameError, RequestError
+from arcbox_agent.errors import ConnectionLostError, FrameError, RequestError
 from arcbox_agent.wire import FrameDecoder, MessageType, decode_error
 
 if TYPE_CHECKING:
@@ -170,17 +170,15 @@ class Connection(asyncio.Protocol):
         return error
 
     def _refusal(self, frame: Frame) -> RequestError:
-        # An Error without our trace id is about the connection as a whole.
-        try:
-            error = decode_error(frame.payload)
-        except DecodeError:
-            if frame.trace_id is None or frame.trace_id == self._trace_id:
-                raise
-            # Said before the agent had seen a request, and so in V1, where what was
-            # taken for a trace id is a part of the code.
-            trace = frame.trace_id.encode()
-            error = decode_error(struct.pack(">H", len(trace)) + trace + frame.payload)
+        payload, trace_id = frame.payload, frame.trace_id
+        # An Error without our trace id is about the connection as a whole.  Said
+        # before the agent had seen a request, it is in V1, where what was taken for a
+        # trace id belongs to the code; only the length of the text shows it.
+        if trace_id is not None and trace_id != self._trace_id and payload[4:8] != struct.pack(">i", len(payload) - 8):
+            trace = trace_id.encode()
+            payload = struct.pack(">H", len(trace)) + trace + payload
+        error = decode_error(payload)
         refusal = RequestError.from_reply(error.code, error.message)
-        if frame.trace_id and frame.trace_id == self._trace_id:
-            refusal.add_note(f"trace id {frame.trace_id}")
+        if trace_id and trace_id == self._trace_id:
+            refusal.add_note(f"trace id {trace_id}")
         return refusal
