@@ -19,6 +19,8 @@ MODULES = {
     "_wire": False,
     "_messages": False,
     "_logs": False,
+    "_capture": True,
+    "_inotify": True,
     "_spawn": True,
 }
 
