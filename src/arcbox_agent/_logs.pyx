@@ -541,6 +541,7 @@ cdef struct State:
     int64_t offset  # of the first byte not yet used up
     int64_t skip[STREAMS]  # lines that begin before it are not for us
     int64_t entries
+    int64_t last_stamp
     # The line that is longer than LINE_WINDOW and being passed on in pieces.
     bint inside
     bint dropped
@@ -648,6 +649,7 @@ cdef int emit(
             p += 3
     out.length = p - out.data
     state.entries += 1
+    state.last_stamp = stamp
     return 0
 
 
@@ -997,6 +999,16 @@ cdef class Engine:
         return self.state.entries
 
     @property
+    def last_stamp(self):
+        """The time of the last entry given, Unix ns."""
+        return self.state.last_stamp
+
+    @property
+    def nothing(self):
+        """Output of no entries."""
+        return [] if self.state.mode == ENTRIES else b""
+
+    @property
     def open(self):
         """Texts wait for their end: in a chain of parts, or in a very long line."""
         return bool(
@@ -1068,38 +1080,62 @@ cdef class Engine:
         release_buffers(buffers)
         return output
 
+    def end_file(self, int fd, end=None):
+        """What the last line of a file says whose newline is missing, when the file will not grow.
+
+        Chains go on: their next part may be in the next file.
+        """
+        cdef Buffers buffers = acquire_buffers()
+        cdef int rc
+        buffers.output.length = 0
+        rc = self.last_line(buffers, fd, INT64_MAX if end is None else end, False)
+        if rc < 0:
+            release_buffers(buffers)
+            raise OSError(-rc, os.strerror(-rc))
+        return self.take(buffers)
+
     def finish(self, fd=None, end=None):
         """What is left when nothing more will come: the last line of the file, where its
         newline is missing (only with `fd`), and the texts whose end was not seen, each `partial`."""
         cdef Buffers buffers = acquire_buffers()
-        cdef Line line
-        cdef ssize_t got = 0
-        cdef int rc = 0, stream, handle
-        cdef int64_t stop
+        cdef int rc = 0, stream
         buffers.output.length = 0
-        if fd is not None and not self.state.inside:
-            handle = fd
-            stop = LINE_WINDOW if end is None or end - self.state.offset > LINE_WINDOW else end - self.state.offset
-            with nogil:
-                got = read_at(handle, buffers.input.data, <size_t> stop, self.state.offset, False) if stop > 0 else 0
-            if got < 0:
-                release_buffers(buffers)
-                raise OSError(-got, os.strerror(-got))
-            if got and memchr(buffers.input.data, c"\n", got) is NULL:
-                parse_line(buffers.input.data, got, True, &self.state.minute, buffers.input.scratch, &line)
-                if wanted(&self.state, &line, self.state.offset):
-                    line.more = True
-                    rc = take_line(&self.state, &buffers.output, &line)
-                self.state.offset += got
-                self.state.overlap_length = 0
+        if fd is not None:
+            rc = self.last_line(buffers, fd, INT64_MAX if end is None else end, True)
+        self.state.inside = False
         for stream in (STDOUT, STDERR, UNNAMED):
             if rc == 0 and self.state.chains[stream].open:
                 rc = chain_end(&self.state, &buffers.output, stream, True)
-        self.state.inside = False
         if rc < 0:
             release_buffers(buffers)
-            raise MemoryError
+            raise OSError(-rc, os.strerror(-rc))
         return self.take(buffers)
+
+    cdef int last_line(self, Buffers buffers, int fd, int64_t end, bint more):
+        cdef Line line
+        cdef ssize_t got = 0
+        cdef int64_t size = end - self.state.offset
+        cdef int rc = 0
+        if self.state.inside:
+            self.state.inside = False
+            if not more and not self.state.dropped and not self.state.more:
+                return chain_end(&self.state, &buffers.output, self.state.stream, False)
+            return 0
+        if size > LINE_WINDOW:
+            size = LINE_WINDOW
+        if size > 0:
+            with nogil:
+                got = read_at(fd, buffers.input.data, <size_t> size, self.state.offset, False)
+        if got < 0:
+            return <int> got
+        if got and memchr(buffers.input.data, c"\n", got) is NULL:
+            parse_line(buffers.input.data, got, True, &self.state.minute, buffers.input.scratch, &line)
+            if wanted(&self.state, &line, self.state.offset):
+                line.more = line.more or more
+                rc = take_line(&self.state, &buffers.output, &line)
+            self.state.offset += got
+            self.state.overlap_length = 0
+        return rc
 
 
 def with_trace(bytes frames, bytes trace):
@@ -1159,7 +1195,7 @@ cdef class TailScan:
     cdef char* data
     cdef char* scratch
     cdef size_t capacity, start, stop  # data[start:stop] is the file's [low, high)
-    cdef int64_t low, high
+    cdef int64_t low, high, floor
     cdef size_t block
     cdef bint longer  # the line that ends at high is longer than LINE_WINDOW; its end is dropped
     cdef bint unended_seen
@@ -1194,9 +1230,15 @@ cdef class TailScan:
         free(self.data)
         free(self.scratch)
 
-    def open(self, int64_t end):
-        """Begin with a file of which `end` bytes count."""
+    def open(self, int64_t end, int64_t floor=0):
+        """Begin with a file of which the bytes from `floor`, a line's beginning, to `end` count."""
+        cdef int s
         self.file += 1
+        self.floor = floor
+        if self.file == 0:
+            # A stream with nothing to show begins where all ends.
+            for s in range(STREAMS):
+                self.start_offset[s] = end
         self.low = self.high = end
         self.start = self.stop = self.capacity
         self.longer = False
@@ -1233,7 +1275,7 @@ cdef class TailScan:
                 # The last byte is this line's own newline, unless it is one without or its end is dropped.
                 take = n - 1 if (self.data[self.stop - 1] == c"\n" and not self.longer) else n
                 newline = <const char*> arcbox_last_byte(self.data + self.start, c"\n", take)
-            if newline is NULL and self.low > 0:
+            if newline is NULL and self.low > self.floor:
                 if budget <= 0:
                     return _MORE
                 if n >= LINE_WINDOW:
@@ -1244,8 +1286,8 @@ cdef class TailScan:
                 take = self.block
                 if self.block < READ_SIZE:
                     self.block *= 2
-                if <int64_t> take > self.low:
-                    take = <size_t> self.low
+                if <int64_t> take > self.low - self.floor:
+                    take = <size_t> (self.low - self.floor)
                 if self.start < take:
                     memmove(self.data + self.capacity - n, self.data + self.start, n)
                     self.start = self.capacity - n
@@ -1264,9 +1306,9 @@ cdef class TailScan:
                 self.low -= take
                 budget -= take
                 continue
-            if newline is NULL and self.high <= 0:
+            if newline is NULL and self.high <= self.floor:
                 return _END
-            begin = self.low + (newline - (self.data + self.start)) + 1 if newline is not NULL else 0
+            begin = self.low + (newline - (self.data + self.start)) + 1 if newline is not NULL else self.floor
             if self.longer:
                 take = <size_t> (self.high - begin) if self.high - begin < 256 else 256
                 got = read_at(fd, head, take, begin, nowait)
@@ -1289,7 +1331,7 @@ cdef class TailScan:
             self.longer = False
             self.stop = self.start + (<size_t> (begin - self.low))
             self.high = begin
-            if begin == 0:
+            if begin <= self.floor:
                 return _END
         return _END
 

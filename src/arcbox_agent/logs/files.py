@@ -1,0 +1,104 @@
+"""A log and its rotated siblings: `ID.log`, `ID.log.1` (the newest of them), `ID.log.2` ...
+
+Rotation shifts by rename, oldest first, while we look.  What makes that safe is
+the descriptor we hold: as long as the file it belongs to is found at one place
+before and after a neighbour was opened, that neighbour is the one.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+#: A shift leaves one place empty for a moment; more empty ones are the end of the row.
+_HOLES = 3
+#: Nobody keeps more.
+_MAX_NUMBER = 1000
+
+
+class LogFile:
+    """An open file of a log; closed when nobody holds it any more."""
+
+    __slots__ = ("device", "fd", "inode")
+
+    def __init__(self, fd: int, status: os.stat_result) -> None:
+        self.fd = fd
+        self.device = status.st_dev
+        self.inode = status.st_ino
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+    def size(self) -> int:
+        return os.fstat(self.fd).st_size
+
+    def is_same(self, status: os.stat_result | None) -> bool:
+        return status is not None and status.st_ino == self.inode and status.st_dev == self.device
+
+
+def open_file(path: str) -> LogFile:
+    """OSError: it cannot be opened, or is not a regular file."""
+    # O_NONBLOCK: a FIFO put in the log's place must not hold us.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(fd)
+        raise IsADirectoryError(21, "not a regular file", path)
+    return LogFile(fd, status)
+
+
+def place(path: str, number: int) -> str:
+    return f"{path}.{number}" if number else path
+
+
+def look(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
+
+
+def find(path: str, file: LogFile) -> int | None:
+    """The number of the place where the file is now; None: it is gone."""
+    missing = 0
+    for number in range(_MAX_NUMBER):
+        status = look(place(path, number))
+        if file.is_same(status):
+            return number
+        missing = 0 if status is not None else missing + 1
+        if missing > _HOLES:
+            return None
+    return None
+
+
+def open_neighbour(path: str, file: LogFile, step: int) -> LogFile | None:
+    """The next older (step 1) or newer (step -1) file; None: there is none, or not at this moment."""
+    for _ in range(100):
+        number = find(path, file)
+        if number is None or number + step < 0:
+            return None
+        neighbour = None
+        for hole in range(1 if step < 0 else _HOLES):
+            try:
+                neighbour = open_file(place(path, number + step * (1 + hole)))
+                break
+            except OSError:
+                continue
+        if file.is_same(look(place(path, number))):
+            return neighbour
+    return None
+
+
+def open_newest(path: str) -> LogFile:
+    """The log itself, or the newest of its siblings while there is none.  OSError: there is nothing."""
+    first: OSError | None = None
+    for number in range(_HOLES):
+        try:
+            return open_file(place(path, number))
+        except OSError as error:
+            # The log itself tells what is wrong; but where it is only missing, a sibling will do.
+            if not isinstance(error, FileNotFoundError) and number == 0:
+                raise
+            first = first or error
+    assert first is not None
+    raise first

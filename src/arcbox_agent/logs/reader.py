@@ -1,0 +1,182 @@
+"""Reads a log with its rotated siblings: the last lines, or those of a time, oldest first.
+
+Needs no agent: it works in a rescue shell, and on any host that has the files.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from arcbox_agent import _logs
+from arcbox_agent._logs import BLOCKED, CHANGED, END, Engine, TailScan, bisect
+from arcbox_agent.logs.files import LogFile, open_neighbour, open_newest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: A larger file is searched for a time by bisection, which takes its times to
+#: be in order, but for SLACK: where the clock was set back by more, lines
+#: before the step may be left out.  No line outside the range is ever given.
+BISECT_FROM = 1 << 20
+SLACK = 60 * 1_000_000_000
+
+#: A log that is truncated while its end is searched for is begun with anew, so often.
+_ATTEMPTS = 5
+
+
+class LogReader:
+    """One request's way through a log; goes on by `step`, so that the caller chooses the thread.
+
+    `output`, `trace`, `timestamps`, `part_limit`: as `_logs.Engine` has them.
+    `tail`: only so many of the last lines, 0: all.  `unended`: a last line
+    without its newline is given too (else it is taken to be in the making).
+    `to_end`: where more was written meanwhile, that too; else only what was
+    there at the beginning.
+
+    At its end, `engine` and `file` stand where a follower goes on.
+    """
+
+    __slots__ = (
+        "_bounds", "_bounded", "_files", "_filters", "_nowait", "_since", "_steps", "_to_end", "_unended", "_until",
+        "engine", "file", "path", "tail",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        output: str = "entries",
+        trace: bytes = b"",
+        stdout: bool = True,
+        stderr: bool = True,
+        tail: int = 0,
+        since: int | None = None,
+        until: int | None = None,
+        timestamps: bool = False,
+        unended: bool = True,
+        to_end: bool = False,
+        part_limit: int = 1 << 20,
+    ) -> None:
+        if tail < 0:
+            raise ValueError("tail must not be negative")
+        self.path = path
+        self.tail = tail
+        self._since = since
+        self._until = until
+        self._filters: dict[str, Any] = {"stdout": stdout, "stderr": stderr, "since": since, "until": until}
+        self.engine = Engine(output, trace=trace, timestamps=timestamps, part_limit=part_limit, **self._filters)
+        self.file: LogFile | None = None
+        self._files: list[LogFile] = []  # newest first
+        self._bounds: list[tuple[int, int]] = []  # of each: from, to
+        self._bounded = False  # `until` has cut the newest one
+        self._unended = unended
+        self._to_end = to_end
+        self._nowait = False
+        self._steps = self._run()
+
+    def step(self, nowait: bool = False) -> Any:
+        """The next piece of output, which may be empty; None: that was all.
+
+        nowait: BLOCKED where the disk would have to be waited for; nothing is
+        lost then, and a step without nowait goes on.
+        """
+        self._nowait = nowait
+        return next(self._steps, None)
+
+    def _run(self) -> Iterator[Any]:
+        starts = None
+        for attempt in range(_ATTEMPTS):
+            try:
+                starts = yield from self._plan()
+                break
+            except BlockingIOError:
+                # Truncated while we looked.
+                if attempt + 1 == _ATTEMPTS:
+                    raise
+        for number in range(len(self._files) - 1, -1, -1):
+            file = self.file = self._files[number]
+            low, high = self._bounds[number]
+            skip = None
+            if starts is not None:
+                skip = tuple(0 if f > number else at if f == number else high for f, at in starts)
+                low = max(low, min(skip))
+            self.engine.seek(low, skip)
+            last = number == 0
+            end = None if last and self._to_end and not self._bounded else high
+            yield from self._forward(file, end)
+            if not last:
+                # Nothing is ever added to a rotated file; a torn last line is not continued in the next.
+                yield self.engine.end_file(file.fd, high)
+        if not self._to_end and self.file is not None:
+            yield self.engine.finish(self.file.fd if self._unended else None, self._bounds[0][1])
+
+    def _forward(self, file: LogFile, end: int | None) -> Iterator[Any]:
+        while True:
+            status, output = self.engine.read(file.fd, end=end, nowait=self._nowait)
+            if output:
+                yield output
+            if status == BLOCKED:
+                yield BLOCKED
+            elif status in (END, CHANGED):
+                # CHANGED: truncated and written anew.  What was there is gone; a follower begins anew.
+                return
+            elif not output:
+                yield output
+
+    def _plan(self) -> Iterator[Any]:
+        """Choose the files and where in them to read; gives the streams' beginnings where there is a tail."""
+        self._files.clear()
+        self._bounds.clear()
+        scan = TailScan(self.tail, unended=self._unended, **self._filters) if self.tail else None
+        file: LogFile | None = open_newest(self.path)
+        while file is not None:
+            low, high, complete = 0, file.size(), False
+            if high > BISECT_FROM and self._since is not None:
+                low = bisect(file.fd, high, self._since - SLACK)
+                complete = low > 0
+            if high > BISECT_FROM and self._until is not None:
+                cut = bisect(file.fd, high, self._until + SLACK, after=True)
+                if cut < high:
+                    high = max(cut, low)
+                    self._bounded = self._bounded or not self._files
+            self._files.append(file)
+            self._bounds.append((low, high))
+            if scan is not None:
+                scan.open(high, low)
+                while (status := scan.step(file.fd, nowait=self._nowait)) != END:
+                    yield BLOCKED if status == BLOCKED else self.engine.nothing
+                if scan.done:
+                    break
+            if complete:
+                break
+            file = open_neighbour(self.path, file, 1)
+        return None if scan is None else scan.starts
+
+
+def read_log(
+    path: str,
+    *,
+    stdout: bool = True,
+    stderr: bool = True,
+    tail: int = 0,
+    since: int | None = None,
+    until: int | None = None,
+    timestamps: bool = False,
+) -> Iterator[_logs.Entry]:
+    """The entries of a log file and its rotated siblings, oldest first.
+
+    `path`: the log itself, `ID.log`; older lines are taken from `ID.log.1` and
+    so on.  `tail`: only so many of the last lines, 0: all.  `since`, `until`:
+    Unix ns, both inclusive; a line whose time is not known is outside every
+    range.  `timestamps`: each line begins with its time.
+
+    An entry has `stream`, `data` (the line, without its newline), `timestamp`
+    (Unix ns, 0: not known) and `partial` (the line goes on in the next entry
+    of this stream, or its end is missing).  Memory stays under 8 MiB whatever
+    the files' size.  OSError: the log cannot be read.
+    """
+    reader = LogReader(
+        path, stdout=stdout, stderr=stderr, tail=tail, since=since, until=until, timestamps=timestamps
+    )
+    while (entries := reader.step()) is not None:
+        yield from entries
