@@ -28,7 +28,7 @@ def ping_command(session: Session, message: str) -> int:
         seconds = time.perf_counter() - start
         session.show(
             {"message": reply.message, "version": reply.version, "seconds": round(seconds, 6)},
-            f"{reply.message} from {session.address}: agent {reply.version}, {seconds * 1000:.2f} ms",
+            f"{reply.message} (agent {reply.version} at {session.address}, {seconds * 1000:.2f} ms)",
         )
         return 0
 
