@@ -7,11 +7,12 @@ from datetime import datetime, timezone
 
 NANOSECONDS = 1_000_000_000
 
-_UNIX = re.compile(r"(\d{1,12})(?:\.(\d{1,9}))?")
+_UNIX = re.compile(r"(\d{1,12})(?:\.(\d{1,9}))?", re.ASCII)
 _CLOCK = re.compile(
-    r"(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}:\d{2})(:\d{2})?(?:[.,](\d{1,9}))?)?([Zz]|[+-]\d{2}:?\d{2})?"
+    r"(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}:\d{2})(:\d{2})?(?:[.,](\d{1,9}))?)?([Zz]|[+-]\d{2}:?\d{2})?",
+    re.ASCII,
 )
-_DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h|d)")
+_DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h|d)", re.ASCII)
 _UNITS = {
     "ns": 1,
     "us": 1_000,
