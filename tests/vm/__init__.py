@@ -1,0 +1,1 @@
+"""The agent in a virtual machine that boots here, over real AF_VSOCK."""
