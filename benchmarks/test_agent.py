@@ -82,7 +82,7 @@ def test_ping_one_at_a_time(
     )
 
 
-@pytest.mark.parametrize(("connections", "depth"), [(1, 64), (32, 64)])
+@pytest.mark.parametrize(("connections", "depth"), [(1, 16), (32, 16)])
 def test_ping_pipelined(
     compare: Compare,
     agent: Target,
@@ -96,7 +96,7 @@ def test_ping_pipelined(
     theirs, mine = (cpus[0], cpus[-1]) if connections > 1 else (cpus[0], cpus[0])
     agent.run_on(theirs)
     ping_server.run_on(theirs)
-    load = Load(*ping[:2], connections, depth, 5_000 if compare.quick else 400_000 * min(connections, 4))
+    load = Load(*ping[:2], connections, depth, 5_000 if compare.quick else 250_000 * min(connections, 4))
     cpu: dict[int, list[float]] = {agent.pid: [], ping_server.pid: []}
 
     def run(target: Target) -> float:
