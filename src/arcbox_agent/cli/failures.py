@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 
@@ -40,6 +41,8 @@ def text(error: BaseException) -> str:
         return f"cannot be sent to the agent: {error}"
     if isinstance(error, AddressError):
         return f"not an agent's address: {error}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
     return str(error) or type(error).__name__
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from arcbox_agent.cli.completion import container_names
-from arcbox_agent.cli.output import Output
+from arcbox_agent.cli.output import STDOUT, Output, entry_as_json, joined, stream_fd, write_all
 from arcbox_agent.cli.session import Session, json_option, pass_session
 from arcbox_agent.cli.times import parse_moment
 
@@ -89,6 +89,11 @@ def logs_command(
     """
     if (container is None) == (path is None):
         raise click.UsageError("one of CONTAINER and --file is needed")
+    if path is not None:
+        if follow:
+            raise click.UsageError("--follow needs a container; a file alone is followed by `tail -F`")
+        _show_file(session, path, tail, since, until, timestamps, stdout, stderr)
+        return 0
     # As fields of JSON, times are there in any case.
     asked: dict[str, Any] = {"timestamps": timestamps and not session.json, "stdout": stdout, "stderr": stderr}
 
@@ -113,6 +118,39 @@ def logs_command(
         return 0
 
     return session.call(work)
+
+
+def _show_file(
+    session: Session,
+    path: str,
+    tail: int | None,
+    since: int | None,
+    until: int | None,
+    timestamps: bool,
+    stdout: bool,
+    stderr: bool,
+) -> None:
+    """Without an agent, so without an event loop: Ctrl-C simply ends us."""
+    from arcbox_agent.logs import LogReader
+
+    reader = LogReader(
+        path,
+        stdout=stdout or not stderr,
+        stderr=stderr or not stdout,
+        # 0 lines means all there; the file is opened none the less, so that a wrong path is told.
+        tail=tail if tail else 0,
+        since=since,
+        until=until,
+        timestamps=timestamps and not session.json,
+    )
+    while (entries := reader.step()) is not None:
+        if tail == 0:
+            break
+        if session.json:
+            write_all(STDOUT, b"".join(map(entry_as_json, entries)))
+        else:
+            for stream, data in joined(entries):
+                write_all(stream_fd(stream), data)
 
 
 def _seconds(nanoseconds: int | None) -> Decimal | None:

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from arcbox_agent.cli.times import rfc3339
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
+    from arcbox_agent.logs import Entry
     from arcbox_agent.wire import LogEntry, Message
 
 STDOUT = 1
@@ -77,24 +79,16 @@ class Output:
                 # Whoever started us made it non-blocking.
                 await _writable(fd)
 
-    async def pass_on(self, entries: list[LogEntry], *, as_json: bool = False) -> None:
+    async def pass_on(self, entries: Sequence[LogEntry], *, as_json: bool = False) -> None:
         """What a container wrote, each stream to the one of the same name here."""
         if as_json:
-            for entry in entries:
-                await self.write_json(
-                    {
-                        "time": rfc3339(entry.timestamp),
-                        "stream": entry.stream,
-                        **payload(entry.data),
-                        "partial": entry.partial,
-                    }
-                )
+            await self.write(STDOUT, b"".join(map(entry_as_json, entries)))
             return
         for stream, data in joined(entries):
             await self.write(stream_fd(stream), data)
 
     async def write_json(self, value: dict[str, Any]) -> None:
-        await self.write(STDOUT, json.dumps(value).encode() + b"\n")
+        await self.write(STDOUT, json_line(value))
 
 
 async def _writable(fd: int) -> None:
@@ -112,11 +106,18 @@ async def _writable(fd: int) -> None:
         loop.remove_writer(fd)
 
 
+def write_all(fd: int, data: bytes) -> None:
+    """Where nothing else is to be done meanwhile."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
 def stream_fd(stream: str) -> int:
     return STDERR if stream == "stderr" else STDOUT
 
 
-def joined(entries: list[LogEntry]) -> list[tuple[str, bytes]]:
+def joined(entries: Sequence[LogEntry | Entry]) -> list[tuple[str, bytes]]:
     """Bytes as they were written; entries of one stream in a row become one write."""
     runs: list[tuple[str, list[bytes]]] = []
     for entry in entries:
@@ -125,6 +126,16 @@ def joined(entries: list[LogEntry]) -> list[tuple[str, bytes]]:
         # One that is partial goes on in the next, or had no newline at the very end.
         runs[-1][1].append(entry.data if entry.partial else entry.data + b"\n")
     return [(stream, b"".join(lines)) for stream, lines in runs]
+
+
+def entry_as_json(entry: LogEntry | Entry) -> bytes:
+    # A line of a file that tells no times has 0.
+    time = rfc3339(entry.timestamp) if entry.timestamp else None
+    return json_line({"time": time, "stream": entry.stream, **payload(entry.data), "partial": entry.partial})
+
+
+def json_line(value: dict[str, Any]) -> bytes:
+    return json.dumps(value).encode() + b"\n"
 
 
 def payload(data: bytes) -> dict[str, str]:
