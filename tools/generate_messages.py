@@ -90,11 +90,6 @@ class Field:
         self.tag = self.number << 3 | (2 if self.packed else wire)
         #: Lists and maps are made when they are first asked for.
         self.lazy = self.repeated
-        self.attribute = f"_{self.name}" if self.lazy else self.name
-
-    @property
-    def parameter(self) -> str:
-        return f"{self.name}={'()' if self.lazy else self.default}"
 
 
 class Declaration:
@@ -174,13 +169,13 @@ def _check_nesting(message: Descriptor, outer: tuple[str, ...]) -> None:
 
 
 def pyx(declarations: list[Declaration]) -> Iterator[str]:
+    yield '# cython: binding=False, auto_pickle=False'
     yield HEADER
     yield '"""The message classes: see schema/agent.proto for what each field means."""\n'
     yield "cimport cython"
     yield "from libc.stdint cimport uint8_t, uint32_t\n"
     yield "from arcbox_agent._wire cimport *\n"
-    yield "# A list or a map that nobody has asked for yet."
-    yield "cdef tuple _unset = ()\n"
+
     yield "__all__ = ["
     for message in declarations:
         yield f'    "{message.name}",'
@@ -191,7 +186,12 @@ def pyx(declarations: list[Declaration]) -> Iterator[str]:
     yield "\n"
     for message in declarations:
         fields = ", ".join(f'{f.number}: ("{f.name}", {f.message})' for f in message.fields)
-        yield f"register_message({message.name}, {{{fields}}})"
+        defaults = "".join(f"{f.default}, " for f in message.fields)
+        yield f"_{message.name} = register_message("
+        yield f"    {message.name},"
+        yield f"    ({defaults.rstrip() if len(message.fields) == 1 else defaults.rstrip(', ')}),"
+        yield f"    {{{fields}}},"
+        yield ")"
 
 
 def _type(number: int | None) -> str:
@@ -201,6 +201,7 @@ def _type(number: int | None) -> str:
 def _class(message: Declaration) -> Iterator[str]:
     fields = message.fields
     names = ", ".join(f'"{f.name}"' for f in fields) + ("," if len(fields) == 1 else "")
+    yield f"cdef MessageClass* _{message.name}\n\n"
     yield "@cython.final"
     yield "@cython.no_gc  # no message of the schema can hold itself"
     yield f"cdef class {message.name}(Message):"
@@ -209,86 +210,33 @@ def _class(message: Declaration) -> Iterator[str]:
     yield f"    TYPE = {_type(message.type)}"
     yield f"    FRAME_VERSION = {message.frame_version}"
     yield f"    __match_args__ = ({names})"
-    yield "    __hash__ = None\n"
-    for field in fields:
-        if field.message and not field.repeated:
-            yield f"    cdef public object {field.name}  # {field.message} or None"
-        else:
-            yield f"    cdef {'' if field.lazy else 'public '}object {field.attribute}"
     if fields:
         yield ""
-        yield "    def __cinit__(self):"
-        for field in fields:
-            yield f"        self.{field.attribute} = {'()' if field.lazy else field.default}"
-        yield ""
-        yield f"    def __init__(self, *, {', '.join(f.parameter for f in fields)}):"
-        for field in fields:
-            yield f"        self.{field.name} = {field.name}"
     for field in fields:
-        if field.lazy:
-            yield from _lazy(field)
-    yield from _values(message)
+        yield f"    cdef object {field.name}"
     yield from _write(message)
     yield from _merge(message)
 
 
-def _lazy(field: Field) -> Iterator[str]:
-    yield ""
-    yield "    @property"
-    yield f"    def {field.name}(self):"
-    yield f"        if self.{field.attribute} is _unset:"
-    yield f"            self.{field.attribute} = {field.default}"
-    yield f"        return self.{field.attribute}"
-    yield ""
-    yield f"    @{field.name}.setter"
-    yield f"    def {field.name}(self, value):"
-    if field.map:
-        yield f"        self.{field.attribute} = value"
-    else:
-        yield f"        self.{field.attribute} = list(value) if type(value) is tuple and value else value"
-
-
-def _values(message: Declaration) -> Iterator[str]:
-    names = ", ".join(f"self.{f.name}" for f in message.fields)
-    yield ""
-    yield "    cdef tuple _contents(self):"
-    yield f"        return ({names}{',' if len(message.fields) == 1 else ''})"
-
-
 def _write(message: Declaration) -> Iterator[str]:
     yield ""
-    yield "    cdef int _write(self, Writer* w) except -1:"
+    yield "    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:"
     if message.fixed_layout:
-        yield f"        return write_error_body(w, {', '.join(f'self.{f.name}' for f in message.fields)})"
+        values = ", ".join(f"<PyObject*>self.{f.name}" for f in message.fields)
+        yield f"        return write_error_body(w, p, {values})"
         return
-    if any(f.message for f in message.fields):
-        yield "        cdef size_t before"
-    if any(f.message and f.repeated for f in message.fields):
-        yield "        cdef Py_ssize_t i"
     for field in reversed(message.fields):
-        tag = f"0x{field.tag:X}"
-        if field.message and field.repeated:
-            yield f"        i = list_size(w, {tag}, self.{field.attribute})"
-            yield "        while i > 0:"
-            yield "            i -= 1"
-            yield f"            item = self.{field.attribute}[i]"
-            yield f"            expect_message(w, {tag}, i, item, {field.message})"
-            yield f"            before = open_message(w, {tag}, i)"
-            yield f"            (<{field.message}>item)._write(w)"
-            yield f"            close_message(w, {tag}, before)"
-        elif field.message:
-            yield f"        if self.{field.name} is not None:"
-            yield f"            expect_message(w, {tag}, -1, self.{field.name}, {field.message})"
-            yield f"            before = open_message(w, {tag}, -1)"
-            yield f"            (<{field.message}>self.{field.name})._write(w)"
-            yield f"            close_message(w, {tag}, before)"
-        elif field.map or field.repeated:
-            kind = "map" if field.map else "list"
-            yield f"        if self.{field.attribute} is not _unset:"
-            yield f"            write_{field.suffix}_{kind}(w, {tag}, self.{field.attribute})"
+        value = f"0x{field.tag:X}, <PyObject*>self.{field.name}"
+        indent = "        "
+        if field.lazy:
+            yield f"        if <PyObject*>self.{field.name} != unset:"
+            indent += "    "
+        kind = "_map" if field.map else "_list" if field.repeated else ""
+        if field.message:
+            yield f"{indent}p = write_message{kind}(w, p, {value}, _{field.message})"
         else:
-            yield f"        write_{field.suffix}(w, {tag}, self.{field.name})"
-    yield "        return 0"
+            yield f"{indent}p = write_{field.suffix}{kind}(w, p, {value})"
+    yield "        return p"
 
 
 def _merge(message: Declaration) -> Iterator[str]:
@@ -303,11 +251,6 @@ def _merge(message: Declaration) -> Iterator[str]:
         yield "        return skip_all(place, p, end)"
         return
     yield "        cdef uint32_t tag = 0"
-    if any(f.message for f in message.fields):
-        yield "        cdef size_t size = 0"
-    for field in message.fields:
-        if field.message:
-            yield f"        cdef {field.message} {field.name}"
     yield "        while p < end:"
     yield "            p = read_tag(place, p, end, &tag)"
     word = "if"
@@ -318,28 +261,20 @@ def _merge(message: Declaration) -> Iterator[str]:
         yield f"            {word} {tags}:"
         word = "elif"
         tag = "tag" if field.packed else f"0x{field.tag:X}"
-        if field.message:
-            yield f"                p = read_size(place, {tag}, p, end, &size)"
-            if field.repeated:
-                yield f"                {field.name} = {field.message}.__new__({field.message})"
-                yield f"                enter(place, {tag}, len(self.{field.name}))"
-            else:
-                yield f"                if self.{field.name} is None:"
-                yield f"                    self.{field.name} = {field.message}.__new__({field.message})"
-                yield f"                {field.name} = self.{field.name}"
-                yield f"                enter(place, {tag}, -1)"
-            yield f"                {field.name}._merge(place, p, p + size)"
-            yield "                leave(place)"
-            if field.repeated:
-                yield f"                (<list>self.{field.attribute}).append({field.name})"
-            yield "                p += size"
-        elif field.map:
-            yield f"                p = read_{field.suffix}_map(place, {tag}, p, end, self.{field.name})"
-        elif field.packed:
-            yield f"                p = read_{field.suffix}_list(place, {tag}, p, end, self.{field.name})"
-        elif field.repeated:
-            yield f"                item = read_{field.suffix}(place, {tag}, &p, end)"
-            yield f"                (<list>self.{field.name}).append(item)"
+        if field.message and field.repeated:
+            yield f"                if <PyObject*>self.{field.name} == unset:"
+            yield f"                    self.{field.name} = []"
+            yield f"                p = read_message_item(place, {tag}, p, end, <list>self.{field.name}, _{field.message})"
+        elif field.message:
+            yield f"                if self.{field.name} is None:"
+            yield f"                    self.{field.name} = new_message(_{field.message})"
+            yield f"                p = read_message(place, {tag}, p, end, self.{field.name})"
+        elif field.map or field.repeated:
+            kind = "map" if field.map else "item"
+            made = "dict" if field.map else "list"
+            yield f"                if <PyObject*>self.{field.name} == unset:"
+            yield f"                    self.{field.name} = {field.default}"
+            yield f"                p = read_{field.suffix}_{kind}(place, {tag}, p, end, <{made}>self.{field.name})"
         else:
             yield f"                self.{field.name} = read_{field.suffix}(place, {tag}, &p, end)"
     yield "            else:"

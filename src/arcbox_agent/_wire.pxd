@@ -11,7 +11,6 @@
 # Neither side keeps a path while all goes well.  `refuse` makes it, when a value
 # or a byte is refused, from the tag at hand and the numbers of the fields around.
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
@@ -21,18 +20,29 @@ cdef extern from "<stdint.h>":
     const int64_t INT64_MAX
     const uint64_t UINT64_MAX
 
+# Declared here with borrowed pointers: cpython's own declarations take references.
 cdef extern from "Python.h":
-    bint PyUnicode_IS_COMPACT_ASCII(object)
-    bint PyUnicode_CheckExact(object)
-    void* PyUnicode_DATA(object)
-    Py_ssize_t PyUnicode_GET_LENGTH(object)
-    bint PyLong_Check(object)
-    long long PyLong_AsLongLongAndOverflow(object, int*) except? -1
+    PyObject* Py_False
+    PyObject* Py_True
+    bint PyUnicode_CheckExact(PyObject*)
+    bint PyUnicode_IS_COMPACT_ASCII(PyObject*)
+    void* PyUnicode_DATA(PyObject*)
+    Py_ssize_t PyUnicode_GET_LENGTH(PyObject*)
+    bint PyBytes_CheckExact(PyObject*)
+    char* PyBytes_AS_STRING(PyObject*)
+    Py_ssize_t PyBytes_GET_SIZE(PyObject*)
+    bint PyLong_Check(PyObject*)
+    long long PyLong_AsLongLongAndOverflow(PyObject*, int*) except? -1
+    bint PyFloat_CheckExact(PyObject*)
+    double PyFloat_AS_DOUBLE(PyObject*)
     object PyLong_FromLongLong(long long)
     object PyLong_FromUnsignedLongLong(unsigned long long)
     object PyBytes_FromStringAndSize(const char*, Py_ssize_t)
-    bint PyFloat_CheckExact(object)
-    double PyFloat_AS_DOUBLE(object)
+
+# The int 0: the one object CPython has for it, so that a default is known by its address.
+cdef PyObject* zero
+# The value of a list or a map that nobody has asked for yet: the empty tuple.
+cdef PyObject* unset
 
 # Messages of the schema nest less deep than this; the generator checks it.
 cdef enum:
@@ -64,185 +74,212 @@ cdef struct Place:
 cdef struct Writer:
     Place place
     uint8_t* start  # owner: the writer (take_writer, give_writer)
-    uint8_t* p      # the first byte written so far
     uint8_t* end
 
 
+# What is known of a message class; made once (`register_message`), never freed.
+cdef struct MessageClass:
+    PyObject* type       # borrowed: classes live for ever
+    PyObject* prototype  # owned: an instance with all defaults, of which new ones are copies
+    PyObject* names      # owned: the fields' names, a tuple
+    Py_ssize_t count     # of fields
+
+
 cdef class Message:
-    cdef int _write(self, Writer* w) except -1
+    # `p` is the first byte written so far; returns the new one.
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1
-    cdef tuple _contents(self)
 
 
 cdef int refuse_value(Place* place, uint32_t tag, object index, object reason) except -1
 cdef int refuse_bytes(Place* place, uint32_t tag, object index, object reason) except -1
-cdef int register_message(object cls, dict fields) except -1
+cdef MessageClass* register_message(object cls, tuple defaults, dict fields) except NULL
+cdef Message new_message(MessageClass* known)
 
 # ------------------------------------------------------------------ encoding
+#
+# Values are borrowed from the message that holds them (PyObject*, no reference is
+# taken) on the short ways; the long ways (`..._of`, in _wire.pyx) take one.
 
-cdef int grow(Writer* w, size_t size) except -1
-cdef const char* utf8_of(Writer* w, uint32_t tag, object index, object value, Py_ssize_t* size) except NULL
-cdef int write_buffer(Writer* w, uint32_t tag, object value) except -1
+cdef uint8_t* grow(Writer* w, uint8_t* p, size_t size) except NULL
+cdef const char* utf8_of(
+    Writer* w, uint32_t tag, object index, PyObject* value, Py_ssize_t* size) except NULL
+cdef uint8_t* write_buffer(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL
 cdef uint64_t integer_of(
-    Writer* w, uint32_t tag, object index, object value, int64_t low, uint64_t high) except? 1
-cdef double double_of(Writer* w, uint32_t tag, object index, object value) except? -1
-cdef int write_str_list(Writer* w, uint32_t tag, object value) except -1
-cdef int write_double_list(Writer* w, uint32_t tag, object value) except -1
-cdef int write_str_map(Writer* w, uint32_t tag, object value) except -1
-cdef int write_uint64_map(Writer* w, uint32_t tag, object value) except -1
-cdef int write_error_body(Writer* w, object code, object message) except -1
-cdef Py_ssize_t list_size(Writer* w, uint32_t tag, object value) except -1
-cdef int expect_message(Writer* w, uint32_t tag, Py_ssize_t index, object value, object cls) except -1
+    Writer* w, uint32_t tag, object index, PyObject* value, int64_t low, uint64_t high) except? 1
+cdef double double_of(Writer* w, uint32_t tag, object index, PyObject* value) except? -1
+cdef uint8_t* write_str_list(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL
+cdef uint8_t* write_double_list(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL
+cdef uint8_t* write_str_map(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL
+cdef uint8_t* write_uint64_map(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL
+cdef uint8_t* write_error_body(Writer* w, uint8_t* p, PyObject* code, PyObject* message) except NULL
+cdef uint8_t* write_message(
+    Writer* w, uint8_t* p, uint32_t tag, PyObject* value, MessageClass* known) except NULL
+cdef uint8_t* write_message_list(
+    Writer* w, uint8_t* p, uint32_t tag, PyObject* value, MessageClass* known) except NULL
 
 
-cdef inline int reserve(Writer* w, size_t size) except -1:
-    """Make room for `size` more bytes."""
-    if <size_t>(w.p - w.start) < size:
-        grow(w, size)
-    return 0
+cdef inline uint8_t* reserve(Writer* w, uint8_t* p, size_t size) except NULL:
+    """Make room for `size` more bytes before p."""
+    if <size_t>(p - w.start) < size:
+        return grow(w, p, size)
+    return p
 
 
-cdef inline void put_varint(Writer* w, uint64_t value) noexcept nogil:
+cdef inline uint8_t* put_varint(uint8_t* p, uint64_t value) noexcept nogil:
     """At most ten bytes; the caller has reserved them."""
-    cdef uint8_t* p
+    cdef uint8_t* start
     cdef uint64_t rest
     if value < 0x80:
-        w.p -= 1
-        w.p[0] = <uint8_t>value
-        return
+        p -= 1
+        p[0] = <uint8_t>value
+        return p
     rest = value
     while rest:
-        w.p -= 1
+        p -= 1
         rest >>= 7
-    p = w.p
+    start = p
     while value >= 0x80:
         p[0] = <uint8_t>(value | 0x80)
         value >>= 7
         p += 1
     p[0] = <uint8_t>value
+    return start
 
 
-cdef inline int write_varint(Writer* w, uint32_t tag, uint64_t value) except -1:
-    reserve(w, 15)
-    put_varint(w, value)
-    put_varint(w, tag)
-    return 0
+cdef inline uint8_t* put_block(uint8_t* p, const void* data, size_t size) noexcept nogil:
+    """`size` bytes, which the caller has reserved."""
+    cdef uint64_t first, last
+    cdef uint32_t first4, last4
+    p -= size
+    # Most texts are short, and a call of memcpy with an unknown size costs more than they do.
+    if size <= 16:
+        if size >= 8:
+            memcpy(&first, data, 8)
+            memcpy(&last, <const uint8_t*>data + size - 8, 8)
+            memcpy(p, &first, 8)
+            memcpy(p + size - 8, &last, 8)
+            return p
+        if size >= 4:
+            memcpy(&first4, data, 4)
+            memcpy(&last4, <const uint8_t*>data + size - 4, 4)
+            memcpy(p, &first4, 4)
+            memcpy(p + size - 4, &last4, 4)
+            return p
+    memcpy(p, data, size)
+    return p
 
 
-cdef inline int write_str(Writer* w, uint32_t tag, object value) except -1:
-    cdef const char* data
-    cdef Py_ssize_t size
-    if PyUnicode_CheckExact(value) and PyUnicode_IS_COMPACT_ASCII(value):
-        data = <const char*>PyUnicode_DATA(value)
+cdef inline uint8_t* write_varint(Writer* w, uint8_t* p, uint32_t tag, uint64_t value) except NULL:
+    p = reserve(w, p, 15)
+    p = put_varint(p, value)
+    return put_varint(p, tag)
+
+
+cdef inline uint8_t* write_block(
+    Writer* w, uint8_t* p, uint32_t tag, const void* data, size_t size) except NULL:
+    """Tag, length, bytes."""
+    p = reserve(w, p, size + 15)
+    p = put_block(p, data, size)
+    p = put_varint(p, size)
+    return put_varint(p, tag)
+
+
+cdef inline bint is_ascii(PyObject* value) noexcept:
+    """Is it a str whose characters are its UTF-8 too?"""
+    return value != NULL and PyUnicode_CheckExact(value) and PyUnicode_IS_COMPACT_ASCII(value)
+
+
+cdef inline uint8_t* write_str(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
+    cdef const void* data
+    cdef Py_ssize_t size = 0
+    if is_ascii(value):
+        data = PyUnicode_DATA(value)
         size = PyUnicode_GET_LENGTH(value)
     else:
         data = utf8_of(w, tag, None, value, &size)
     if size == 0:
-        return 0
-    reserve(w, <size_t>size + 15)
-    w.p -= size
-    memcpy(w.p, data, <size_t>size)
-    put_varint(w, <uint64_t>size)
-    put_varint(w, tag)
-    return 0
+        return p
+    return write_block(w, p, tag, data, <size_t>size)
 
 
-cdef inline int write_bytes(Writer* w, uint32_t tag, object value) except -1:
+cdef inline uint8_t* write_bytes(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
     cdef Py_ssize_t size
-    if not PyBytes_CheckExact(value):
-        return write_buffer(w, tag, value)
+    if value == NULL or not PyBytes_CheckExact(value):
+        return write_buffer(w, p, tag, value)
     size = PyBytes_GET_SIZE(value)
     if size == 0:
-        return 0
-    reserve(w, <size_t>size + 15)
-    w.p -= size
-    memcpy(w.p, PyBytes_AS_STRING(value), <size_t>size)
-    put_varint(w, <uint64_t>size)
-    put_varint(w, tag)
-    return 0
+        return p
+    return write_block(w, p, tag, PyBytes_AS_STRING(value), <size_t>size)
 
 
-cdef inline int write_bool(Writer* w, uint32_t tag, object value) except -1:
-    if value is False:
-        return 0
-    if value is not True and integer_of(w, tag, None, value, 0, 1) == 0:
-        return 0
-    return write_varint(w, tag, 1)
+cdef inline uint8_t* write_bool(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
+    if value == Py_False:
+        return p
+    if value != Py_True and integer_of(w, tag, None, value, 0, 1) == 0:
+        return p
+    return write_varint(w, p, tag, 1)
 
 
-cdef inline int write_integer(Writer* w, uint32_t tag, object value, int64_t low, uint64_t high) except -1:
+cdef inline uint8_t* write_integer(
+    Writer* w, uint8_t* p, uint32_t tag, PyObject* value, int64_t low, uint64_t high) except NULL:
     """An integer from `low` to `high`; a negative one is ten bytes of its two's complement."""
     cdef int overflow = 0
     cdef int64_t number
     cdef uint64_t bits
-    if PyLong_Check(value):
+    if value == zero:
+        return p
+    if value != NULL and PyLong_Check(value):
         number = PyLong_AsLongLongAndOverflow(value, &overflow)
         if overflow == 0 and number >= low and (number < 0 or <uint64_t>number <= high):
             if number == 0:
-                return 0
-            return write_varint(w, tag, <uint64_t>number)
+                return p
+            return write_varint(w, p, tag, <uint64_t>number)
     bits = integer_of(w, tag, None, value, low, high)
-    return write_varint(w, tag, bits)
+    return write_varint(w, p, tag, bits)
 
 
-cdef inline int write_int32(Writer* w, uint32_t tag, object value) except -1:
-    return write_integer(w, tag, value, -0x80000000, 0x7FFFFFFF)
+cdef inline uint8_t* write_int32(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
+    return write_integer(w, p, tag, value, -0x80000000, 0x7FFFFFFF)
 
 
-cdef inline int write_int64(Writer* w, uint32_t tag, object value) except -1:
-    return write_integer(w, tag, value, INT64_MIN, <uint64_t>INT64_MAX)
+cdef inline uint8_t* write_int64(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
+    return write_integer(w, p, tag, value, INT64_MIN, <uint64_t>INT64_MAX)
 
 
-cdef inline int write_uint32(Writer* w, uint32_t tag, object value) except -1:
-    return write_integer(w, tag, value, 0, 0xFFFFFFFF)
+cdef inline uint8_t* write_uint32(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
+    return write_integer(w, p, tag, value, 0, 0xFFFFFFFF)
 
 
-cdef inline int write_uint64(Writer* w, uint32_t tag, object value) except -1:
-    return write_integer(w, tag, value, 0, UINT64_MAX)
+cdef inline uint8_t* write_uint64(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
+    return write_integer(w, p, tag, value, 0, UINT64_MAX)
 
 
-cdef inline int put_double(Writer* w, double value) noexcept nogil:
+cdef inline uint8_t* put_double(uint8_t* p, double value) noexcept nogil:
     """Eight bytes, little-endian; the caller has reserved them."""
     cdef uint64_t bits
     cdef int i
     memcpy(&bits, &value, 8)
-    w.p -= 8
+    p -= 8
     for i in range(8):
-        w.p[i] = <uint8_t>(bits >> (8 * i))
-    return 0
+        p[i] = <uint8_t>(bits >> (8 * i))
+    return p
 
 
-cdef inline int write_double(Writer* w, uint32_t tag, object value) except -1:
+cdef inline uint8_t* write_double(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
     cdef double number
     cdef uint64_t bits
-    if PyFloat_CheckExact(value):
+    if value != NULL and PyFloat_CheckExact(value):
         number = PyFloat_AS_DOUBLE(value)
     else:
         number = double_of(w, tag, None, value)
     # Only +0.0 is the default: -0.0 has its sign bit set and is written.
     memcpy(&bits, &number, 8)
     if bits == 0:
-        return 0
-    reserve(w, 13)
-    put_double(w, number)
-    put_varint(w, tag)
-    return 0
-
-
-cdef inline size_t open_message(Writer* w, uint32_t tag, Py_ssize_t index) noexcept:
-    """Begin a sub-message; returns what `close_message` wants."""
-    w.place.numbers[w.place.depth] = tag >> 3
-    w.place.indexes[w.place.depth] = index
-    w.place.depth += 1
-    return <size_t>(w.end - w.p)
-
-
-cdef inline int close_message(Writer* w, uint32_t tag, size_t before) except -1:
-    w.place.depth -= 1
-    reserve(w, 15)
-    put_varint(w, <uint64_t>(<size_t>(w.end - w.p) - before))
-    put_varint(w, tag)
-    return 0
+        return p
+    p = reserve(w, p, 13)
+    p = put_double(p, number)
+    return put_varint(p, tag)
 
 # ------------------------------------------------------------------ decoding
 
@@ -256,7 +293,14 @@ cdef const uint8_t* skip(
     Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end) except NULL
 cdef int skip_all(Place* place, const uint8_t* p, const uint8_t* end) except -1
 cdef object text_of(Place* place, uint32_t tag, const uint8_t* p, size_t size)
-cdef const uint8_t* read_double_list(
+cdef const uint8_t* read_str_item(
+    Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, list values) except NULL
+cdef const uint8_t* read_message(
+    Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, Message message) except NULL
+cdef const uint8_t* read_message_item(
+    Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, list values, MessageClass* known
+) except NULL
+cdef const uint8_t* read_double_item(
     Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, list values) except NULL
 cdef const uint8_t* read_str_map(
     Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, dict values) except NULL

@@ -1,3 +1,4 @@
+# cython: binding=False, embedsignature.format=clinic, auto_pickle=False
 """The wire core: varints, messages' common part, frames.  Bytes in, values out:
 no socket, no clock, no event loop.
 
@@ -8,7 +9,9 @@ in `_wire.pxd`; `wire.py` is the public face of both.
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
-from cpython.object cimport PyTypeObject
+from cpython.dict cimport PyDict_Next, PyDict_Size
+from cpython.list cimport PyList_GET_SIZE
+from cpython.object cimport Py_TYPE, PyTypeObject
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeUTF8
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memmove
@@ -25,39 +28,53 @@ from arcbox_agent.errors import (
 
 cdef extern from "Python.h":
     object PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
+    Py_ssize_t PySequence_Fast_GET_SIZE(object)
+    PyObject* PySequence_Fast_GET_ITEM(object, Py_ssize_t)
+    unsigned long long PyLong_AsUnsignedLongLong(object) except? 0xFFFFFFFFFFFFFFFF
+    double PyLong_AsDouble(object) except? -1
+    void* PyObject_Malloc(size_t)
+    object PyObject_Init(PyObject*, PyTypeObject*)
+    void Py_INCREF(PyObject*)
+    void Py_XDECREF(PyObject*)
+    Py_ssize_t PyVectorcall_NARGS(size_t)
+    void PyType_Modified(PyTypeObject*)
+    PyObject* PyTuple_GET_ITEM(PyObject*, Py_ssize_t)
+    Py_ssize_t PyTuple_GET_SIZE(PyObject*)
+    object PyDescr_NewMember(PyTypeObject*, PyMemberDef*)
+    object PyDescr_NewGetSet(PyTypeObject*, PyGetSetDef*)
+
+    ctypedef object (*getter)(PyObject*, void*)
+    ctypedef int (*setter)(PyObject*, PyObject*, void*) except -1
+    ctypedef object (*vectorcallfunc)(PyObject*, PyObject* const*, size_t, PyObject*)
+
+    ctypedef struct PyMemberDef:
+        const char* name
+        int type
+        Py_ssize_t offset
+        int flags
+        const char* doc
+
+    ctypedef struct PyGetSetDef:
+        const char* name
+        getter get
+        setter set
+        const char* doc
+        void* closure
+
+    # The slots that cpython.object leaves out.
+    ctypedef struct TypeSlots "PyTypeObject":
+        object (*tp_new)(PyTypeObject*, PyObject*, PyObject*)
+        vectorcallfunc tp_vectorcall
+        PyObject* tp_dict
+        Py_ssize_t tp_basicsize
+
+cdef extern from "structmember.h":
+    int T_OBJECT_EX
 
 # -------------------------------------------------- where something was wrong
 
 #: Class -> {field number: (name, class of the sub-message or None)}.
 cdef dict _fields = {}
-
-cdef tuple _no_arguments = ()
-
-# What a frame's type number means, by frame version; registered classes live for ever.
-cdef enum:
-    TYPE_LIMIT = 0x2000
-
-cdef PyObject* _classes[2][TYPE_LIMIT]
-_other_classes = {}
-
-
-cdef int register_message(object cls, dict fields) except -1:
-    """Called by `_messages` for each class, when it is imported."""
-    _fields[cls] = fields
-    cdef int version
-    if cls.TYPE is None:
-        return 0
-    for version in (1, 2):
-        if cls.FRAME_VERSION is None or cls.FRAME_VERSION == version:
-            _other_classes[version, cls.TYPE] = cls
-            if cls.TYPE < TYPE_LIMIT:
-                _classes[version - 1][<uint32_t>cls.TYPE] = <PyObject*>cls
-    return 0
-
-
-def message_class(type, version=1):
-    """The class of a frame's payload, or None where the type number is unknown."""
-    return _other_classes.get((version, type))
 
 
 cdef str _path(Place* place, uint32_t tag, object index):
@@ -98,11 +115,14 @@ cdef enum:
 cdef uint8_t* _scratch = NULL
 cdef size_t _scratch_size = 0
 
+_zero = 0
+cdef PyObject* zero = <PyObject*>_zero
 
-cdef int take_writer(Writer* w, object cls) except -1:
+
+cdef uint8_t* take_writer(Writer* w, PyObject* cls) except NULL:
     """The caller gives it back (`give_writer`) whatever happens."""
     global _scratch
-    w.place.root = <PyObject*>cls
+    w.place.root = cls
     w.place.depth = 0
     if _scratch != NULL:
         # Taken, not shared: encoding may run a buffer's own code, which may encode.
@@ -114,8 +134,7 @@ cdef int take_writer(Writer* w, object cls) except -1:
         if w.start == NULL:
             raise MemoryError
         w.end = w.start + SCRATCH_SIZE
-    w.p = w.end
-    return 0
+    return w.end
 
 
 cdef void give_writer(Writer* w) noexcept:
@@ -127,8 +146,8 @@ cdef void give_writer(Writer* w) noexcept:
         free(w.start)
 
 
-cdef int grow(Writer* w, size_t size) except -1:
-    cdef size_t written = <size_t>(w.end - w.p)
+cdef uint8_t* grow(Writer* w, uint8_t* p, size_t size) except NULL:
+    cdef size_t written = <size_t>(w.end - p)
     cdef size_t capacity = <size_t>(w.end - w.start)
     cdef uint8_t* start
     if size > MESSAGE_LIMIT or written + size > MESSAGE_LIMIT:
@@ -137,12 +156,16 @@ cdef int grow(Writer* w, size_t size) except -1:
     start = <uint8_t*>malloc(capacity)
     if start == NULL:
         raise MemoryError
-    memcpy(start + capacity - written, w.p, written)
+    memcpy(start + capacity - written, p, written)
     free(w.start)
     w.start = start
     w.end = start + capacity
-    w.p = w.end - written
-    return 0
+    return w.end - written
+
+
+cdef object _held(PyObject* value):
+    """A field's value; None where it was deleted by way of its descriptor."""
+    return None if value == NULL else <object>value
 
 
 cdef str _kind(object value):
@@ -150,8 +173,9 @@ cdef str _kind(object value):
 
 
 cdef const char* utf8_of(
-    Writer* w, uint32_t tag, object index, object value, Py_ssize_t* size) except NULL:
+    Writer* w, uint32_t tag, object index, PyObject* borrowed, Py_ssize_t* size) except NULL:
     """UTF-8 of a str; it belongs to the str."""
+    value = _held(borrowed)
     if not isinstance(value, str):
         refuse_value(&w.place, tag, index, f"expected str, not {_kind(value)}")
     try:
@@ -162,8 +186,9 @@ cdef const char* utf8_of(
     return NULL
 
 
-cdef int write_buffer(Writer* w, uint32_t tag, object value) except -1:
+cdef uint8_t* write_buffer(Writer* w, uint8_t* p, uint32_t tag, PyObject* borrowed) except NULL:
     cdef Py_buffer buffer
+    value = _held(borrowed)
     if not isinstance(value, (bytes, bytearray, memoryview)):
         refuse_value(&w.place, tag, None, f"expected bytes, not {_kind(value)}")
     try:
@@ -173,165 +198,222 @@ cdef int write_buffer(Writer* w, uint32_t tag, object value) except -1:
     else:
         try:
             if buffer.len:
-                reserve(w, <size_t>buffer.len + 15)
-                w.p -= buffer.len
-                memcpy(w.p, buffer.buf, <size_t>buffer.len)
-                put_varint(w, <uint64_t>buffer.len)
-                put_varint(w, tag)
+                p = write_block(w, p, tag, buffer.buf, <size_t>buffer.len)
         finally:
             PyBuffer_Release(&buffer)
-        return 0
-    return refuse_value(&w.place, tag, None, reason)
+        return p
+    refuse_value(&w.place, tag, None, reason)
+    return NULL
 
 
 cdef uint64_t integer_of(
-    Writer* w, uint32_t tag, object index, object value, int64_t low, uint64_t high) except? 1:
-    """Bits of an int that was not taken on the short way."""
+    Writer* w, uint32_t tag, object index, PyObject* borrowed, int64_t low, uint64_t high) except? 1:
+    """Bits of an int that was not taken on the short way.
+
+    Only CPython's own conversions are used: a subclass's methods would run in the middle
+    of the encoding, and could change what is being encoded.
+    """
+    cdef int overflow = 0
+    cdef int64_t number
+    value = _held(borrowed)
     if not isinstance(value, int):
         refuse_value(&w.place, tag, index, f"expected int, not {_kind(value)}")
-    if not low <= value <= high:
-        refuse_value(&w.place, tag, index, f"{value} is not in the range {low} to {high}")
-    return <uint64_t>(value & 0xFFFFFFFFFFFFFFFF)
+    number = PyLong_AsLongLongAndOverflow(borrowed, &overflow)
+    if overflow == 0 and number >= low and (number < 0 or <uint64_t>number <= high):
+        return <uint64_t>number
+    if overflow > 0 and high > <uint64_t>INT64_MAX:
+        try:
+            return PyLong_AsUnsignedLongLong(value)
+        except OverflowError:
+            pass
+    refuse_value(
+        &w.place, tag, index, f"{int.__repr__(value)} is not in the range {low} to {high}")
+    return 1
 
 
-cdef double double_of(Writer* w, uint32_t tag, object index, object value) except? -1:
-    if not isinstance(value, (int, float)):
+cdef double double_of(Writer* w, uint32_t tag, object index, PyObject* borrowed) except? -1:
+    value = _held(borrowed)
+    if isinstance(value, float):
+        return PyFloat_AS_DOUBLE(borrowed)
+    if not isinstance(value, int):
         refuse_value(&w.place, tag, index, f"expected float, not {_kind(value)}")
     try:
-        return float(value)
+        return PyLong_AsDouble(value)
     except OverflowError:
         pass
     refuse_value(&w.place, tag, index, "the int is too large for a double")
     return 0
 
 
-cdef Py_ssize_t list_size(Writer* w, uint32_t tag, object value) except -1:
+cdef object _sequence(Writer* w, uint32_t tag, PyObject* borrowed):
+    value = _held(borrowed)
     if not isinstance(value, (list, tuple)):
         refuse_value(&w.place, tag, None, f"expected list, not {_kind(value)}")
-    return len(value)
+    return value
 
 
-cdef int expect_message(
-    Writer* w, uint32_t tag, Py_ssize_t index, object value, object cls) except -1:
-    if type(value) is not cls:
-        refuse_value(
-            &w.place, tag, index if index >= 0 else None,
-            f"expected {cls.__name__}, not {_kind(value)}")
-    return 0
-
-
-cdef int write_str_list(Writer* w, uint32_t tag, object value) except -1:
-    cdef Py_ssize_t i = list_size(w, tag, value), size = 0
-    cdef const char* data
+cdef uint8_t* write_str_list(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
+    """An empty item is written too: only a whole field can be left out."""
+    cdef Py_ssize_t i, size = 0
+    cdef PyObject* item
+    cdef const void* data
+    items = _sequence(w, tag, value)
+    i = PySequence_Fast_GET_SIZE(items)
     while i > 0:
         i -= 1
-        item = value[i]
-        if PyUnicode_CheckExact(item) and PyUnicode_IS_COMPACT_ASCII(item):
-            data = <const char*>PyUnicode_DATA(item)
+        item = PySequence_Fast_GET_ITEM(items, i)
+        if is_ascii(item):
+            data = PyUnicode_DATA(item)
             size = PyUnicode_GET_LENGTH(item)
         else:
             data = utf8_of(w, tag, i, item, &size)
-        # An empty item is written: only a whole field can be left out.
-        reserve(w, <size_t>size + 15)
-        w.p -= size
-        memcpy(w.p, data, <size_t>size)
-        put_varint(w, <uint64_t>size)
-        put_varint(w, tag)
-    return 0
+        p = write_block(w, p, tag, data, <size_t>size)
+    return p
 
 
-cdef int write_double_list(Writer* w, uint32_t tag, object value) except -1:
+cdef uint8_t* write_double_list(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
     """Packed: tag, length in bytes, the doubles."""
-    cdef Py_ssize_t size = list_size(w, tag, value), i = size
+    cdef Py_ssize_t size, i
     cdef double number
+    items = _sequence(w, tag, value)
+    size = i = PySequence_Fast_GET_SIZE(items)
     if size == 0:
-        return 0
-    reserve(w, <size_t>size * 8 + 15)
+        return p
+    p = reserve(w, p, <size_t>size * 8 + 15)
     while i > 0:
         i -= 1
-        number = double_of(w, tag, i, value[i])
-        put_double(w, number)
-    put_varint(w, <uint64_t>size * 8)
-    put_varint(w, tag)
-    return 0
+        number = double_of(w, tag, i, PySequence_Fast_GET_ITEM(items, i))
+        p = put_double(p, number)
+    p = put_varint(p, <uint64_t>size * 8)
+    return put_varint(p, tag)
 
 
-cdef int expect_map(Writer* w, uint32_t tag, object value) except -1:
+cdef enum:
+    ENTRIES_ON_STACK = 32
+
+
+# A map's entry is a message of its own: the key is field 1, the value field 2.  Both are
+# written even when empty, as google.protobuf does.
+
+cdef uint8_t* write_str_map(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
+    return _write_map(w, p, tag, value, True)
+
+
+cdef uint8_t* write_uint64_map(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
+    return _write_map(w, p, tag, value, False)
+
+
+cdef uint8_t* _write_map(
+    Writer* w, uint8_t* p, uint32_t tag, PyObject* borrowed, bint of_str) except NULL:
+    cdef PyObject* on_stack[2 * ENTRIES_ON_STACK]
+    cdef PyObject** entries = on_stack
+    cdef PyObject* key
+    cdef PyObject* item
+    cdef Py_ssize_t position = 0, count = 0
+    value = _held(borrowed)
     if not isinstance(value, dict):
+        if value == ():
+            return p  # nobody has asked for it yet
         refuse_value(&w.place, tag, None, f"expected dict, not {_kind(value)}")
-    return 0
+    # A dict is walked from its first entry only, and the last is to be written first.
+    if PyDict_Size(value) > ENTRIES_ON_STACK:
+        entries = <PyObject**>malloc(2 * sizeof(PyObject*) * <size_t>PyDict_Size(value))
+        if entries == NULL:
+            raise MemoryError
+    try:
+        while PyDict_Next(value, &position, &key, &item):
+            entries[2 * count] = key
+            entries[2 * count + 1] = item
+            count += 1
+        while count > 0:
+            count -= 1
+            p = _write_entry(w, p, tag, entries[2 * count], entries[2 * count + 1], of_str)
+    finally:
+        if entries != on_stack:
+            free(entries)
+    return p
 
 
-cdef int write_entry_part(Writer* w, uint32_t tag, uint32_t part, object key, object text) except -1:
-    """A key or a value of a map's entry: there even when empty, as google.protobuf writes it."""
-    cdef const char* data
+cdef uint8_t* _write_entry(
+    Writer* w, uint8_t* p, uint32_t tag, PyObject* key, PyObject* item, bint of_str) except NULL:
+    cdef size_t before = <size_t>(w.end - p)
+    if of_str:
+        p = _write_entry_str(w, p, tag, 0x12, key, item)
+    else:
+        p = write_varint(w, p, 0x10, integer_of(w, tag, _held(key), item, 0, UINT64_MAX))
+    p = _write_entry_str(w, p, tag, 0x0A, key, key)
+    return write_varint(w, p, tag, <size_t>(w.end - p) - before)
+
+
+cdef inline uint8_t* _write_entry_str(
+    Writer* w, uint8_t* p, uint32_t tag, uint32_t part, PyObject* key, PyObject* text) except NULL:
+    cdef const void* data
     cdef Py_ssize_t size = 0
-    if PyUnicode_CheckExact(text) and PyUnicode_IS_COMPACT_ASCII(text):
-        data = <const char*>PyUnicode_DATA(text)
+    if is_ascii(text):
+        data = PyUnicode_DATA(text)
         size = PyUnicode_GET_LENGTH(text)
     else:
-        data = utf8_of(w, tag, key, text, &size)
-    reserve(w, <size_t>size + 15)
-    w.p -= size
-    memcpy(w.p, data, <size_t>size)
-    put_varint(w, <uint64_t>size)
-    put_varint(w, part)
-    return 0
+        data = utf8_of(w, tag, _held(key), text, &size)
+    return write_block(w, p, part, data, <size_t>size)
 
 
-cdef int write_str_map(Writer* w, uint32_t tag, object value) except -1:
-    cdef size_t before
-    expect_map(w, tag, value)
-    for key in reversed(value):
-        before = <size_t>(w.end - w.p)
-        write_entry_part(w, tag, 0x12, key, value[key])
-        write_entry_part(w, tag, 0x0A, key, key)
-        reserve(w, 15)
-        put_varint(w, <uint64_t>(<size_t>(w.end - w.p) - before))
-        put_varint(w, tag)
-    return 0
+cdef uint8_t* write_message(
+    Writer* w, uint8_t* p, uint32_t tag, PyObject* value, MessageClass* known) except NULL:
+    if value == <PyObject*>None:
+        return p
+    return _write_inner(w, p, tag, -1, value, known)
 
 
-cdef int write_uint64_map(Writer* w, uint32_t tag, object value) except -1:
-    cdef size_t before
-    cdef uint64_t number
-    expect_map(w, tag, value)
-    for key in reversed(value):
-        before = <size_t>(w.end - w.p)
-        number = integer_of(w, tag, key, value[key], 0, 0xFFFFFFFFFFFFFFFFULL)
-        reserve(w, 11)
-        put_varint(w, number)
-        put_varint(w, 0x10)
-        write_entry_part(w, tag, 0x0A, key, key)
-        reserve(w, 15)
-        put_varint(w, <uint64_t>(<size_t>(w.end - w.p) - before))
-        put_varint(w, tag)
-    return 0
+cdef uint8_t* write_message_list(
+    Writer* w, uint8_t* p, uint32_t tag, PyObject* value, MessageClass* known) except NULL:
+    cdef Py_ssize_t i
+    items = _sequence(w, tag, value)
+    i = PySequence_Fast_GET_SIZE(items)
+    while i > 0:
+        i -= 1
+        if i >= PySequence_Fast_GET_SIZE(items):
+            continue  # a buffer's own code, run by an item's field, has made the list shorter
+        p = _write_inner(w, p, tag, i, PySequence_Fast_GET_ITEM(items, i), known)
+    return p
 
 
-cdef inline void put_u32(uint8_t* p, uint32_t value) noexcept nogil:
+cdef inline uint8_t* _write_inner(
+    Writer* w, uint8_t* p, uint32_t tag, Py_ssize_t index, PyObject* value, MessageClass* known
+) except NULL:
+    cdef size_t before = <size_t>(w.end - p)
+    if value == NULL or <PyObject*>Py_TYPE(<object>value) != known.type:
+        refuse_value(
+            &w.place, tag, index if index >= 0 else None,
+            f"expected {(<object>known.type).__name__}, not {_kind(_held(value))}")
+    enter(&w.place, tag, index)
+    p = (<Message>value)._write(w, p)
+    leave(&w.place)
+    return write_varint(w, p, tag, <size_t>(w.end - p) - before)
+
+
+cdef inline uint8_t* put_u32(uint8_t* p, uint32_t value) noexcept nogil:
+    """Four bytes, big-endian; the caller has reserved them."""
+    p -= 4
     p[0] = <uint8_t>(value >> 24)
     p[1] = <uint8_t>(value >> 16)
     p[2] = <uint8_t>(value >> 8)
     p[3] = <uint8_t>value
+    return p
 
 
 cdef inline uint32_t u32_at(const uint8_t* p) noexcept nogil:
     return <uint32_t>p[0] << 24 | <uint32_t>p[1] << 16 | <uint32_t>p[2] << 8 | p[3]
 
 
-cdef int write_error_body(Writer* w, object code, object message) except -1:
+cdef uint8_t* write_error_body(Writer* w, uint8_t* p, PyObject* code, PyObject* message) except NULL:
     """`i32 code, u32 message_length, message`."""
     cdef Py_ssize_t size = 0
     cdef const char* data = utf8_of(w, 2 << 3, None, message, &size)
     cdef uint64_t bits = integer_of(w, 1 << 3, None, code, -0x80000000, 0x7FFFFFFF)
-    reserve(w, <size_t>size + 8)
-    w.p -= size
-    memcpy(w.p, data, <size_t>size)
-    w.p -= 8
-    put_u32(w.p, <uint32_t>bits)
-    put_u32(w.p + 4, <uint32_t>size)
-    return 0
+    p = reserve(w, p, <size_t>size + 8)
+    p = put_block(p, data, <size_t>size)
+    p = put_u32(p, <uint32_t>size)
+    return put_u32(p, <uint32_t>bits)
 
 
 # ------------------------------------------------------------------- reading
@@ -453,7 +535,7 @@ cdef object text_of(Place* place, uint32_t tag, const uint8_t* p, size_t size):
             i += 1
         if rest < 0x80:
             text = PyUnicode_New(<Py_ssize_t>size, 0x7F)
-            memcpy(PyUnicode_DATA(text), p, size)
+            memcpy(PyUnicode_DATA(<PyObject*>text), p, size)
             return text
     try:
         return PyUnicode_DecodeUTF8(<const char*>p, <Py_ssize_t>size, NULL)
@@ -462,7 +544,36 @@ cdef object text_of(Place* place, uint32_t tag, const uint8_t* p, size_t size):
     refuse_bytes(place, tag, None, reason)
 
 
-cdef const uint8_t* read_double_list(
+cdef const uint8_t* read_str_item(
+    Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, list values) except NULL:
+    values.append(read_str(place, tag, &p, end))
+    return p
+
+
+cdef const uint8_t* read_message(
+    Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, Message message) except NULL:
+    cdef size_t size = 0
+    p = read_size(place, tag, p, end, &size)
+    enter(place, tag, -1)
+    message._merge(place, p, p + size)
+    leave(place)
+    return p + size
+
+
+cdef const uint8_t* read_message_item(
+    Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, list values, MessageClass* known
+) except NULL:
+    cdef size_t size = 0
+    cdef Message message = new_message(known)
+    p = read_size(place, tag, p, end, &size)
+    enter(place, tag, PyList_GET_SIZE(values))
+    message._merge(place, p, p + size)
+    leave(place)
+    values.append(message)
+    return p + size
+
+
+cdef const uint8_t* read_double_item(
     Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, list values) except NULL:
     """Packed or one by one: a reader takes both."""
     cdef size_t size = 0
@@ -548,31 +659,283 @@ cdef tuple read_error_body(Place* place, const uint8_t* p, const uint8_t* end):
     return code, text_of(place, 2 << 3, p + 8, size)
 
 
-# ------------------------------------------------------------------ messages
+# ------------------------------------------------------------------- classes
+#
+# A message object is the head of Message followed by one pointer for each field, in
+# the order of the fields:
+#
+#     | refcount | type | methods | field 0 | field 1 | ... |
+#
+# All that does not depend on the wire type of a field - making, reading, comparing,
+# showing - walks these pointers here, once for all classes.  The fields are plain
+# members to CPython, which reads them at the speed of a `__slots__` attribute.
+
+cdef enum:
+    # What a frame's type number means, by frame version.
+    TYPE_LIMIT = 0x2000
+    # More than twice the number of classes, and a power of two.
+    CLASS_SLOTS = 256
+
+cdef MessageClass* _by_type[2][TYPE_LIMIT]
+cdef MessageClass* _by_class[CLASS_SLOTS]
+cdef int _class_count = 0
+#: (version, type number) -> class.
+cdef dict _numbered = {}
+cdef MessageClass* _error_class = NULL
+
+_nothing = ()
+cdef PyObject* unset = <PyObject*>_nothing
+
+
+cdef inline size_t _slot_of(PyObject* cls) noexcept:
+    return (<size_t>cls >> 4) % CLASS_SLOTS
+
+
+cdef MessageClass* class_of(PyObject* cls) except NULL:
+    """What is known of a class."""
+    cdef size_t slot = _slot_of(cls)
+    while _by_class[slot] != NULL:
+        if _by_class[slot].type == cls:
+            return _by_class[slot]
+        slot = (slot + 1) % CLASS_SLOTS
+    raise TypeError(f"{(<object>cls).__name__} is no class of the schema")
+
+
+cdef inline PyObject** fields_of(PyObject* message) noexcept:
+    return <PyObject**>(<char*>message + sizeof(MessageHead))
+
+
+cdef struct MessageHead:
+    Py_ssize_t refcount
+    PyObject* type
+    void* methods
+
+
+cdef MessageClass* register_message(object cls, tuple defaults, dict fields) except NULL:
+    """Called by `_messages` for each class, when it is imported.
+
+    `defaults`: of the fields, in their order; a list or a dict stands for an empty one.
+    `fields`: number -> (name, class of the sub-message or None), in the order of the class.
+    """
+    global _class_count, _error_class
+    cdef MessageClass* known
+    cdef PyObject** held
+    cdef Py_ssize_t i
+    cdef int version
+    cdef size_t slot
+    cdef Py_ssize_t count = len(defaults)
+    cdef TypeSlots* slots = <TypeSlots*>cls
+    if slots.tp_basicsize != <Py_ssize_t>(sizeof(MessageHead) + count * sizeof(PyObject*)):
+        raise SystemError(f"{cls.__name__} is not laid out as expected")
+    if 2 * (_class_count + 1) > CLASS_SLOTS:
+        raise SystemError("CLASS_SLOTS is too small for the schema")
+    known = <MessageClass*>malloc(sizeof(MessageClass))
+    if known == NULL:
+        raise MemoryError
+    prototype = slots.tp_new(<PyTypeObject*>cls, unset, NULL)
+    held = fields_of(<PyObject*>prototype)
+    for i in range(count):
+        # In the place of the None that tp_new has put there.
+        _put(held + i, _nothing if _is_lazy(defaults[i]) else defaults[i])
+    names = cls.__match_args__
+    known.type = <PyObject*>cls
+    known.prototype = <PyObject*>prototype
+    known.names = <PyObject*>names
+    known.count = count
+    Py_INCREF(known.prototype)
+    Py_INCREF(known.names)
+    slot = _slot_of(known.type)
+    while _by_class[slot] != NULL:
+        slot = (slot + 1) % CLASS_SLOTS
+    _by_class[slot] = known
+    _class_count += 1
+    _fields[cls] = fields
+    _add_members(known, names, defaults)
+    slots.tp_new = _new
+    slots.tp_vectorcall = _call
+    PyType_Modified(<PyTypeObject*>cls)
+    if cls.TYPE is None:
+        return known
+    if cls.TYPE == 0xFFFF:
+        _error_class = known
+    for version in (1, 2):
+        if cls.FRAME_VERSION is None or cls.FRAME_VERSION == version:
+            _numbered[version, cls.TYPE] = cls
+            if cls.TYPE < TYPE_LIMIT:
+                _by_type[version - 1][<uint32_t>cls.TYPE] = known
+    return known
+
+
+cdef int _add_members(MessageClass* known, tuple names, tuple defaults) except -1:
+    cdef PyMemberDef* member
+    cdef PyGetSetDef* lazy
+    cdef TypeSlots* slots = <TypeSlots*>known.type
+    cdef dict members = <dict>slots.tp_dict
+    cdef Py_ssize_t i
+    for i in range(known.count):
+        # The name belongs to the tuple of names, which is never freed; nor are these.
+        name = names[i]
+        if _is_lazy(defaults[i]):
+            lazy = <PyGetSetDef*>malloc(sizeof(PyGetSetDef))
+            if lazy == NULL:
+                raise MemoryError
+            lazy.name = PyUnicode_AsUTF8AndSize(name, NULL)
+            lazy.get = _get_map if type(defaults[i]) is dict else _get_list
+            lazy.set = _set_lazy
+            lazy.doc = NULL
+            lazy.closure = <void*>i
+            members[name] = PyDescr_NewGetSet(<PyTypeObject*>known.type, lazy)
+        else:
+            member = <PyMemberDef*>malloc(sizeof(PyMemberDef))
+            if member == NULL:
+                raise MemoryError
+            member.name = PyUnicode_AsUTF8AndSize(name, NULL)
+            member.type = T_OBJECT_EX
+            member.offset = <Py_ssize_t>(sizeof(MessageHead) + i * sizeof(PyObject*))
+            member.flags = 0
+            member.doc = NULL
+            members[name] = PyDescr_NewMember(<PyTypeObject*>known.type, member)
+    return 0
+
+
+cdef bint _is_lazy(object default):
+    return type(default) is list or type(default) is dict
+
+
+cdef object _get_list(PyObject* message, void* closure):
+    """A list that nobody has asked for yet is made when it is."""
+    cdef PyObject** field = fields_of(message) + <Py_ssize_t>closure
+    if field[0] == unset:
+        _put(field, [])
+    return _held(field[0])
+
+
+cdef object _get_map(PyObject* message, void* closure):
+    cdef PyObject** field = fields_of(message) + <Py_ssize_t>closure
+    if field[0] == unset:
+        _put(field, {})
+    return _held(field[0])
+
+
+cdef int _set_lazy(PyObject* message, PyObject* value, void* closure) except -1:
+    if value == NULL:
+        raise AttributeError("a message's field cannot be deleted")
+    _put_lazy(fields_of(message) + <Py_ssize_t>closure, <object>value)
+    return 0
+
+
+cdef int _put_lazy(PyObject** field, object value) except -1:
+    # A tuple would not be equal to the list that decoding it gives.
+    _put(field, list(value) if type(value) is tuple and value else value)
+    return 0
+
+
+cdef inline void _put(PyObject** field, object value) noexcept:
+    cdef PyObject* old = field[0]
+    Py_INCREF(<PyObject*>value)
+    field[0] = <PyObject*>value
+    Py_XDECREF(old)
+
+
+cdef Message new_message(MessageClass* known):
+    """A message with all defaults: a copy of the prototype."""
+    cdef TypeSlots* slots = <TypeSlots*>known.type
+    cdef PyObject* raw = <PyObject*>PyObject_Malloc(<size_t>slots.tp_basicsize)
+    cdef PyObject** source
+    cdef PyObject** target
+    cdef Py_ssize_t i
+    if raw == NULL:
+        raise MemoryError
+    (<MessageHead*>raw).methods = (<MessageHead*>known.prototype).methods
+    source = fields_of(known.prototype)
+    target = fields_of(raw)
+    for i in range(known.count):
+        Py_INCREF(source[i])
+        target[i] = source[i]
+    return <Message>PyObject_Init(raw, <PyTypeObject*>known.type)
+
+
+cdef object _new(PyTypeObject* cls, PyObject* args, PyObject* kwargs):
+    """tp_new: what `cls.__new__(cls)`, copy and pickle call."""
+    return new_message(class_of(<PyObject*>cls))
+
+
+cdef object _call(PyObject* cls, PyObject* const* args, size_t flags, PyObject* names):
+    """`cls(name=value, ...)`, without a dict of the arguments."""
+    cdef MessageClass* known = class_of(cls)
+    cdef Message message
+    cdef Py_ssize_t i, at, next_at = 0
+    if PyVectorcall_NARGS(flags):
+        raise TypeError(f"{(<object>cls).__name__}() takes keyword arguments only")
+    message = new_message(known)
+    if names != NULL:
+        for i in range(PyTuple_GET_SIZE(names)):
+            # Mostly they come in the order of the fields.
+            at = _position(known, PyTuple_GET_ITEM(names, i), next_at)
+            next_at = at + 1
+            if fields_of(known.prototype)[at] == unset:
+                _put_lazy(fields_of(<PyObject*>message) + at, <object>args[i])
+            else:
+                _put(fields_of(<PyObject*>message) + at, <object>args[i])
+    return message
+
+
+cdef Py_ssize_t _position(MessageClass* known, PyObject* name, Py_ssize_t first) except -1:
+    """Where a field stands, by its name."""
+    cdef Py_ssize_t i
+    for i in range(first, known.count):
+        if PyTuple_GET_ITEM(known.names, i) == name:
+            return i
+    for i in range(known.count):
+        if PyTuple_GET_ITEM(known.names, i) == name:
+            return i
+    # Not the same object, so slowly.
+    wanted = <object>name
+    for i in range(known.count):
+        if <object>PyTuple_GET_ITEM(known.names, i) == wanted:
+            return i
+    raise TypeError(f"{(<object>known.type).__name__} has no field {wanted!r}")
+
+
+def message_class(type, version=1):
+    """The class of a frame's payload, or None where the type number is unknown."""
+    return _numbered.get((version, type))
+
 
 cdef class Message:
     """What all messages have in common.  The fields are in the generated classes."""
 
+    #: The type number of its frame; None: it travels in no frame of its own.
     TYPE = None
+    #: The only frame version with this layout; None: every version.
     FRAME_VERSION = None
+    #: The names of the fields.
     __match_args__ = ()
+    __hash__ = None  # it can be changed
 
-    cdef int _write(self, Writer* w) except -1:
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         raise NotImplementedError
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
         raise NotImplementedError
 
-    cdef tuple _contents(self):
-        raise NotImplementedError
+    def __init__(self, **fields):
+        # Seldom called: making an object goes by way of `_call`.
+        for name, value in fields.items():
+            if name not in self.__match_args__:
+                raise TypeError(f"{type(self).__name__} has no field {name!r}")
+            setattr(self, name, value)
+
+    def __delattr__(self, name):
+        raise AttributeError(f"a message's field cannot be deleted: {name!r}")
 
     def encode(self):
         """The message's bytes.  EncodeError: a field's value is not of its type or range."""
         cdef Writer w
-        take_writer(&w, type(self))
+        cdef uint8_t* p = take_writer(&w, <PyObject*>Py_TYPE(self))
         try:
-            self._write(&w)
-            return PyBytes_FromStringAndSize(<const char*>w.p, w.end - w.p)
+            p = self._write(&w, p)
+            return PyBytes_FromStringAndSize(<const char*>p, w.end - p)
         finally:
             give_writer(&w)
 
@@ -582,12 +945,12 @@ cdef class Message:
         cdef Place place
         cdef Py_buffer view
         cdef const uint8_t* p
-        cdef Message message = (<PyTypeObject*>cls).tp_new(<type>cls, <PyObject*>_no_arguments, NULL)
+        cdef Message message = new_message(class_of(<PyObject*>cls))
         place.root = <PyObject*>cls
         place.depth = 0
-        if PyBytes_CheckExact(buffer):
-            p = <const uint8_t*>PyBytes_AS_STRING(buffer)
-            message._merge(&place, p, p + PyBytes_GET_SIZE(buffer))
+        if PyBytes_CheckExact(<PyObject*>buffer):
+            p = <const uint8_t*>PyBytes_AS_STRING(<PyObject*>buffer)
+            message._merge(&place, p, p + PyBytes_GET_SIZE(<PyObject*>buffer))
             return message
         PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
         try:
@@ -600,30 +963,35 @@ cdef class Message:
     def __eq__(self, other):
         if type(self) is not type(other):
             return NotImplemented
-        return (<Message>self)._contents() == (<Message>other)._contents()
+        return _contents(self) == _contents(other)
 
     def __repr__(self):
         # Defaults are left out, as on the wire.
-        fresh = (<Message>type(self)())._contents()
+        cls = type(self)
+        defaults = _contents(new_message(class_of(<PyObject*>cls)))
         fields = ", ".join([
             f"{name}={value!r}"
-            for name, value, default in zip(self.__match_args__, self._contents(), fresh)
+            for name, value, default in zip(self.__match_args__, _contents(self), defaults)
             if value != default or type(value) is not type(default)
         ])
-        return f"{type(self).__name__}({fields})"
+        return f"{cls.__name__}({fields})"
 
     def __reduce__(self):
-        return _rebuild, (type(self), dict(zip(self.__match_args__, self._contents())))
+        # By name, so that a field added later does no harm.
+        return _rebuild, (type(self), dict(zip(self.__match_args__, _contents(self))))
 
     def __copy__(self):
-        return type(self)(**dict(zip(self.__match_args__, self._contents())))
+        return type(self)(**dict(zip(self.__match_args__, _contents(self))))
 
 
 def _rebuild(cls, fields):
-    """For pickle: by name, so that a field added later does no harm."""
+    """What a pickled message calls."""
     return cls(**fields)
 
 
+cdef list _contents(Message message):
+    """The values of all fields, in their order."""
+    return [getattr(message, name) for name in message.__match_args__]
 
 
 # -------------------------------------------------------------------- frames
@@ -635,12 +1003,14 @@ cdef enum:
     TRACE_LIMIT = 0xFFFF
 
 
-cdef int put_frame_header(Writer* w, uint32_t type, object trace_id) except -1:
-    """
+cdef uint8_t* put_frame_header(
+    Writer* w, uint8_t* p, uint32_t type, object trace_id) except NULL:
+    """Before the payload, which is already written:
+
     V1  u32 length, u32 type, payload
     V2  u32 length, u32 type, u16 trace_length, trace id, payload
 
-    `length` counts all that follows it.  The payload is already written.
+    `length` counts all that follows it.
     """
     cdef bytes trace
     cdef size_t size
@@ -650,34 +1020,31 @@ cdef int put_frame_header(Writer* w, uint32_t type, object trace_id) except -1:
         size = <size_t>len(trace)
         if size > TRACE_LIMIT:
             raise TraceLengthError(size, TRACE_LIMIT)
-        reserve(w, size + 2)
-        w.p -= size
-        memcpy(w.p, PyBytes_AS_STRING(trace), size)
-        w.p -= 2
-        w.p[0] = <uint8_t>(size >> 8)
-        w.p[1] = <uint8_t>size
-    size = <size_t>(w.end - w.p) + 4
-    reserve(w, 8)
-    w.p -= 8
-    put_u32(w.p, <uint32_t>size)
-    put_u32(w.p + 4, type)
-    return 0
+        p = reserve(w, p, size + 2)
+        p = put_block(p, PyBytes_AS_STRING(<PyObject*>trace), size)
+        p -= 2
+        p[0] = <uint8_t>(size >> 8)
+        p[1] = <uint8_t>size
+    p = reserve(w, p, 8)
+    size = <size_t>(w.end - p) + 4
+    p = put_u32(p, type)
+    return put_u32(p, <uint32_t>size)
 
 
 def encode_frame(type, payload, trace_id=None):
     """A frame: V1 without a trace id, V2 with one, the empty one included."""
     cdef Writer w
     cdef Py_buffer view
+    cdef uint8_t* p
     cdef uint32_t number = type
     PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
     try:
-        take_writer(&w, Message)
+        p = take_writer(&w, <PyObject*>Message)
         try:
-            reserve(&w, <size_t>view.len)
-            w.p -= view.len
-            memcpy(w.p, view.buf, <size_t>view.len)
-            put_frame_header(&w, number, trace_id)
-            return PyBytes_FromStringAndSize(<const char*>w.p, w.end - w.p)
+            p = reserve(&w, p, <size_t>view.len)
+            p = put_block(p, view.buf, <size_t>view.len)
+            p = put_frame_header(&w, p, number, trace_id)
+            return PyBytes_FromStringAndSize(<const char*>p, w.end - p)
         finally:
             give_writer(&w)
     finally:
@@ -687,15 +1054,16 @@ def encode_frame(type, payload, trace_id=None):
 def encode_message(Message message not None, trace_id=None):
     """The frame of a message, in one pass."""
     cdef Writer w
+    cdef uint8_t* p
     cls = type(message)
     if cls.TYPE is None:
         raise EncodeError(cls.__name__, "has no message type, so it travels in no frame of its own")
     cdef uint32_t number = cls.TYPE
-    take_writer(&w, cls)
+    p = take_writer(&w, <PyObject*>cls)
     try:
-        message._write(&w)
-        put_frame_header(&w, number, trace_id)
-        return PyBytes_FromStringAndSize(<const char*>w.p, w.end - w.p)
+        p = message._write(&w, p)
+        p = put_frame_header(&w, p, number, trace_id)
+        return PyBytes_FromStringAndSize(<const char*>p, w.end - p)
     finally:
         give_writer(&w)
 
@@ -788,11 +1156,11 @@ cdef class FrameDecoder:
         if self.head == self.tail:
             self.head = self.tail = 0
             self.owner = None
-            if PyBytes_CheckExact(data):
+            if PyBytes_CheckExact(<PyObject*>data):
                 # Nothing is left over: read straight from the caller's bytes.
                 self.owner = data
-                self.base = <const uint8_t*>PyBytes_AS_STRING(data)
-                self.tail = <size_t>PyBytes_GET_SIZE(data)
+                self.base = <const uint8_t*>PyBytes_AS_STRING(<PyObject*>data)
+                self.tail = <size_t>PyBytes_GET_SIZE(<PyObject*>data)
                 return
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
@@ -919,10 +1287,7 @@ cdef class FrameDecoder:
         cdef Py_ssize_t most = limit
         cdef list messages = []
         cdef int version = 0
-        cdef PyObject* cls
-        cdef const uint8_t* trace = NULL
-        cdef size_t trace_size = 0
-        cdef size_t consumed = 0
+        cdef MessageClass* known
         trace_id = None
         if self.failure is not None:
             self._raise_failed()
@@ -937,15 +1302,15 @@ cdef class FrameDecoder:
                 trace_id = text
             elif head.version != version or text != trace_id:
                 break
+            known = NULL
             if head.type < TYPE_LIMIT:
-                cls = _classes[version - 1][head.type]
-            else:
-                found = message_class(head.type, version)
-                cls = NULL if found is None else <PyObject*>found
-            if cls == NULL:
+                known = _by_type[version - 1][head.type]
+            elif head.type == 0xFFFF:
+                known = _error_class
+            if known == NULL:
                 break
-            message = (<PyTypeObject*>cls).tp_new(<type>cls, <PyObject*>_no_arguments, NULL)
-            place.root = cls
+            message = new_message(known)
+            place.root = known.type
             place.depth = 0
             try:
                 message._merge(&place, head.payload, head.payload + head.payload_size)
@@ -990,7 +1355,8 @@ def serve_pings(FrameDecoder decoder not None, bytearray out not None, version, 
     cdef size_t agent_size = <size_t>len(agent)
     cdef Py_ssize_t most = limit, served = 0, before
     cdef const uint8_t* text
-    cdef size_t text_size, inner, prefix, size
+    cdef size_t text_size, prefix, size
+    cdef uint8_t* p
     cdef Writer w
     cdef Place place
     if agent_size > 0x7F:
@@ -1017,33 +1383,26 @@ def serve_pings(FrameDecoder decoder not None, bytearray out not None, version, 
                 text_of(&place, 0, text, text_size)
             except DecodeError:
                 break
-        take_writer(&w, Message)
+        p = take_writer(&w, <PyObject*>Message)
         try:
-            reserve(&w, agent_size + text_size + 32)
+            p = reserve(&w, p, agent_size + text_size + head.trace_size + 48)
             if agent_size:
-                w.p -= agent_size
-                memcpy(w.p, PyBytes_AS_STRING(agent), agent_size)
-                put_varint(&w, agent_size)
-                put_varint(&w, 0x12)
-            w.p -= text_size
-            memcpy(w.p, text, text_size)
+                p = put_block(p, PyBytes_AS_STRING(<PyObject*>agent), agent_size)
+                p = put_varint(p, agent_size)
+                p = put_varint(p, 0x12)
+            p = put_block(p, text, text_size)
             prefix = 6 if text_size else 4
-            w.p -= prefix
-            memcpy(w.p, b"pong: ", prefix)
-            put_varint(&w, text_size + prefix)
-            put_varint(&w, 0x0A)
+            p = put_block(p, b"pong: ", prefix)
+            p = put_varint(p, text_size + prefix)
+            p = put_varint(p, 0x0A)
             if head.version == 2:
-                reserve(&w, head.trace_size + 10)
-                w.p -= head.trace_size + 2
-                memcpy(w.p, head.trace - 2, head.trace_size + 2)
-            reserve(&w, 8)
-            size = <size_t>(w.end - w.p) + 4
-            w.p -= 8
-            put_u32(w.p, <uint32_t>size)
-            put_u32(w.p + 4, 0x1001)
+                p = put_block(p, head.trace - 2, head.trace_size + 2)
+            size = <size_t>(w.end - p) + 4
+            p = put_u32(p, 0x1001)
+            p = put_u32(p, <uint32_t>size)
             before = PyByteArray_GET_SIZE(out)
-            PyByteArray_Resize(out, before + (w.end - w.p))
-            memcpy(PyByteArray_AS_STRING(out) + before, w.p, <size_t>(w.end - w.p))
+            PyByteArray_Resize(out, before + (w.end - p))
+            memcpy(PyByteArray_AS_STRING(out) + before, p, <size_t>(w.end - p))
         finally:
             give_writer(&w)
         decoder._take(head.size)
