@@ -1,0 +1,179 @@
+"""The agent's side of the keeper (keeper_process.py): descriptors that outlive the agent.
+
+A container's FIFOs and pidfd are handed to the keeper while the container runs, so
+that what it wrote, and how it ended, are still there for the next agent when this
+one is killed and the container ends before that is up.  Without a keeper (it could
+not be started, somebody killed it) everything works, but for that.
+
+The keeper is started when the first container is; it ends by itself when there is
+neither an agent nor anything to keep.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import os
+import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from arcbox_agent.agent.log import Logger
+from arcbox_agent.agent.processes import SpawnError, SpawnSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import TypeVar
+
+    from arcbox_agent.agent.processes import Processes
+
+    T = TypeVar("T")
+
+log = Logger("keeper")
+
+#: A keeper that answers no sooner is none.
+PATIENCE = 5.0
+MOST_EACH = 8
+REPLY = 65536
+
+
+class Keeper:
+    """`path`: its socket, in the run directory."""
+
+    def __init__(self, path: str, processes: Processes) -> None:
+        self._path = path
+        self._processes = processes
+        self._socket: socket.socket | None = None
+        # One thread: requests are short, go out one after the other, and never hold up the loop.
+        self._executor: ThreadPoolExecutor | None = None
+        self._starting = asyncio.Lock()
+        self._failed = False
+
+    async def start(self) -> list[str]:
+        """Find the keeper of a former agent; the keys it has descriptors for, [] where there is none."""
+        if not await self._in_thread(self._connect):
+            return []
+        reply, _ = await self._ask(b"l")
+        return [key.decode(errors="replace") for key in reply.split(b"\0")[1:]]
+
+    async def keep(self, key: str, fds: Sequence[int]) -> None:
+        """Hold duplicates of these, besides what is held for `key` already."""
+        if self._socket is None and not await self._start_one():
+            return
+        await self._ask(b"k" + key.encode(), fds)
+
+    async def fetch(self, key: str) -> list[int]:
+        """What is held for `key`, as descriptors of the caller's own."""
+        if self._socket is None:
+            return []
+        return (await self._ask(b"g" + key.encode()))[1]
+
+    async def drop(self, key: str) -> None:
+        """Hold nothing for `key` any more."""
+        if self._socket is not None:
+            await self._ask(b"d" + key.encode())
+
+    async def close(self) -> None:
+        if self._executor is not None:
+            # Behind the request that may still be under way.
+            await self._in_thread(self._disconnect)
+            self._executor.shutdown(wait=False)
+
+    # --------------------------------------------------------------- private
+
+    async def _start_one(self) -> bool:
+        async with self._starting:
+            if self._socket is not None:
+                return True
+            if self._failed:
+                return False
+            try:
+                # A copy of the script is run, not the package: that would import all of the agent's.
+                script = os.path.join(os.path.dirname(__file__), "keeper_process.py")
+                null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+                listener = await self._in_thread(self._listen)
+                spec = SpawnSpec(
+                    [sys.executable, "-ISE", script], stdio=(listener, null, os.dup(null)), cwd="/"
+                )
+                await self._processes.spawn(spec)
+                if await self._in_thread(self._connect):
+                    return True
+                reason: object = "it does not answer"
+            except (OSError, SpawnError) as error:
+                reason = error
+            self._failed = True
+            log.error("no keeper: output and exit codes may be lost where the agent is killed", reason=reason)
+            return False
+
+    def _listen(self) -> int:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            try:
+                os.unlink(self._path)
+            except FileNotFoundError:
+                pass
+            listener.bind(self._path)
+            os.chmod(self._path, 0o600)
+            listener.listen(8)
+        except BaseException:
+            listener.close()
+            raise
+        return listener.detach()
+
+    def _connect(self) -> bool:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connection.settimeout(PATIENCE)
+        try:
+            connection.connect(self._path)
+        except OSError:
+            connection.close()
+            return False
+        self._socket = connection
+        return True
+
+    def _disconnect(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    async def _ask(self, packet: bytes, fds: Sequence[int] = ()) -> tuple[bytes, list[int]]:
+        # Duplicated before any wait: the caller may close its own in the meantime.
+        own = [os.dup(fd) for fd in fds]
+        try:
+            return await self._in_thread(lambda: self._exchange(packet, own))
+        except OSError as error:
+            log.error("the keeper does not answer", error=error)
+            return b"", []
+
+    def _exchange(self, packet: bytes, fds: list[int]) -> tuple[bytes, list[int]]:
+        """In the thread."""
+        try:
+            connection = self._socket
+            if connection is None:
+                return b"", []
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+            connection.sendmsg([packet], rights)
+            reply, ancillary, _, _ = connection.recvmsg(
+                REPLY, socket.CMSG_SPACE(4 * MOST_EACH), socket.MSG_CMSG_CLOEXEC
+            )
+            if not reply:
+                raise ConnectionResetError("the keeper is gone")
+            came = array.array("i")
+            for level, kind, data in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    came.frombytes(data[: len(data) - len(data) % came.itemsize])
+            return reply, list(came)
+        except OSError:
+            # Whatever it was: the next exchange could not tell which reply is its own.
+            self._disconnect()
+            raise
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, thread_name_prefix="keeper")
+        # Shielded: a call that is cancelled must not leave its descriptors or its reply behind.
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._executor, work))

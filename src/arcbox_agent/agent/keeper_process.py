@@ -1,0 +1,108 @@
+"""The keeper: a small process that holds descriptors while there is no agent.
+
+Run as `python -ISE keeper_process.py`, with a listening SOCK_SEQPACKET socket as
+its standard input.  It imports nothing that a bare interpreter has not at hand:
+it lies beside every agent that has containers, so its memory counts.
+
+What a container has written into its FIFOs lives in the kernel only as long as
+somebody has them open, and the status of a process that nobody waits for only as
+long as somebody has its pidfd.  Where the agent is killed and the container ends
+before there is a new one, that somebody is this process.  It does nothing else: it
+reads no output, waits for no child, and cannot break what it does not touch.
+
+One request a packet, one packet back:
+
+    k KEY + descriptors   keep these too                    -> ok
+    g KEY                 give them                         -> ok + descriptors
+    d KEY                 close them                        -> ok
+    l                     list                              -> ok NUL KEY NUL KEY ...
+
+The agent of the day is the last that connected.  When it is gone and nothing is
+kept, the keeper ends.
+"""
+
+import _socket
+import select
+import sys
+
+#: Per key and in all: more than a container has, and than there may be containers.
+MOST_EACH = 8
+MOST_KEYS = 16384
+PACKET = 4096
+#: A list longer than this is cut: the agent drops what it knows not, and asks again.
+LIST = 65536
+
+
+def main() -> None:
+    try:
+        with open("/proc/self/comm", "w") as comm:
+            comm.write("arcbox-keeper")
+    except OSError:
+        pass
+    listener = _socket.socket(fileno=0)
+    kept: dict[bytes, list[int]] = {}
+    agent: _socket.socket | None = None
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    while True:
+        for fd, _ in poll.poll():
+            if fd == listener.fileno():
+                accepted, _ = listener._accept()  # type: ignore[attr-defined]
+                if agent is not None:
+                    poll.unregister(agent)
+                    agent.close()
+                agent = _socket.socket(fileno=accepted)
+                poll.register(agent, select.POLLIN)
+            elif agent is not None and fd == agent.fileno() and not serve(agent, kept):
+                poll.unregister(agent)
+                agent.close()
+                agent = None
+        if agent is None and not kept:
+            return
+
+
+def serve(agent: _socket.socket, kept: dict[bytes, list[int]]) -> bool:
+    """Answer one request; False: the agent is gone."""
+    try:
+        packet, ancillary, _, _ = agent.recvmsg(
+            PACKET, _socket.CMSG_SPACE(4 * MOST_EACH), _socket.MSG_CMSG_CLOEXEC
+        )
+    except OSError:
+        return False
+    if not packet:
+        return False
+    came = [
+        int.from_bytes(data[at : at + 4], sys.byteorder)
+        for level, kind, data in ancillary
+        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS
+        for at in range(0, len(data) - len(data) % 4, 4)
+    ]
+    order, key = packet[:1], packet[1:]
+    reply, given = b"ok", list[int]()
+    if order == b"k":
+        have = kept.get(key, [])
+        if len(have) + len(came) > MOST_EACH or (not have and len(kept) >= MOST_KEYS):
+            reply = b"full"
+        elif came:
+            kept[key] = have + came
+            came = []
+    elif order == b"g":
+        given = kept.get(key, [])
+    elif order == b"d":
+        came += kept.pop(key, [])
+    elif order == b"l":
+        reply = b"\0".join((b"ok", *kept))[:LIST]
+    else:
+        reply = b"what?"
+    for fd in came:
+        _socket.close(fd)
+    rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in given)
+    try:
+        agent.sendmsg([reply], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)] if rights else [])
+    except OSError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    main()
