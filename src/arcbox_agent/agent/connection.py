@@ -145,8 +145,23 @@ class Connection(Protocol):
     def data_received(self, data: bytes) -> None:
         if self._closing_since:
             return
-        self._server.counters["bytes_received"] += len(data)
-        self._decoder.feed(data)
+        server = self._server
+        counters = server.counters
+        counters["bytes_received"] += len(data)
+        decoder = self._decoder
+        decoder.feed(data)
+        if self._task is None and not (self._waiting or self._paused or self._turn_over or self._refusal):
+            # Nothing but whole pings, by far the most frequent read of all, and a peer that
+            # reads: what _advance would do, without its questions.
+            out = bytearray()
+            pings = serve_pings(decoder, out, server.version, PINGS_A_TURN)
+            if pings:
+                counters["requests"] += pings
+                counters["bytes_sent"] += len(out)
+                self._last_request = server.now()
+                self._transport.write(out)  # type: ignore[union-attr]
+                if not (decoder.buffered or self._blocked or self._frame_since or self.held):
+                    return
         if self._task is None and not self._blocked and not self._turn_over:
             self._advance()
         else:
