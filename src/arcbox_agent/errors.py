@@ -173,10 +173,11 @@ class ConnectError(TransportError):
     """Nobody answers at the address."""
 
     address: str
+    reason: str
 
     def __init__(self, address: str, reason: str) -> None:
         super().__init__(f"cannot connect to {address}: {reason}")
-        self.address = address
+        self.address, self.reason = address, reason
 
 
 class ConnectionLostError(TransportError):

@@ -16,6 +16,11 @@ from arcbox_agent.errors import CallTimeoutError, ConnectError
 from .servers import answer_pings, closed_by_client, receive, server
 
 
+def receive_all(connection):
+    while connection.recv(4096):
+        pass
+
+
 def handshake(reply, then=answer_pings):
     """A hypervisor's socket that answers `CONNECT 1024` with `reply`."""
 
@@ -172,8 +177,20 @@ def test_wait_that_is_over_tells_the_last_reason(run_async, tmp_path):
         return str(caught.value)
 
     message = run_async(main())
-    assert "no answer in 0.1 s; at last: cannot connect" in message
-    assert message.endswith("there is no such socket: is the agent, or the VM, running?")
+    assert message == (
+        f"cannot connect to unix://{tmp_path}/none: there is no such socket: "
+        "is the agent, or the VM, running? (tried for 0.1 s)"
+    )
+
+
+def test_wait_also_ends_where_connections_are_accepted_and_nothing_replies(run_async):
+    async def main(path):
+        with pytest.raises(ConnectError) as caught:
+            await arcbox_agent.connect(f"unix://{path}", wait=0.2)
+        assert caught.value.reason == "it accepts connections and does not reply (tried for 0.2 s)"
+
+    with server(receive_all) as silent:
+        run_async(main(silent.path))
 
 
 def test_a_listener_with_a_full_queue_is_waited_for(run_async, tmp_path):

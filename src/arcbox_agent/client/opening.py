@@ -132,14 +132,15 @@ class Connecting:
         except ConnectionLostError as error:
             raise ConnectError(
                 self._address,
-                "the connection was closed before the first reply: may this user, or this cid, "
-                "talk to the agent? Its log says",
+                "the connection was closed before the first reply: if the agent does not let this "
+                "user or cid in, its log says so",
             ) from error
 
     async def _until_it_answers(self, client: Client) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._wait
         pause = FIRST_PAUSE
+        last: Exception
         while True:
             left = deadline - loop.time()
             try:
@@ -148,11 +149,10 @@ class Connecting:
             except ConnectError as error:
                 if is_lasting(error):
                     raise
-                last: Exception = error
+                last, reason = error, error.reason
             except CallTimeoutError as error:
-                last = error
+                last, reason = error, "it accepts connections and does not reply"
             if loop.time() + pause >= deadline:
-                reason = f"no answer in {self._wait:g} s; at last: {last}"
-                raise ConnectError(self._address, reason) from last
+                raise ConnectError(self._address, f"{reason} (tried for {self._wait:g} s)") from last
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, LAST_PAUSE)
