@@ -18,7 +18,7 @@ ALLOWED = {
     "wire": {"errors", "_wire", "_messages", "message_types"},
     "address": {"errors"},
     "logs": {"errors", "wire", "_logs"},
-    "agent": {"errors", "message_types", "wire", "address", "logs", "_logs", "_spawn"},
+    "agent": {"errors", "message_types", "wire", "address", "logs", "_logs", "_spawn", "_capture", "_inotify"},
     "client": {"errors", "message_types", "wire", "address"},
     "sync": {"client"},
     "cli": {"errors", "wire", "address", "logs", "client", "sync"},

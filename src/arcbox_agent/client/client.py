@@ -391,11 +391,12 @@ class Client:
         self, request: wire.Message, reply_class: type[M], *, seconds: float | None, long: bool, repeatable: bool
     ) -> M:
         frame, trace_id = self._frame(request)
+        bounded = seconds is not None
         try:
             async with asyncio.timeout(seconds):
-                reply = await self._exchange(frame, trace_id, reply_class, long=long, fresh=False)
+                reply = await self._exchange(frame, trace_id, reply_class, long=long, fresh=False, bounded=bounded)
                 if reply is None and repeatable:
-                    reply = await self._exchange(frame, trace_id, reply_class, long=long, fresh=True)
+                    reply = await self._exchange(frame, trace_id, reply_class, long=long, fresh=True, bounded=bounded)
         except TimeoutError:
             name = type(request).__name__.removesuffix("Request")
             raise CallTimeoutError(name, seconds or self._timeout or 0.0) from None
@@ -404,16 +405,18 @@ class Client:
         return reply
 
     async def _lease(self, *, stream: bool, fresh: bool = False) -> Lease:
-        # Bounded by itself: a call without a time-out may wait for ever for its
-        # reply, but not for a connection.
+        """A connection for a call that may wait for its reply for ever, but not for this."""
         async with asyncio.timeout(self._timeout):
             return await self._pool.lease(stream=stream, fresh=fresh)
 
     async def _exchange(
-        self, frame: bytes, trace_id: str | None, reply_class: type[M], *, long: bool, fresh: bool
+        self, frame: bytes, trace_id: str | None, reply_class: type[M], *, long: bool, fresh: bool, bounded: bool
     ) -> M | None:
-        """The reply; None where a connection that had been idle was lost instead."""
-        lease = await self._lease(stream=long, fresh=fresh)
+        """The reply; None where a connection that had been idle was lost instead.
+
+        `bounded`: whether the caller's time-out already holds.
+        """
+        lease = await (self._pool.lease if bounded else self._lease)(stream=long, fresh=fresh)
         connection = lease.connection
         try:
             connection.send(frame, trace_id)

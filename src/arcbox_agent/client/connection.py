@@ -80,19 +80,18 @@ class Connection(asyncio.Protocol):
 
     # ---------------------------------------------------- called by the pool
 
+    def is_clean(self) -> bool:
+        """Whether it is connected, and every byte received belonged to a call."""
+        transport = self._transport
+        return transport is not None and not transport.is_closing() and self._decoder.buffered == 0
+
     def is_idle(self) -> bool:
-        """Whether a new call can be sent: connected, and nothing was heard since the last.
+        """Whether a new call can be sent.
 
         Asks the kernel too: a close by the agent that the loop has not yet seen must
         not swallow a request.
         """
-        transport = self._transport
-        return (
-            transport is not None
-            and not transport.is_closing()
-            and self._decoder.buffered == 0
-            and not self._poll.poll(0)
-        )
+        return self.is_clean() and not self._poll.poll(0)
 
     def abort(self, reason: str = "the call was given up") -> None:
         """Close it at once; whoever waits for a frame gets ConnectionLostError."""

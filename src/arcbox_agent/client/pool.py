@@ -80,7 +80,7 @@ class Pool:
         """The end of a lease; for Lease alone."""
         self._leased.discard(connection)
         lane.release()
-        if reusable and not self._closed and len(self._idle) < self._max_idle and connection.is_idle():
+        if reusable and not self._closed and len(self._idle) < self._max_idle and connection.is_clean():
             self._idle.append(connection)
         else:
             connection.abort()
