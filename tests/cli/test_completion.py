@@ -1,0 +1,80 @@
+"""Completion scripts, run by the shells they are for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cli.conftest import environment
+from tests.conftest import PATIENCE
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Arcboxctl
+
+BASH = r"""
+source <(arcboxctl completion bash)
+words=("$@")
+COMP_WORDS=("${words[@]}")
+COMP_CWORD=$((${#words[@]} - 1))
+COMPREPLY=()
+_arcboxctl_completion arcboxctl
+printf '%s\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.fixture
+def bash(tmp_path: Path) -> Callable[..., list[str]]:
+    """`bash(address, "ps", "--n")`: what bash offers for the last of the words."""
+    program = tmp_path / "arcboxctl"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m arcbox_agent.cli "$@"\n')
+    program.chmod(0o755)
+
+    def complete(address: str, *words: str) -> list[str]:
+        done = subprocess.run(
+            ["bash", "-c", BASH, "bash", "arcboxctl", *words],
+            env={**environment(address), "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.split()
+
+    return complete
+
+
+def test_bash_completes_commands_and_options(bash: Callable[..., list[str]]) -> None:
+    assert bash("unix:///nowhere", "st") == ["start", "stop"]
+    assert bash("unix:///nowhere", "ps", "--no") == ["--no-trunc"]
+    assert bash("unix:///nowhere", "wait", "--condition", "n") == ["not-running", "next-exit"]
+
+
+def test_bash_completes_containers_by_asking_the_agent(ctl: Arcboxctl, bash: Callable[..., list[str]]) -> None:
+    for name in ("web-1", "web-2", "db"):
+        ctl("create", "--name", name, "x", "true")
+    ctl("create", "--id", "nameless", "x", "true")
+    assert sorted(bash(ctl.address, "start", "web")) == ["web-1", "web-2"]
+    assert sorted(bash(ctl.address, "start", "web-1", "")) == ["db", "nameless", "web-2"]
+    assert bash("unix:///nowhere", "--host", ctl.address, "logs", "d") == ["db"]
+    assert bash(ctl.address, "exec", "d") == ["db"]
+    assert bash(ctl.address, "exec", "db", "d") == []
+
+
+def test_without_an_agent_nothing_is_offered_and_nothing_said(bash: Callable[..., list[str]]) -> None:
+    assert bash("unix:///nowhere", "start", "w") == []
+    assert bash("not an address", "start", "w") == []
+
+
+def test_the_script_of_each_shell_names_our_command(start_ctl: Callable[[str], Arcboxctl]) -> None:
+    ctl = start_ctl("unix:///nowhere")
+    assert "_ARCBOXCTL_COMPLETE=bash_complete" in ctl("completion", "bash").stdout
+    assert ctl("completion", "zsh").stdout.startswith("#compdef arcboxctl")
+    assert "complete --no-files --command arcboxctl" in ctl("completion", "fish").stdout
+    assert "'tcsh' is not one of" in ctl("completion", "tcsh", code=125).stderr

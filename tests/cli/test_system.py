@@ -1,0 +1,168 @@
+"""ping, info, and what is said where there is no agent."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import arcbox_agent
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Arcboxctl
+    from tests.conftest import RunningAgent
+
+VERSION = arcbox_agent.__version__
+
+
+def test_ping_tells_the_version_the_address_and_the_time_it_took(ctl: Arcboxctl) -> None:
+    assert re.fullmatch(
+        rf"pong \(agent {VERSION} at {re.escape(ctl.address)}, \d+\.\d\d ms\)\n", ctl("ping").stdout
+    )
+    assert ctl("ping", "hello").stdout.startswith("pong: hello (agent ")
+
+
+def test_ping_for_programs(ctl: Arcboxctl) -> None:
+    for arguments in (["--json", "ping", "x"], ["ping", "--json", "x"]):
+        reply = json.loads(ctl(*arguments).stdout)
+        assert list(reply) == ["message", "version", "seconds"]
+        assert (reply["message"], reply["version"]) == ("pong: x", VERSION)
+        assert 0 < reply["seconds"] < 60
+
+
+def test_the_address_is_taken_from_the_option_then_the_environment(ctl: Arcboxctl, tmp_path: Path) -> None:
+    elsewhere = {**os.environ, "ARCBOX_HOST": f"unix://{tmp_path}/none.sock"}
+    assert ctl("ping", env=elsewhere, code=125).stdout == ""
+    assert ctl("--host", ctl.address, "ping", env=elsewhere).stdout.startswith("pong ")
+    assert ctl("-H", ctl.address, "ping", env=elsewhere).stdout.startswith("pong ")
+
+
+def test_info_shows_the_guest(ctl: Arcboxctl) -> None:
+    lines = dict(line.split(": ", 1) for line in ctl("info").stdout.splitlines() if ": " in line)
+    system = os.uname()
+    assert lines["Hostname"].strip() == system.nodename
+    assert lines["Kernel Version"].strip() == system.release
+    assert lines["Architecture"].strip() == system.machine
+    assert lines["CPUs"].strip() == str(os.cpu_count())
+    reply = json.loads(ctl("info", "--json").stdout)
+    assert reply["hostname"] == system.nodename
+    assert reply["total_memory"] == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_info_shows_the_agent(ctl: Arcboxctl, agent: RunningAgent) -> None:
+    text = ctl("info", "--agent").stdout
+    assert re.search(rf"^Version: +{VERSION}$", text, re.M)
+    assert re.search(rf"^PID: +{agent.process.pid}$", text, re.M)
+    assert re.search(rf"^State Directory: +{re.escape(str(agent.state_dir))}$", text, re.M)
+    assert re.search(rf"^unix:{re.escape(str(agent.socket_path))} +full +1$", text, re.M)
+    assert re.search(r"^LIMIT +VALUE$", text, re.M) and re.search(r"^max_connections +4096$", text, re.M)
+    reply = json.loads(ctl("info", "--agent", "--json").stdout)
+    assert reply["pid"] == agent.process.pid
+    assert reply["limits"]["max_connections"] == 4096
+    assert reply["listeners"] == [{"address": f"unix:{agent.socket_path}", "connections": 1, "mode": "full"}]
+
+
+def test_the_runtime_is_told_of(ctl: Arcboxctl) -> None:
+    assert re.search(r"^containerd: +no$", ctl("runtime").stdout, re.M)
+    reply = json.loads(ctl("runtime", "--json").stdout)
+    assert (reply["containerd_ready"], reply["docker_ready"]) == (False, False)
+
+
+def test_where_there_is_no_agent_it_says_what_to_do(start_ctl: Callable[[str], Arcboxctl], tmp_path: Path) -> None:
+    address = f"unix://{tmp_path}/none.sock"
+    for arguments in (["ping"], ["ps"], ["run", "x", "true"], ["exec", "x", "true"], ["logs", "x"], ["stop", "x"]):
+        done = start_ctl(address)(*arguments, code=125)
+        assert done.stdout == ""
+        first, second = done.stderr.splitlines()
+        assert first.startswith(f"arcboxctl: cannot connect to {address}: ")
+        assert second == "--host or ARCBOX_HOST names another address; --wait 30 waits for a guest that boots."
+
+
+def test_an_error_for_programs_is_one_object_on_standard_error(
+    start_ctl: Callable[[str], Arcboxctl], tmp_path: Path
+) -> None:
+    done = start_ctl(f"unix://{tmp_path}/none.sock")("ps", "--json", code=125)
+    assert done.stdout == ""
+    error = json.loads(done.stderr)["error"]
+    assert (error["type"], error["code"]) == ("ConnectError", None)
+    assert error["message"].startswith("cannot connect to unix://")
+
+
+def test_an_address_that_cannot_be_understood_is_told_of(start_ctl: Callable[[str], Arcboxctl]) -> None:
+    done = start_ctl("http://localhost")("ping", code=125)
+    assert done.stderr.startswith("arcboxctl: not an agent's address: 'http://localhost': ")
+
+
+def test_wait_waits_for_an_agent_that_comes_later(
+    start_agent: Callable[..., RunningAgent], start_ctl: Callable[[str], Arcboxctl]
+) -> None:
+    agent = start_agent()
+    agent.stop()
+    ctl = start_ctl(agent.address)
+    waiting = ctl.start("--wait", "50", "ping")
+    try:
+        # Long enough for it to have tried; whenever it does, the answer must be the same.
+        time.sleep(0.5)
+        assert waiting.poll() is None
+        agent.restart()
+        out, err = waiting.communicate(timeout=60)
+    finally:
+        waiting.kill()
+        waiting.wait()
+    assert (waiting.returncode, err) == (0, b"")
+    assert out.startswith(b"pong ")
+
+
+def test_an_agent_that_goes_away_in_the_middle_is_an_error(ctl: Arcboxctl, agent: RunningAgent) -> None:
+    ctl.container("web", "sh", "-c", "echo up; exec sleep 600")
+    following = ctl.start("logs", "-f", "web")
+    assert following.stdout is not None
+    assert following.stdout.readline() == b"up\n"
+    threading.Thread(target=agent.stop).start()
+    out, err = following.communicate(timeout=60)
+    assert out == b""
+    # Either it was told that the container, which stops with the agent, has ended, or it lost the connection.
+    assert (following.returncode, err) == (0, b"") or (
+        following.returncode == 125 and err.startswith(b"arcboxctl: ") and err.count(b"\n") == 1
+    )
+
+
+def test_a_mistake_in_the_arguments_is_told_with_the_usage(start_ctl: Callable[[str], Arcboxctl]) -> None:
+    ctl = start_ctl("unix:///nowhere")
+    assert ctl("nope", code=125).stderr.splitlines()[0].startswith("arcboxctl: No such command 'nope'")
+    assert ctl("ps", "--nope", code=125).stderr.splitlines()[1] == "Usage: arcboxctl ps [OPTIONS]"
+    assert ctl("stop", code=125).stderr.splitlines()[0] == "arcboxctl: Missing argument 'CONTAINER...'."
+    assert ctl("exec", "web", code=125).stderr.splitlines()[0] == "arcboxctl: no command is given"
+
+
+def test_help_and_version_need_no_agent(start_ctl: Callable[[str], Arcboxctl]) -> None:
+    ctl = start_ctl("unix:///nowhere")
+    assert ctl("--version").stdout == f"arcboxctl {VERSION}\n"
+    listed = re.findall(r"^  ([a-z-]+)  ", ctl("--help").stdout, re.M)
+    assert listed[0] == "ping" and len(listed) == 16
+    for command in listed:
+        assert ctl(command, "-h").stdout.startswith(f"Usage: arcboxctl {command} ")
+
+
+def test_help_imports_neither_asyncio_nor_the_client() -> None:
+    """A person waits for every import."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from arcbox_agent.cli.main import run; run(['--version'])\n"
+            "print(sorted({'asyncio', 'arcbox_agent.client', 'arcbox_agent.wire'} & set(sys.modules)))",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == f"arcboxctl {VERSION}\n[]\n"
