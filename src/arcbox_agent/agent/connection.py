@@ -150,22 +150,28 @@ class Connection(Protocol):
         counters["bytes_received"] += len(data)
         decoder = self._decoder
         decoder.feed(data)
-        if self._task is None and not (self._waiting or self._paused or self._turn_over or self._refusal):
-            # Nothing but whole pings, by far the most frequent read of all, and a peer that
+        if self._task is not None or self._blocked or self._turn_over:
+            self._hold()
+            return
+        if not (self._waiting or self._paused or self._refusal):
+            # Nothing but whole pings, by far the most frequent read of all, from a peer that
             # reads: what _advance would do, without its questions.
             out = bytearray()
-            pings = serve_pings(decoder, out, server.version, PINGS_A_TURN)
+            try:
+                pings = serve_pings(decoder, out, server.version, PINGS_A_TURN)
+            except FrameError as error:
+                self._break(error, out)
+                return
             if pings:
                 counters["requests"] += pings
-                counters["bytes_sent"] += len(out)
                 self._last_request = server.now()
-                self._transport.write(out)  # type: ignore[union-attr]
-                if not (decoder.buffered or self._blocked or self._frame_since or self.held):
+                self._write(out)
+                if self._blocked:
+                    self._settle()
                     return
-        if self._task is None and not self._blocked and not self._turn_over:
-            self._advance()
-        else:
-            self._hold()
+                if not (decoder.buffered or self._frame_since or self.held):
+                    return
+        self._advance()
 
     def eof_received(self) -> bool:
         self._ended = True
@@ -243,13 +249,17 @@ class Connection(Protocol):
                     self._write(out)
                     out = bytearray()
         except FrameError as error:
-            counters["frames_broken"] += 1
-            log.warning("broken frame, connection closed", peer=self.peer, error=error)
-            self._close(out + encode_error(400, f"invalid frame: {error}", "" if self._v2 else None))
+            self._break(error, out)
             return
         if out:
             self._write(out)
         self._settle()
+
+    def _break(self, error: FrameError, out: bytearray) -> None:
+        """The stream is broken: `out`, what came before that, is the last but for saying so."""
+        self._server.counters["frames_broken"] += 1
+        log.warning("broken frame, connection closed", peer=self.peer, error=error)
+        self._close(out + encode_error(400, f"invalid frame: {error}", "" if self._v2 else None))
 
     def _next_turn(self) -> None:
         self._turn_over = False
