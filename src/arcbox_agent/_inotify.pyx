@@ -6,9 +6,12 @@ whole agent's own code.
 
 from libc.errno cimport errno
 from libc.stdint cimport uint32_t
-from libc.string cimport memcpy, strlen
+from libc.string cimport memcpy
 
 import os
+
+cdef extern from "string.h":
+    size_t strnlen(const char* text, size_t most)
 
 cdef extern from "sys/inotify.h":
     int inotify_init1(int flags)
@@ -61,19 +64,26 @@ def remove_watch(int fd, int wd):
 
 
 def parse(bytes buffer):
-    """What a read gave: `(watch, mask, name)` of each event."""
+    """What a read gave: the masks of each watch, and `(watch, mask, name)` where an event has a name."""
     # i32 wd, u32 mask, u32 cookie, u32 length, name padded with NUL to length
     cdef const char* p = buffer
     cdef Py_ssize_t at = 0, size = len(buffer)
-    cdef int wd
-    cdef uint32_t mask, length
-    cdef list events = []
+    cdef int wd, last = -2
+    cdef uint32_t mask, length, masks = 0
+    cdef dict plain = {}
+    cdef list named = []
     while size - at >= 16:
         memcpy(&wd, p + at, 4)
         memcpy(&mask, p + at + 4, 4)
         memcpy(&length, p + at + 12, 4)
         if length > size - at - 16:
             break
-        events.append((wd, mask, p[at + 16:at + 16 + strlen(p + at + 16)] if length else b""))
+        if length:
+            named.append((wd, mask, p[at + 16:at + 16 + strnlen(p + at + 16, length)]))
+        elif wd == last and masks | mask == masks:
+            pass  # a busy file brings the same event over and over
+        else:
+            last = wd
+            masks = plain[wd] = plain.get(wd, 0) | mask
         at += 16 + length
-    return events
+    return plain, named

@@ -15,7 +15,7 @@ knows of sockets, event loops or clocks; a read that would block can be refused
 (`nowait`), so that the caller may choose the thread that waits.
 """
 
-from libc.errno cimport EAGAIN, EINTR, ENOMEM, EOPNOTSUPP, errno
+from libc.errno cimport EAGAIN, EINTR, ENOMEM, errno
 from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memmove
@@ -32,18 +32,18 @@ cdef extern from *:
     #include <sys/types.h>
     #include <sys/uio.h>
 
-    /* nowait: EAGAIN instead of waiting for the disk.  EOPNOTSUPP where the file
-       system or the kernel cannot promise that. */
+    /* nowait: EAGAIN instead of waiting for the disk, and where the kernel or the
+       file system cannot promise not to. */
     static ssize_t arcbox_read_at(int fd, void *to, size_t n, off_t at, int nowait) {
     #if defined(__linux__) && defined(RWF_NOWAIT)
         if (nowait) {
             struct iovec v = {to, n};
             ssize_t r = preadv2(fd, &v, 1, at, RWF_NOWAIT);
-            if (r < 0 && (errno == ENOSYS || errno == EINVAL)) errno = EOPNOTSUPP;
+            if (r < 0 && (errno == ENOSYS || errno == EINVAL || errno == EOPNOTSUPP)) errno = EAGAIN;
             return r;
         }
     #else
-        if (nowait) { errno = EOPNOTSUPP; return -1; }
+        if (nowait) { errno = EAGAIN; return -1; }
     #endif
         return pread(fd, to, n, at);
     }
@@ -797,8 +797,6 @@ cdef ssize_t read_at(int fd, char* to, size_t n, int64_t at, bint nowait) noexce
         if rc < 0:
             if errno == EINTR:
                 continue
-            if got and (errno == EAGAIN or errno == EOPNOTSUPP):
-                return got
             return -errno
         got += rc
         # A short read of a regular file is its end: one call less for each look at it.
@@ -1057,8 +1055,7 @@ cdef class Engine:
         """Read on; returns how it ended and what came out: `(MORE | END | BLOCKED | CHANGED, output)`.
 
         Ends once the output has `target` bytes or `budget` bytes were read.  A
-        line without its newline is left for the next read.  OSError: EOPNOTSUPP
-        where `nowait` cannot be promised.
+        line without its newline is left for the next read.
         """
         cdef Buffers buffers = acquire_buffers()
         cdef int64_t stop = INT64_MAX - READ_SIZE if end is None else end
@@ -1079,6 +1076,20 @@ cdef class Engine:
             output = PyBytes_FromStringAndSize(buffers.output.data, buffers.output.length)
         release_buffers(buffers)
         return output
+
+    def cut(self):
+        """End the texts whose end will never come: their file was truncated or is gone."""
+        cdef Buffers buffers = acquire_buffers()
+        cdef int rc = 0, stream
+        buffers.output.length = 0
+        self.state.inside = False
+        for stream in (STDOUT, STDERR, UNNAMED):
+            if rc == 0 and self.state.chains[stream].open:
+                rc = chain_end(&self.state, &buffers.output, stream, False)
+        if rc < 0:
+            release_buffers(buffers)
+            raise MemoryError
+        return self.take(buffers)
 
     def end_file(self, int fd, end=None):
         """What the last line of a file says whose newline is missing, when the file will not grow.
@@ -1266,6 +1277,7 @@ cdef class TailScan:
         cdef ssize_t got
         cdef const char* newline
         cdef int64_t begin
+        cdef int stream
         cdef char head[256]
         while not self.done:
             # The line that ends at high: its newline is the byte before, but for the file's last.
@@ -1324,7 +1336,9 @@ cdef class TailScan:
                     take -= 1
                     self.unended_seen = True
                 if take == n and self.unended_seen and n:
-                    pass  # the end of a line that is still being written
+                    # A line that is still being written: what comes begins with it.
+                    for stream in range(STREAMS):
+                        self.start_offset[stream] = begin
                 elif n:
                     self.count(self.data + self.stop - n, take, take < LINE_WINDOW, begin)
                 self.unended_seen = True

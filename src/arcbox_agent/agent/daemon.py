@@ -23,6 +23,8 @@ from arcbox_agent.agent import config, directories
 from arcbox_agent.agent import log as agent_log
 from arcbox_agent.agent.listeners import Listener, open_listeners, open_unix
 from arcbox_agent.agent.log import LEVELS, Logger, handle_loop_exception, write_stderr
+from arcbox_agent.agent.logs.capture import Capture
+from arcbox_agent.agent.logs.follower import Followers
 from arcbox_agent.agent.metrics import Metrics
 from arcbox_agent.agent.metrics_endpoint import MetricsEndpoint
 from arcbox_agent.agent.notify import Notifier
@@ -58,6 +60,8 @@ class Agent:
         self.notifier = Notifier()
         self.metrics = Metrics()
         self.loop: AbstractEventLoop = asyncio.get_running_loop()
+        self.capture = Capture(settings, self.metrics)
+        self.followers = Followers(settings, self.metrics)
         self.server: Server = Server(self, self.loop, ROUTES)
         self._metrics_endpoint: MetricsEndpoint | None = None
         self._metrics_listener: Listener | None = None
@@ -71,6 +75,8 @@ class Agent:
         self.metrics.gauge(
             "uptime_seconds", lambda: time.monotonic() - self.started_at, "Seconds since the agent started."
         )
+        await self.capture.start()
+        await self.followers.start()
         listeners = open_listeners(self.settings)
         self.server.listeners = listeners
         for listener in listeners:
@@ -113,6 +119,8 @@ class Agent:
     async def stop(self, deadline: float) -> None:
         """Take all down again, whatever of it was built; `deadline` is loop time."""
         await self.server.close(deadline)
+        await self.followers.close()
+        await self.capture.close()
         if self._metrics_listener is not None:
             self._metrics_listener.close()
         if self._metrics_endpoint is not None:

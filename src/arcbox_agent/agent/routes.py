@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from arcbox_agent.agent.access import Access
-from arcbox_agent.agent.handlers import agent_info, system
+from arcbox_agent.agent.handlers import agent_info, logs, system
 from arcbox_agent.message_types import MessageType
-from arcbox_agent.wire import AgentInfoRequest, PingRequest
+from arcbox_agent.wire import AgentInfoRequest, LogsRequest, PingRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,5 +40,6 @@ ROUTES: dict[int, Route] = {
     MessageType.PING_REQUEST: Route(system.ping, PingRequest, Access.READ),
     # 0.0.1-alpha.1 does not look at the payload either.
     MessageType.GET_SYSTEM_INFO_REQUEST: Route(system.system_info, None, Access.READ),
+    MessageType.LOGS_REQUEST: Route(logs.logs, LogsRequest, Access.READ),
     MessageType.AGENT_INFO_REQUEST: Route(agent_info.agent_info, AgentInfoRequest, Access.READ),
 }

@@ -138,6 +138,7 @@ class _LoopThread:
 
     def _serve(self, started: threading.Event) -> None:
         loop = self._loop
+        asyncio.set_event_loop(loop)
         loop.call_soon(started.set)
         try:
             loop.run_forever()

@@ -12,7 +12,7 @@ from arcbox_agent._logs import BLOCKED, CHANGED, END, Engine, TailScan, bisect
 from arcbox_agent.logs.files import LogFile, open_neighbour, open_newest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 #: A larger file is searched for a time by bisection, which takes its times to
 #: be in order, but for SLACK: where the clock was set back by more, lines
@@ -30,14 +30,14 @@ class LogReader:
     `output`, `trace`, `timestamps`, `part_limit`: as `_logs.Engine` has them.
     `tail`: only so many of the last lines, 0: all.  `unended`: a last line
     without its newline is given too (else it is taken to be in the making).
-    `to_end`: where more was written meanwhile, that too; else only what was
-    there at the beginning.
+    `keep_open`: `engine` and `file` are left where a follower goes on, with the
+    texts whose end has not been seen.
 
-    At its end, `engine` and `file` stand where a follower goes on.
+    What is written after the first step is not given.
     """
 
     __slots__ = (
-        "_bounds", "_bounded", "_files", "_filters", "_nowait", "_since", "_steps", "_to_end", "_unended", "_until",
+        "_bounds", "_files", "_filters", "_nowait", "_since", "_steps", "_keep_open", "_unended", "_until",
         "engine", "file", "path", "tail",
     )  # fmt: skip
 
@@ -54,7 +54,7 @@ class LogReader:
         until: int | None = None,
         timestamps: bool = False,
         unended: bool = True,
-        to_end: bool = False,
+        keep_open: bool = False,
         part_limit: int = 1 << 20,
     ) -> None:
         if tail < 0:
@@ -68,9 +68,8 @@ class LogReader:
         self.file: LogFile | None = None
         self._files: list[LogFile] = []  # newest first
         self._bounds: list[tuple[int, int]] = []  # of each: from, to
-        self._bounded = False  # `until` has cut the newest one
         self._unended = unended
-        self._to_end = to_end
+        self._keep_open = keep_open
         self._nowait = False
         self._steps = self._run()
 
@@ -82,6 +81,11 @@ class LogReader:
         """
         self._nowait = nowait
         return next(self._steps, None)
+
+    @property
+    def begun(self) -> bool:
+        """The files have been opened."""
+        return bool(self._files)
 
     def _run(self) -> Iterator[Any]:
         starts = None
@@ -101,16 +105,14 @@ class LogReader:
                 skip = tuple(0 if f > number else at if f == number else high for f, at in starts)
                 low = max(low, min(skip))
             self.engine.seek(low, skip)
-            last = number == 0
-            end = None if last and self._to_end and not self._bounded else high
-            yield from self._forward(file, end)
-            if not last:
+            yield from self._forward(file, high)
+            if number:
                 # Nothing is ever added to a rotated file; a torn last line is not continued in the next.
                 yield self.engine.end_file(file.fd, high)
-        if not self._to_end and self.file is not None:
+        if not self._keep_open and self.file is not None:
             yield self.engine.finish(self.file.fd if self._unended else None, self._bounds[0][1])
 
-    def _forward(self, file: LogFile, end: int | None) -> Iterator[Any]:
+    def _forward(self, file: LogFile, end: int) -> Iterator[Any]:
         while True:
             status, output = self.engine.read(file.fd, end=end, nowait=self._nowait)
             if output:
@@ -123,7 +125,7 @@ class LogReader:
             elif not output:
                 yield output
 
-    def _plan(self) -> Iterator[Any]:
+    def _plan(self) -> Generator[Any, None, tuple[tuple[int, int], ...] | None]:
         """Choose the files and where in them to read; gives the streams' beginnings where there is a tail."""
         self._files.clear()
         self._bounds.clear()
@@ -136,9 +138,7 @@ class LogReader:
                 complete = low > 0
             if high > BISECT_FROM and self._until is not None:
                 cut = bisect(file.fd, high, self._until + SLACK, after=True)
-                if cut < high:
-                    high = max(cut, low)
-                    self._bounded = self._bounded or not self._files
+                high = max(cut, low)
             self._files.append(file)
             self._bounds.append((low, high))
             if scan is not None:

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import logging
 import os
 import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
 from arcbox_agent._capture import CaptureLog, Pump, Source
+from arcbox_agent.agent.log import Logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.config import Settings
     from arcbox_agent.agent.metrics import Metrics
 
-_log = logging.getLogger("arcbox_agent.capture")
+log = Logger("capture")
 
 #: What a container may write while the pump is busy elsewhere.  Over
 #: fs.pipe-user-pages-soft, or fs.pipe-max-size, less is granted.
@@ -155,8 +155,8 @@ class Capture:
                 what, handle = self._orders.popleft()
                 try:
                     what(handle)
-                except Exception:
-                    _log.exception("capture of container %s failed", handle.id)
+                except Exception as error:
+                    log.exception("capture failed", error, container=handle.id)
             for source in self._pump.run():
                 owner = self._owners.get(source)
                 if owner is not None and owner._finished is not None:
@@ -168,23 +168,23 @@ class Capture:
     ) -> None:
         try:
             os.makedirs(os.path.dirname(log_path), mode=0o700, exist_ok=True)
-            log = handle._log = CaptureLog(log_path, self._settings.log_max_size, self._settings.log_max_files)
+            output = handle._log = CaptureLog(log_path, self._settings.log_max_size, self._settings.log_max_files)
             try:
-                log.open()
+                output.open()
             except OSError as error:
                 # The container goes on, and the pump tries again; what is lost is counted.
-                _log.error("log of container %s cannot be opened: %s", handle.id, error)
+                log.error("log cannot be opened", container=handle.id, reason=error)
                 handle._error = error
             while opened:
                 name, fd, pty = opened[0]
-                source = Source(log, name, fd, os.path.join(run_dir, f"{name}.spool"), pty)
+                source = Source(output, name, fd, os.path.join(run_dir, f"{name}.spool"), pty)
                 opened.pop(0)  # the descriptor is the source's now
                 source.recover()
                 handle._sources.append(source)
                 self._owners[source] = handle
                 self._pump.add(source)
         except (OSError, ValueError) as error:
-            _log.error("output of container %s cannot be captured: %s", handle.id, error)
+            log.error("output cannot be captured", container=handle.id, reason=error)
             handle._error = error if isinstance(error, OSError) else OSError(str(error))
             for _, fd, _ in opened:
                 os.close(fd)
@@ -209,11 +209,13 @@ class Capture:
         for source in handle._sources:
             self._pump.drain(source)
             if not self._pump.flush(source):
-                _log.error(
-                    "container %s: %d bytes of its %s stay in %s: %s",
-                    handle.id, source.pending, source.name, source.spool_path,
-                    os.strerror(source.log.error) if source.log.error else "more comes",
-                )  # fmt: skip
+                log.error(
+                    "output stays in the spool",
+                    container=handle.id,
+                    bytes=source.pending,
+                    spool=source.spool_path,
+                    reason=os.strerror(source.log.error) if source.log.error else "more comes",
+                )
         self._close(handle, False)
 
     def _close(self, handle: CaptureHandle, complete: bool) -> None:
@@ -235,17 +237,19 @@ class Capture:
 
     def _report(self) -> None:
         for handle in set(self._owners.values()):
-            log = handle._log
-            if log is None or log.error == handle._reported:
+            output = handle._log
+            if output is None or output.error == handle._reported:
                 continue
-            handle._reported = log.error
-            if log.error:
-                _log.error(
-                    "log of container %s cannot be written: %s; make room or make it writable: %s",
-                    handle.id, os.strerror(log.error), log.path,
-                )  # fmt: skip
+            handle._reported = output.error
+            if output.error:
+                log.error(
+                    "log cannot be written: make room, or make it writable",
+                    container=handle.id,
+                    path=output.path,
+                    reason=os.strerror(output.error),
+                )
             else:
-                _log.warning("log of container %s can be written again", handle.id)
+                log.info("log can be written again", container=handle.id)
 
     def _settle(self, future: asyncio.Future[bool], value: bool) -> None:
         def settle() -> None:

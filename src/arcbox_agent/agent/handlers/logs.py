@@ -1,0 +1,110 @@
+"""Logs: what a container has written, and what it writes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from arcbox_agent.agent.logs.follower import Options, read_on
+from arcbox_agent.errors import AgentFailedError, BadRequestError
+from arcbox_agent.wire import Empty, LogEntry, LogEntryV2, Timestamp
+
+if TYPE_CHECKING:
+    from arcbox_agent.agent.call import Call
+    from arcbox_agent.agent.containers.model import Container
+    from arcbox_agent.agent.daemon import Agent
+    from arcbox_agent.wire import LogsRequest, Message
+
+_SECOND = 1_000_000_000
+#: Of a LogEntry and its frame, besides data and trace id.
+_OVERHEAD = 64
+
+
+async def logs(agent: Agent, request: LogsRequest, call: Call) -> Message:
+    container = agent.containers.resolve(request.container_id)
+    options = _options(request, call)
+    try:
+        if request.follow:
+            return await _follow(agent, container, options, call)
+        if request.stream:
+            return await _stream(container, options, call)
+        return await _all_in_one(agent, container, options, call)
+    except OSError as error:
+        raise AgentFailedError(f"cannot read the log of container {container.id}: {error.strerror or error}") from error
+
+
+def _options(request: LogsRequest, call: Call) -> Options:
+    if request.tail < 0:
+        raise BadRequestError(f"tail must not be negative: {request.tail}")
+    neither = not (request.stdout or request.stderr)
+    return Options(
+        version=call.version,
+        trace=(call.trace_id or "").encode(),
+        stdout=request.stdout or neither,
+        stderr=request.stderr or neither,
+        tail=request.tail,
+        since=_time(request.since, request.since_nanos),
+        until=_time(request.until, request.until_nanos),
+        timestamps=request.timestamps,
+    )
+
+
+def _time(seconds: int, nanos: int) -> int | None:
+    if not seconds and not nanos:
+        return None
+    # What lies beyond the times that a log can have is as good as its last one.
+    return max(-(1 << 63) + 1, min(seconds * _SECOND + nanos, (1 << 63) - 1))
+
+
+def _is_over(container: Container) -> bool:
+    """Nothing more will be written, until the container is started again."""
+    return container.state != "running" and container.output_finished
+
+
+async def _follow(agent: Agent, container: Container, options: Options, call: Call) -> Message:
+    call.open_ended = True
+    follow = agent.followers.follow(container.log_path, options, lambda: _is_over(container))
+    container.add_output_listener(follow.wake)
+    try:
+        while (frames := await follow.next()) is not None:
+            await call.send_bytes(frames)
+    finally:
+        container.remove_output_listener(follow.wake)
+        follow.close()
+    return Empty()
+
+
+async def _stream(container: Container, options: Options, call: Call) -> Message:
+    # While the container runs, a last line without its newline is one in the making.
+    reader = options.reader(container.log_path, trace=options.trace, unended=_is_over(container))
+    try:
+        while (frames := await read_on(reader)) is not None:
+            await call.send_bytes(frames)
+    except FileNotFoundError:
+        pass  # nothing has been written yet
+    return Empty()
+
+
+async def _all_in_one(agent: Agent, container: Container, options: Options, call: Call) -> Message:
+    """One entry with all lines, as 0.0.1-alpha.1 answers."""
+    limit = agent.settings.max_frame_size - _OVERHEAD - len(options.trace)
+    reader = options.reader(container.log_path, output="text", unended=_is_over(container))
+    text = bytearray()
+    try:
+        while (piece := await read_on(reader)) is not None:
+            text += piece
+            if len(text) > limit + 1:
+                raise BadRequestError(
+                    f"the log is larger than one reply can hold ({agent.settings.max_frame_size} bytes): "
+                    "ask for a tail, or for a stream of entries (stream, follow)"
+                )
+    except FileNotFoundError:
+        pass
+    if text.endswith(b"\n"):
+        del text[-1:]
+    # The streams are mixed in it, so it can name only one.
+    stream = "stdout" if options.stdout else "stderr"
+    stamp = reader.engine.last_stamp
+    if call.version == 1:
+        return LogEntry(stream=stream, data=bytes(text), timestamp=stamp)
+    time = Timestamp(seconds=stamp // _SECOND, nanos=stamp % _SECOND)
+    return LogEntryV2(stream=stream, data=bytes(text), timestamp=time)

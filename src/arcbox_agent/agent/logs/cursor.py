@@ -1,0 +1,163 @@
+"""A place in a log that moves on with it: over rotation, truncation, removal and re-creation.
+
+It follows the file, not who writes it, so any writer will do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from arcbox_agent._logs import BLOCKED, CHANGED, END, Engine
+from arcbox_agent.agent.log import Logger
+from arcbox_agent.logs.files import LogFile, find, look, open_file, open_neighbour, place
+
+log = Logger("logs")
+
+#: Output of one read, about: large enough to make the reply's overhead small,
+#: small enough to give the other connections their turn.
+TARGET = 131072
+#: Bytes looked at in one read, where filters let little through.
+BUDGET = 1 << 20
+
+
+class Cursor:
+    """Reads a log's lines as they come, each once."""
+
+    __slots__ = ("_older", "engine", "file", "next_file", "path")
+
+    def __init__(self, path: str, engine: Engine, file: LogFile | None) -> None:
+        self.path = path
+        self.engine = engine
+        self.file = file
+        #: A newer file that has nothing in it yet: to be watched as well.
+        self.next_file: LogFile | None = None
+        self._older = self._look_at_older()
+
+    def fork(self) -> Cursor:
+        """Another cursor at the same place."""
+        other = Cursor.__new__(Cursor)
+        other.path = self.path
+        other.engine = self.engine.clone()
+        other.file = self.file
+        other.next_file = self.next_file
+        other._older = self._older
+        return other
+
+    def is_at(self, other: Cursor) -> bool:
+        """The same place, with no half-read text: what comes next is the same for both."""
+        return (
+            self.file is not None
+            and other.file is not None
+            and self.file.inode == other.file.inode
+            and self.file.device == other.file.device
+            and self.engine.offset == other.engine.offset
+            and not self.engine.open
+            and not other.engine.open
+        )
+
+    def read(self, nowait: bool = False, end: int | None = None) -> tuple[int, Any]:
+        """The next output: `(MORE | END | BLOCKED, output)`; END with none: that is all for now.
+
+        end: read no further in the present file.
+        """
+        while True:
+            if self.file is None:
+                if not self._open(place(self.path, 0)):
+                    return END, self.engine.nothing
+            file = self.file
+            assert file is not None
+            status, output = self.engine.read(file.fd, end=end, target=TARGET, budget=BUDGET, nowait=nowait)
+            if status == CHANGED:
+                return self._begin_again()
+            if status != END or output or (end is not None and self.engine.offset >= end):
+                return status, output
+            if file.size() < self.engine.offset:
+                return self._begin_again()
+            status, output = self._go_on(file, nowait)
+            if status != CHANGED:
+                return status, output
+            end = None
+            if output:
+                return END, output
+
+    def _begin_again(self) -> tuple[int, Any]:
+        # Truncated: what was not read before is gone, what comes is new.
+        output = self.engine.cut()
+        self.engine.seek(0)
+        return (0, output)
+
+    def _go_on(self, file: LogFile, nowait: bool) -> tuple[int, Any]:
+        """At the file's end: CHANGED where there is a newer one to go on with."""
+        if file.is_same(look(self.path)):
+            self.next_file = None
+            return END, self.engine.nothing
+        newer = self._newer(file)
+        if newer is None:
+            return END, self.engine.nothing
+        if newer.size() == 0:
+            # Made, but its writer may not have left the old one yet.
+            self.next_file = newer
+            return END, self.engine.nothing
+        # The writer has left the old file, so this is its true end.
+        status, output = self.engine.read(file.fd, target=TARGET, budget=BUDGET, nowait=nowait)
+        if output or status == BLOCKED:
+            return status, output
+        output = self.engine.end_file(file.fd)
+        self._enter(newer)
+        return CHANGED, output
+
+    def _newer(self, file: LogFile) -> LogFile | None:
+        number = find(self.path, file)
+        if number is not None:
+            return open_neighbour(self.path, file, -1)
+        # Ours was removed; the oldest of those that were not there before it is the next.
+        oldest = None
+        for number in range(1000):
+            status = look(place(self.path, number))
+            if status is None:
+                if number > 2:
+                    break
+                continue
+            if _identity(status) in self._older:
+                break
+            try:
+                oldest = open_file(place(self.path, number))
+            except OSError:
+                continue
+        if oldest is not None:
+            log.warning("a log that was being read was removed; it is read on in the next file", path=self.path)
+        return oldest
+
+    def _open(self, path: str) -> bool:
+        try:
+            self._enter(open_file(path))
+        except OSError:
+            return False
+        return True
+
+    def _enter(self, file: LogFile) -> None:
+        self.file = file
+        self.next_file = None
+        self.engine.seek(0)
+        self._older = self._look_at_older()
+
+    def _look_at_older(self) -> frozenset[int]:
+        """What lies behind this file now: so that it is not taken for new when this one is removed."""
+        if self.file is None:
+            return frozenset()
+        number = find(self.path, self.file)
+        if number is None:
+            return frozenset()
+        older = set()
+        while (status := look(place(self.path, number + 1))) is not None:
+            older.add(_identity(status))
+            number += 1
+        return frozenset(older) if older else _NONE
+
+
+_NONE: frozenset[int] = frozenset()
+
+
+def _identity(status: Any) -> int:
+    # The inode alone may belong to another file by then.
+    return hash((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))

@@ -1,0 +1,182 @@
+"""One inotify instance for all that follows files; polling where there is none.
+
+A watch belongs to an inode, and adding it twice gives the same number: so each
+number has a list of those who asked.  Whoever is called looks for himself what
+has changed; an event says only that looking is worth it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from arcbox_agent import _inotify
+from arcbox_agent.agent.log import Logger
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop, TimerHandle
+    from collections.abc import Callable
+
+log = Logger("logs")
+
+_FILE = _inotify.MODIFY | _inotify.ATTRIB | _inotify.MOVE_SELF | _inotify.DELETE_SELF
+_DIRECTORY = _inotify.CREATE | _inotify.MOVED_TO | _inotify.ONLYDIR
+_BUFFER = 65536
+#: Seconds between two looks where inotify cannot be had.
+POLL_INTERVAL = 0.1
+
+
+class Watch:
+    """Somebody who wants to know."""
+
+    __slots__ = ("callback", "name", "number")
+
+    def __init__(self, number: int, name: bytes, callback: Callable[[], None]) -> None:
+        self.number = number  # -1: polled
+        self.name = name  # in a directory; empty: the watched file itself
+        self.callback = callback
+
+
+class Inotify:
+    """Watches files and names in directories, and calls back on the loop."""
+
+    def __init__(self, loop: AbstractEventLoop) -> None:
+        self._loop = loop
+        self._fd = -1
+        self._files: dict[int, list[Watch]] = {}
+        self._names: dict[int, dict[bytes, list[Watch]]] = {}
+        self._polled: set[Watch] = set()
+        self._timer: TimerHandle | None = None
+        self._told = False
+
+    @property
+    def polled(self) -> int:
+        """Watches that are served by polling."""
+        return len(self._polled)
+
+    def start(self) -> None:
+        try:
+            self._fd = _inotify.init()
+        except OSError as error:
+            self._fall_back(error)
+            return
+        self._loop.add_reader(self._fd, self._readable)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+        self._files.clear()
+        self._names.clear()
+        self._polled.clear()
+
+    def watch_file(self, fd: int, callback: Callable[[], None]) -> Watch:
+        """Watch an open file, whatever its path is by now."""
+        watch = Watch(self._add(f"/proc/self/fd/{fd}", _FILE), b"", callback)
+        if watch.number < 0:
+            self._poll(watch)
+        else:
+            self._files.setdefault(watch.number, []).append(watch)
+        return watch
+
+    def watch_name(self, path: str, callback: Callable[[], None]) -> Watch:
+        """Watch for a file that is made at a path, or moved there."""
+        directory, name = os.path.split(path)
+        watch = Watch(self._add(directory or ".", _DIRECTORY), os.fsencode(name), callback)
+        if watch.number < 0:
+            self._poll(watch)
+        else:
+            self._names.setdefault(watch.number, {}).setdefault(watch.name, []).append(watch)
+        return watch
+
+    def drop(self, watch: Watch) -> None:
+        if watch.number < 0:
+            self._polled.discard(watch)
+            return
+        if watch.name:
+            names = self._names.get(watch.number, {})
+            watches = names.get(watch.name, [])
+        else:
+            watches = self._files.get(watch.number, [])
+        if watch not in watches:
+            return  # its file is gone, and the watch with it
+        watches.remove(watch)
+        if watches:
+            return
+        if watch.name:
+            del names[watch.name]
+            if names:
+                return
+            del self._names[watch.number]
+        else:
+            del self._files[watch.number]
+        _inotify.remove_watch(self._fd, watch.number)
+
+    def _add(self, path: str, mask: int) -> int:
+        if self._fd < 0:
+            return -1
+        try:
+            return _inotify.add_watch(self._fd, path, mask)
+        except FileNotFoundError:
+            return -1  # a directory yet to be made
+        except OSError as error:
+            self._fall_back(error)
+            return -1
+
+    def _fall_back(self, error: OSError) -> None:
+        if not self._told:
+            self._told = True
+            log.warning(
+                "inotify is not to be had, logs are followed by polling; "
+                "fs.inotify.max_user_instances and max_user_watches may be too low",
+                reason=error,
+                interval=POLL_INTERVAL,
+            )
+
+    def _poll(self, watch: Watch) -> None:
+        self._polled.add(watch)
+        if self._timer is None:
+            self._timer = self._loop.call_later(POLL_INTERVAL, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        for watch in list(self._polled):
+            watch.callback()
+        if self._polled:
+            self._timer = self._loop.call_later(POLL_INTERVAL, self._tick)
+
+    def _readable(self) -> None:
+        try:
+            plain, named = _inotify.parse(os.read(self._fd, _BUFFER))
+        except BlockingIOError:
+            return
+        for number, mask in plain.items():
+            if number < 0:
+                # The queue has overflown: everything may have changed.
+                self._call_all()
+                return
+            watches = self._files.get(number)
+            if watches is not None:
+                for watch in tuple(watches):
+                    watch.callback()
+                if mask & _inotify.IGNORED:
+                    self._files.pop(number, None)
+            elif mask & _inotify.IGNORED:
+                # A directory is gone; its names are looked for by polling from now on.
+                for waiting in self._names.pop(number, {}).values():
+                    for watch in waiting:
+                        watch.number = -1
+                        self._poll(watch)
+        for number, _, name in named:
+            for watch in tuple(self._names.get(number, {}).get(name, ())):
+                watch.callback()
+
+    def _call_all(self) -> None:
+        every = [watch for watches in self._files.values() for watch in watches]
+        every += [watch for names in self._names.values() for watches in names.values() for watch in watches]
+        for watch in every:
+            watch.callback()
