@@ -1,0 +1,10 @@
+"""The system calls of an init that the standard library lacks.  Each raises OSError."""
+
+def mount(source: str, target: str, type: str, flags: int, data: str) -> None:
+    """mount(2); `flags` are its MS_ flags."""
+
+def reboot(command: int) -> None:
+    """reboot(2); `command` is one of its RB_ commands.  For RB_POWER_OFF it does not return."""
+
+def load_module(fd: int, flags: int) -> None:
+    """finit_module(2), without parameters: loads the module in an open file."""

@@ -1,0 +1,55 @@
+"""The system calls of an init that the standard library lacks.  See _guest.pyi."""
+
+from libc.errno cimport errno
+
+cdef extern from "<sys/mount.h>" nogil:
+    int c_mount "mount" (const char *source, const char *target, const char *type,
+                         unsigned long flags, const void *data)
+
+cdef extern from "<sys/reboot.h>" nogil:
+    int c_reboot "reboot" (int command)
+
+cdef extern from "<sys/syscall.h>" nogil:
+    long SYS_finit_module
+
+cdef extern from "<unistd.h>" nogil:
+    long c_syscall "syscall" (long number, ...)
+
+
+cdef object _failed(str path):
+    cdef int number = errno
+    import os
+    return OSError(number, os.strerror(number), path)
+
+
+def mount(str source, str target, str type, unsigned long flags, str data):
+    cdef bytes c_source = source.encode()
+    cdef bytes c_target = target.encode()
+    cdef bytes c_type = type.encode()
+    cdef bytes c_data = data.encode()
+    cdef const char *source_ = c_source
+    cdef const char *target_ = c_target
+    cdef const char *type_ = c_type
+    cdef const char *data_ = c_data
+    cdef int result
+    with nogil:
+        result = c_mount(source_, target_, type_, flags, data_)
+    if result < 0:
+        raise _failed(target)
+
+
+def reboot(int command):
+    cdef int result
+    with nogil:
+        result = c_reboot(command)
+    if result < 0:
+        raise _failed("reboot")
+
+
+def load_module(int fd, int flags):
+    cdef const char *no_parameters = b""
+    cdef long result
+    with nogil:
+        result = c_syscall(SYS_finit_module, fd, no_parameters, flags)
+    if result < 0:
+        raise _failed("finit_module")

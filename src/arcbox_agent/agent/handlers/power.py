@@ -1,0 +1,26 @@
+"""Shutdown: the answer first, then the end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from arcbox_agent.agent import power
+from arcbox_agent.wire import ShutdownResponse
+
+if TYPE_CHECKING:
+    from arcbox_agent.agent.call import Call
+    from arcbox_agent.agent.daemon import Agent
+    from arcbox_agent.wire import ShutdownRequest
+
+#: A host may give its containers an hour; more is a mistake.
+LONGEST = 3600
+
+
+def shutdown(agent: Agent, request: ShutdownRequest, call: Call) -> ShutdownResponse:
+    """Accepted only where it can be done; the reply goes out before connections are closed."""
+    action = "reboot" if request.reboot else "poweroff"
+    power.way_to(action, agent.settings.init)
+    timeout = min(request.timeout_seconds, LONGEST) or None
+    call.log.info("shutdown accepted", action=action, timeout=timeout)
+    agent.request_stop(action, timeout)
+    return ShutdownResponse(accepted=True)

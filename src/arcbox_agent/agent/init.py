@@ -1,0 +1,310 @@
+"""The agent as the guest's init: what a guest needs before anything can run in it.
+
+    supervise    PID 1 itself: runs the agent, reports its faults and starts it again
+    prepare      mounts, hostname, loopback, vsock: each only where it is missing
+
+Every step is tried and none is required: a guest whose /dev/shm cannot be mounted still
+has an agent, which says so, and that is the one way to look into such a guest.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from arcbox_agent import _guest
+from arcbox_agent.agent import power
+from arcbox_agent.agent.log import Logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
+
+    from arcbox_agent.agent.config import Settings
+
+log = Logger("init")
+
+# ------------------------------------------------------------------------ PID 1
+
+#: Handed from one execution of PID 1 to the next: how often it has failed in a row.
+_FAILURES = "ARCBOX_INIT_FAILURES"
+
+#: Seconds before it starts again: doubled with each failure, up to the second.
+_BACK_OFF = (0.5, 30.0)
+#: After so many seconds of good work a failure counts as the first.
+_GOOD_RUN = 60.0
+
+
+def supervise(run: Callable[[], tuple[int, str]]) -> NoReturn:
+    """Be PID 1: if that ended, the kernel would panic.
+
+    `run` gives the agent's exit code and what it was told to do at its end.  After a
+    power-off or reboot nothing is left to do; after anything else the agent starts
+    again, by execv: the same process with a fresh memory, still the parent of all its
+    children, whose exit codes it can therefore still take.
+    """
+    failures = int(os.environ.pop(_FAILURES, "0"))
+    started = time.monotonic()
+    try:
+        code, action = run()
+        reason = f"it ended with {code}"
+    except BaseException as error:  # SystemExit and KeyboardInterrupt would end PID 1 too
+        log.exception("the agent failed", error)
+        action, reason = "exit", repr(error)
+    if action == "exit":
+        failures = 0 if time.monotonic() - started > _GOOD_RUN else failures + 1
+        shortest, longest = _BACK_OFF
+        pause = min(shortest * 2 ** min(failures, 16), longest)
+        log.error("PID 1 never ends: starting again", reason=reason, seconds=pause)
+        action = _pause(pause)
+    if action != "exit":
+        power.end_of_machine(action)
+    os.environ[_FAILURES] = str(failures)
+    try:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    except OSError as error:
+        # The file system with the interpreter is gone.  Nothing can be started any more.
+        log.error("cannot start again: rebooting", error=error)
+        power.end_of_machine("reboot")
+
+
+def _pause(seconds: float) -> str:
+    """Waits; `poweroff` or `reboot` where a signal asks for that meanwhile, else `exit`."""
+    asked = {signal.SIGTERM: "poweroff", signal.SIGINT: "reboot"}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, asked)
+    try:
+        # Nobody handles them now, and a signal without a handler never reaches PID 1.
+        for number in asked:
+            signal.signal(number, lambda *_: None)
+        received = signal.sigtimedwait(asked, seconds)
+    finally:
+        # Blocked signals stay blocked through execv.
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return asked[signal.Signals(received.si_signo)] if received is not None else "exit"
+
+
+def watch_reboot_keys() -> None:
+    """Ctrl-Alt-Del, which hypervisors send too, becomes SIGINT for PID 1."""
+    try:
+        _guest.reboot(power.RB_DISABLE_CAD)
+    except OSError as error:
+        log.debug("Ctrl-Alt-Del stays as it is", error=error)
+
+
+# ------------------------------------------------------------------ preparation
+
+
+def prepare(settings: Settings) -> None:
+    """Make the guest fit to live in.  It blocks, and is done before the loop starts."""
+    os.umask(0o022)
+    _mount_what_is_missing()
+    _open_console()
+    _name_host()
+    _raise_loopback()
+    if any(address.startswith("vsock:") for address in settings.listen):
+        _bring_up_vsock()
+
+
+_NOSUID, _NODEV, _NOEXEC = 2, 4, 8
+
+#: Source, target, type, flags, options; a target below another comes after it.
+_MOUNTS = (
+    ("proc", "/proc", "proc", _NOSUID | _NODEV | _NOEXEC, ""),
+    ("sysfs", "/sys", "sysfs", _NOSUID | _NODEV | _NOEXEC, ""),
+    ("dev", "/dev", "devtmpfs", _NOSUID, "mode=755"),
+    ("devpts", "/dev/pts", "devpts", _NOSUID | _NOEXEC, "mode=620,ptmxmode=666"),
+    ("shm", "/dev/shm", "tmpfs", _NOSUID | _NODEV, "mode=1777"),
+    ("run", "/run", "tmpfs", _NOSUID | _NODEV, "mode=755"),
+    ("tmp", "/tmp", "tmpfs", _NOSUID | _NODEV, "mode=1777"),
+    ("cgroup2", "/sys/fs/cgroup", "cgroup2", _NOSUID | _NODEV | _NOEXEC, ""),
+)
+
+
+def _mount_what_is_missing() -> None:
+    for source, target, kind, flags, options in _MOUNTS:
+        try:
+            if target in _mount_points() or (target == "/tmp" and _has_files(target)):
+                continue
+            if not os.path.isdir(target):
+                os.mkdir(target)
+            _guest.mount(source, target, kind, flags, options)
+        except OSError as error:
+            log.warning("cannot mount", target=target, type=kind, error=error)
+        else:
+            log.info("mounted", target=target, type=kind)
+
+
+def _mount_points() -> set[str]:
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            return {line.split(" ", 5)[4] for line in file}
+    except FileNotFoundError:
+        return set()  # /proc itself is what is missing
+
+
+def _has_files(path: str) -> bool:
+    """Whether a mount would hide something."""
+    try:
+        with os.scandir(path) as entries:
+            return next(entries, None) is not None
+    except FileNotFoundError:
+        return False
+
+
+def _open_console() -> None:
+    """The standard descriptors: without /dev in the first root the kernel could open none."""
+    try:
+        os.fstat(2)
+        return
+    except OSError:
+        pass
+    try:
+        fd = os.open("/dev/console", os.O_RDWR | os.O_NOCTTY)
+    except OSError:
+        return  # no console at all
+    for standard in (0, 1, 2):
+        if fd != standard:
+            os.dup2(fd, standard)
+    if fd > 2:
+        os.close(fd)
+
+
+def _name_host() -> None:
+    if socket.gethostname() not in ("", "(none)"):
+        return  # the kernel's command line named it, or somebody before us
+    try:
+        with open("/etc/hostname", encoding="utf-8", errors="replace") as file:
+            words = file.read(1024).split()
+    except OSError:
+        words = []
+    name = words[0][:64] if words else "localhost"
+    try:
+        socket.sethostname(name)
+    except OSError as error:
+        log.warning("cannot set the hostname", name=name, error=error)
+
+
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+_IFREQ = struct.Struct("16sh22x")  # name, flags
+
+
+def _raise_loopback() -> None:
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            got = fcntl.ioctl(any_socket, _SIOCGIFFLAGS, _IFREQ.pack(b"lo", 0))
+            flags = _IFREQ.unpack(got)[1]
+            if not flags & _IFF_UP:
+                fcntl.ioctl(any_socket, _SIOCSIFFLAGS, _IFREQ.pack(b"lo", flags | _IFF_UP))
+    except OSError as error:
+        log.warning("cannot bring up the loopback interface", error=error)
+
+
+# ------------------------------------------------------------------------ vsock
+
+#: A virtio device shows up well within this once its drivers are there.
+_VSOCK_PATIENCE = 10.0
+_MODPROBE_PATIENCE = 30.0
+
+#: Each after those that it needs; where below the modules' directory it is.
+_MODULES = (
+    ("virtio_ring", "drivers/virtio"),
+    ("virtio", "drivers/virtio"),
+    ("virtio_pci_modern_dev", "drivers/virtio"),
+    ("virtio_pci_legacy_dev", "drivers/virtio"),
+    ("virtio_pci", "drivers/virtio"),
+    ("virtio_mmio", "drivers/virtio"),
+    ("vsock", "net/vmw_vsock"),
+    ("vmw_vsock_virtio_transport_common", "net/vmw_vsock"),
+    ("vsock_loopback", "net/vmw_vsock"),
+    ("vmw_vsock_virtio_transport", "net/vmw_vsock"),
+)
+_MODPROBE = ("/sbin/modprobe", "/usr/sbin/modprobe", "/bin/modprobe", "/usr/bin/modprobe")
+
+_MODULE_INIT_COMPRESSED_FILE = 4
+_GET_LOCAL_CID = 0x7B9  # IOCTL_VM_SOCKETS_GET_LOCAL_CID
+_NO_CID = 0xFFFFFFFF
+
+
+def _bring_up_vsock() -> None:
+    """Loads what vsock needs, if it is not built in, and waits for the device."""
+    if _local_cid() == _NO_CID:
+        if not _modprobe():
+            _load_by_hand()
+        deadline = time.monotonic() + _VSOCK_PATIENCE
+        while _local_cid() == _NO_CID and time.monotonic() < deadline:
+            time.sleep(0.01)
+    cid = _local_cid()
+    if cid == _NO_CID:
+        log.warning("no vsock device: has the hypervisor one for this guest, and the kernel its driver?")
+    else:
+        log.info("vsock is there", cid=cid)
+
+
+def _local_cid() -> int:
+    """This guest's own cid, which tells that a transport to the host is there."""
+    try:
+        fd = os.open("/dev/vsock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return _NO_CID
+    try:
+        answer = fcntl.ioctl(fd, _GET_LOCAL_CID, bytes(4))
+        return int.from_bytes(answer, sys.byteorder)
+    except OSError:
+        return _NO_CID
+    finally:
+        os.close(fd)
+
+
+def _modprobe() -> bool:
+    """Whether there is one; it also knows where the modules are and how they are packed."""
+    for program in _MODPROBE:
+        if os.access(program, os.X_OK):
+            break
+    else:
+        return False
+    names = ["virtio_pci", "virtio_mmio", "vsock_loopback", "vmw_vsock_virtio_transport"]
+    # One by one, as not every modprobe takes several; one that is built in is no error.
+    for name in names:
+        pid = os.posix_spawn(program, [program, "-q", name], {"PATH": "/sbin:/usr/sbin:/bin:/usr/bin"})
+        _wait_for(pid, _MODPROBE_PATIENCE)
+    return True
+
+
+def _wait_for(pid: int, seconds: float) -> None:
+    """For a child of init's own, before there is a loop and its Processes."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        ready, _, _ = select.select([pidfd], [], [], seconds)
+        if not ready:
+            log.warning("modprobe hangs: killed", seconds=seconds)
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+    finally:
+        os.close(pidfd)
+
+
+def _load_by_hand() -> None:
+    """For a root without modprobe, such as a minimal initramfs."""
+    directory = f"/lib/modules/{os.uname().release}/kernel"
+    for name, below in _MODULES:
+        for ending, flags in ((".ko", 0), *((".ko" + z, _MODULE_INIT_COMPRESSED_FILE) for z in (".xz", ".gz", ".zst"))):
+            try:
+                fd = os.open(f"{directory}/{below}/{name}{ending}", os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # packed another way, or built in
+            try:
+                _guest.load_module(fd, flags)
+            except OSError as error:
+                if error.errno != errno.EEXIST:
+                    log.warning("cannot load a module", name=name, error=error)
+            finally:
+                os.close(fd)
+            break
