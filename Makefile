@@ -25,7 +25,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test check bench soak build install clean
+.PHONY: help demo test vm-test vm vm-bench check bench soak build install clean
 
 help: ## this list
 	@echo 'make TARGET [PYTHON=python3.12]'; echo
@@ -36,6 +36,15 @@ demo: $(STAMPS)/run ## the agent and arcboxctl at work: a container's life, its 
 
 test: $(STAMPS)/test $(STAMPS)/debian ## every test (PYTEST_ARGS=... goes to pytest)
 	@$(BIN)/python -m pytest --durations=15 $(PYTEST_ARGS)
+
+vm-test: $(STAMPS)/test $(STAMPS)/debian ## the tests in a virtual machine alone
+	@$(BIN)/python -m pytest tests/vm --durations=15 $(PYTEST_ARGS)
+
+vm: $(STAMPS)/test $(STAMPS)/debian ## a virtual machine with the agent, for arcboxctl in another terminal
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.vm.run
+
+vm-bench: $(STAMPS)/test $(STAMPS)/debian ## boot to first answer, round trip over vsock, footprint in the guest
+	@$(BIN)/python -m tests.vm.bench
 
 check: $(STAMPS)/test ## generated files up to date, types (mypy --strict), stubs against the compiled modules
 	$(BIN)/python tools/generate_messages.py --check

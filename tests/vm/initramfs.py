@@ -20,7 +20,7 @@ _BUSYBOX = Path("/bin/busybox")
 class Root(enum.Enum):
     #: The host's root, and a tmpfs over it that takes what is written.
     OVERLAY = "overlay"
-    #: The host's root alone; /run and /tmp are a tmpfs where `init` mounts one.
+    #: The host's root alone.
     READ_ONLY = "read-only"
 
 
@@ -45,20 +45,14 @@ overlay)
     # The kernel's modules, where the guest looks for them.
     mkdir -p /newroot/lib/modules
     mount --bind "/host$MODULES" /newroot/lib/modules || fail "no modules"
-    # The host's own mounts of these show through; the guest is to mount its own.
-    for name in proc sys dev run tmp; do
-        mkdir -p "/cow/empty/$name"
-        [ "$name" = tmp ] || mount --bind "/cow/empty/$name" "/newroot/$name"
-    done
     cp -a /boot/files/. /newroot/
     ;;
 read-only)
     mount --bind /host /newroot
-    mount -o remount,ro,bind /newroot
-    mount -t tmpfs -o mode=755 run /newroot/run
     ;;
 esac
 umount /proc
+umount /dev
 cd /newroot
 mount --move . /
 exec chroot . $COMMAND

@@ -30,6 +30,15 @@ _KERNEL_ARGUMENTS = (
     "apparmor=0 no_timer_check random.trust_cpu=on"
 )
 
+_SHARE_ROOT = """
+shared=$1; shift
+mount --rbind / "$shared"
+for name in proc sys dev run; do
+    if mountpoint -q "$shared/$name"; then umount -R -l "$shared/$name"; fi
+done
+exec "$@"
+"""
+
 _cids = itertools.count(3)
 
 
@@ -105,9 +114,14 @@ class Machine:
             initramfs.write_bytes(boot_archive(kernel, root, command, files))
         sockets = []
         files_socket = self.directory / "files.sock"
+        shared = self.directory / "root"
+        shared.mkdir()
         self._run(
             "virtiofsd",
-            [_first(_VIRTIOFSD), f"--socket-path={files_socket}", "-o", "source=/"]
+            # The host's root as it is on disk, in a mount namespace of its own: without the
+            # host's /proc, /dev and the like, which are for the guest to mount.
+            ["unshare", "--mount", "--propagation", "private", "sh", "-ec", _SHARE_ROOT, "sh", str(shared)]
+            + [_first(_VIRTIOFSD), f"--socket-path={files_socket}", "-o", f"source={shared}"]
             + ["-o", "cache=always", "-o", "sandbox=chroot", "-f"],
         )
         sockets.append(files_socket)

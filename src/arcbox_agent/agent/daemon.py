@@ -30,7 +30,7 @@ from arcbox_agent.agent.metrics_endpoint import MetricsEndpoint
 from arcbox_agent.agent.notify import Notifier
 from arcbox_agent.agent.routes import ROUTES
 from arcbox_agent.agent.server import Server
-from arcbox_agent.errors import ConfigError
+from arcbox_agent.errors import ConfigError, RequestError
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, TimerHandle
@@ -140,7 +140,15 @@ class Agent:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command `arcbox-agent`; returns its exit code."""
+    """The command `arcbox-agent`; returns its exit code, but as PID 1, which never ends."""
+    if os.getpid() == 1:
+        from arcbox_agent.agent import init
+
+        init.supervise(lambda: _main(arguments))
+    return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     try:
         invocation = config.load(sys.argv[1:] if arguments is None else arguments)
     except ConfigError as error:
@@ -162,6 +170,11 @@ def run(settings: Settings) -> int:
     """Run an agent with these settings until it ends; returns the exit code."""
     agent_log.sink.level = LEVELS[settings.log_level]
     log.info("starting", version=__version__, pid=os.getpid(), state_dir=settings.state_dir)
+    settings.init = settings.init or os.getpid() == 1
+    if settings.init:
+        from arcbox_agent.agent import init
+
+        init.prepare(settings)
     raise_descriptor_limit()
     set_oom_score_adj(settings.oom_score_adj)
     try:
@@ -170,12 +183,26 @@ def run(settings: Settings) -> int:
         log.error("cannot start", reason=error)
         return EXIT_USAGE
     try:
-        return _run_loop(settings)
+        code, action = _run_loop(settings)
     finally:
         os.close(lock)
+    if action != "exit":
+        return _end_machine(action, settings)
+    return code
 
 
-def _run_loop(settings: Settings) -> int:
+def _end_machine(action: str, settings: Settings) -> int:
+    from arcbox_agent.agent import power
+
+    try:
+        power.perform(action, settings.init)
+    except (OSError, RequestError) as error:
+        log.error("cannot end the machine", action=action, error=error)
+        return EXIT_FAILED
+
+
+def _run_loop(settings: Settings) -> tuple[int, str]:
+    """Exit code, and what is to happen next: Agent.action."""
     loop = uvloop.new_event_loop()
     loop.set_exception_handler(handle_loop_exception)
     asyncio.set_event_loop(loop)
@@ -183,10 +210,10 @@ def _run_loop(settings: Settings) -> int:
         return loop.run_until_complete(_serve(loop, settings))
     except ConfigError as error:
         log.error("cannot start", reason=error)
-        return EXIT_USAGE
+        return EXIT_USAGE, "exit"
     except Exception as error:
         log.exception("the agent failed", error)
-        return EXIT_FAILED
+        return EXIT_FAILED, "exit"
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(loop.shutdown_default_executor())
@@ -194,27 +221,46 @@ def _run_loop(settings: Settings) -> int:
         loop.close()
 
 
-async def _serve(loop: AbstractEventLoop, settings: Settings) -> int:
+async def _serve(loop: AbstractEventLoop, settings: Settings) -> tuple[int, str]:
     agent = Agent(settings)
     watch_signals(loop, agent)
-    await agent.run()
+    try:
+        await agent.run()
+    except Exception as error:
+        if agent.action == "exit":
+            raise
+        # The machine ends all the same: whoever asked for that was told that it would.
+        log.exception("the agent failed while it ended", error)
+        return EXIT_FAILED, agent.action
     log.info("stopped")
-    return EXIT_OK
+    return EXIT_OK, agent.action
 
 
 def watch_signals(loop: AbstractEventLoop, agent: Agent) -> None:
-    """SIGTERM and SIGINT end the agent in order, and at once when they come again."""
+    """SIGTERM and SIGINT end the agent in order, and at once when they come again.
+
+    For an init, and so for PID 1, they end the machine: SIGTERM powers off, and SIGINT,
+    which is what the kernel makes of Ctrl-Alt-Del, reboots.
+    """
     asked = False
+    action_of = {signal.SIGTERM: "exit", signal.SIGINT: "exit"}
+    if agent.settings.init:
+        from arcbox_agent.agent import init, power
+
+        action_of = {signal.SIGTERM: "poweroff", signal.SIGINT: "reboot"}
+        init.watch_reboot_keys()
 
     def end(number: signal.Signals) -> None:
         nonlocal asked
         if asked:
             log.warning("second signal: ending at once", signal=number.name)
+            if agent.settings.init:
+                power.end_of_machine(action_of[number])
             # Containers go on, and the next agent finds them: as after a crash.
             os._exit(128 + number)
         asked = True
         log.info("signal received", signal=number.name)
-        agent.request_stop()
+        agent.request_stop(action_of[number])
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end, number)
@@ -229,14 +275,23 @@ def watch_signals(loop: AbstractEventLoop, agent: Agent) -> None:
 inherited_descriptor_limit: tuple[int, int] | None = None
 
 
+#: Enough for max_connections, and for containers with three descriptors each.
+DESCRIPTORS_WANTED = 65536
+
+
 def raise_descriptor_limit() -> None:
     """A descriptor for each connection, FIFO and log: as many as the hard limit gives."""
     global inherited_descriptor_limit
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if inherited_descriptor_limit is None:
         inherited_descriptor_limit = (soft, hard)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # PID 1 gets a hard limit of 4096 from the kernel, which it may raise.
+    for wanted in (max(hard, DESCRIPTORS_WANTED), hard):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+            return
+        except (OSError, ValueError):
+            continue  # an ordinary user may not
 
 
 def set_oom_score_adj(value: int) -> None:

@@ -7,10 +7,13 @@ import fcntl
 import os
 from typing import TYPE_CHECKING
 
+from arcbox_agent.agent.log import Logger
 from arcbox_agent.errors import ConfigError
 
 if TYPE_CHECKING:
     from arcbox_agent.agent.config import Settings
+
+log = Logger("agent")
 
 #: What can be done, by what went wrong.
 _ADVICE = {
@@ -30,8 +33,25 @@ def prepare(settings: Settings) -> int:
     drops it with the process, however that ends.
     """
     _make("run_dir", settings.run_dir)
-    _make("state_dir", settings.state_dir)
+    try:
+        _make("state_dir", settings.state_dir)
+    except ConfigError as error:
+        if "state_dir" in settings.given or not _is_read_only(error.__cause__):
+            raise
+        # A guest whose root is read-only by design: what nobody named may be elsewhere.
+        where = settings.state_dir
+        settings.state_dir = os.path.join(settings.run_dir, "state")
+        _make("state_dir", settings.state_dir)
+        log.warning(
+            "state is kept in memory, and lost with this boot: its directory is read-only",
+            state_dir=settings.state_dir,
+            read_only=where,
+        )
     return _lock(settings.state_dir)
+
+
+def _is_read_only(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.EROFS
 
 
 def _make(setting: str, path: str) -> None:

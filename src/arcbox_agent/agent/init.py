@@ -43,28 +43,25 @@ _BACK_OFF = (0.5, 30.0)
 _GOOD_RUN = 60.0
 
 
-def supervise(run: Callable[[], tuple[int, str]]) -> NoReturn:
+def supervise(run: Callable[[], int]) -> NoReturn:
     """Be PID 1: if that ended, the kernel would panic.
 
-    `run` gives the agent's exit code and what it was told to do at its end.  After a
-    power-off or reboot nothing is left to do; after anything else the agent starts
-    again, by execv: the same process with a fresh memory, still the parent of all its
-    children, whose exit codes it can therefore still take.
+    `run` is the agent.  It does not come back from a power-off or a reboot; if it does
+    come back, or fails, it is started again by execv: the same process with a fresh
+    memory, still the parent of all its children, whose exit codes it can still take.
     """
     failures = int(os.environ.pop(_FAILURES, "0"))
     started = time.monotonic()
     try:
-        code, action = run()
-        reason = f"it ended with {code}"
+        reason = f"it ended with {run()}"
     except BaseException as error:  # SystemExit and KeyboardInterrupt would end PID 1 too
         log.exception("the agent failed", error)
-        action, reason = "exit", repr(error)
-    if action == "exit":
-        failures = 0 if time.monotonic() - started > _GOOD_RUN else failures + 1
-        shortest, longest = _BACK_OFF
-        pause = min(shortest * 2 ** min(failures, 16), longest)
-        log.error("PID 1 never ends: starting again", reason=reason, seconds=pause)
-        action = _pause(pause)
+        reason = repr(error)
+    failures = 0 if time.monotonic() - started > _GOOD_RUN else failures + 1
+    shortest, longest = _BACK_OFF
+    pause = min(shortest * 2 ** min(failures, 16), longest)
+    log.error("PID 1 never ends: starting again", reason=reason, seconds=pause)
+    action = _pause(pause)
     if action != "exit":
         power.end_of_machine(action)
     os.environ[_FAILURES] = str(failures)

@@ -22,7 +22,6 @@ log = Logger("power")
 
 RB_AUTOBOOT = 0x01234567
 RB_POWER_OFF = 0x4321FEDC
-RB_HALT_SYSTEM = 0xCDEF0123
 RB_DISABLE_CAD = 0
 
 _COMMANDS = {"poweroff": RB_POWER_OFF, "reboot": RB_AUTOBOOT}
@@ -37,7 +36,7 @@ _DEVICE_PREFIX = "/dev/"
 _DIRECTORIES = ("/sbin", "/usr/sbin", "/bin", "/usr/bin")
 
 #: PID 1's name to the program that asks it, and its arguments for each end.
-_INITS = {
+_INITS: dict[str, tuple[str, dict[str, list[str]]]] = {
     "systemd": ("systemctl", {"poweroff": ["poweroff"], "reboot": ["reboot"]}),
     "openrc-init": ("openrc-shutdown", {"poweroff": ["--poweroff", "now"], "reboot": ["--reboot", "now"]}),
     # sysvinit and busybox.

@@ -10,9 +10,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from arcbox_agent.agent.access import Access
-from arcbox_agent.agent.handlers import agent_info, logs, system
+from arcbox_agent.agent.handlers import agent_info, logs, power, runtime, system
 from arcbox_agent.message_types import MessageType
-from arcbox_agent.wire import AgentInfoRequest, LogsRequest, PingRequest
+from arcbox_agent.wire import (
+    AgentInfoRequest,
+    LogsRequest,
+    PingRequest,
+    RuntimeEnsureRequest,
+    RuntimeStatusRequest,
+    ShutdownRequest,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,5 +48,8 @@ ROUTES: dict[int, Route] = {
     # 0.0.1-alpha.1 does not look at the payload either.
     MessageType.GET_SYSTEM_INFO_REQUEST: Route(system.system_info, None, Access.READ),
     MessageType.LOGS_REQUEST: Route(logs.logs, LogsRequest, Access.READ),
+    MessageType.RUNTIME_ENSURE_REQUEST: Route(runtime.ensure_runtime, RuntimeEnsureRequest, Access.CONTROL),
+    MessageType.RUNTIME_STATUS_REQUEST: Route(runtime.runtime_status, RuntimeStatusRequest, Access.READ),
+    MessageType.SHUTDOWN_REQUEST: Route(power.shutdown, ShutdownRequest, Access.CONTROL),
     MessageType.AGENT_INFO_REQUEST: Route(agent_info.agent_info, AgentInfoRequest, Access.READ),
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from arcbox_agent.agent import power
 from arcbox_agent.wire import ShutdownResponse
 
 if TYPE_CHECKING:
@@ -18,6 +17,9 @@ LONGEST = 3600
 
 def shutdown(agent: Agent, request: ShutdownRequest, call: Call) -> ShutdownResponse:
     """Accepted only where it can be done; the reply goes out before connections are closed."""
+    # Once in the life of a guest, if at all: nothing for the start to pay for.
+    from arcbox_agent.agent import power
+
     action = "reboot" if request.reboot else "poweroff"
     power.way_to(action, agent.settings.init)
     timeout = min(request.timeout_seconds, LONGEST) or None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from arcbox_agent.agent import clock
+from arcbox_agent.agent.access import Access
 from arcbox_agent.agent.addresses import ip_addresses
 from arcbox_agent.wire import PingResponse, SystemInfo
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 
 def ping(agent: Agent, request: PingRequest, call: Call) -> PingResponse:
     """Pings without a clock are answered in compiled code and do not come here."""
+    # A host sends its time with every ping: who may only look is answered all the same.
+    if request.timestamp_secs > 0 and agent.settings.set_clock and call.allows(Access.CONTROL):
+        clock.follow_host(request.timestamp_secs, agent.metrics)
     text = f"pong: {request.message}" if request.message else "pong"
     return PingResponse(message=text, version=agent.version)
 
