@@ -29,7 +29,7 @@ MODULES = {
 HEADERS = {"_spawn": [f"{PACKAGE}/spawn_child.h"]}
 
 CFLAGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
-CFLAGS += ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3"]
+CFLAGS += ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0"]  # Python's own flags say -g: megabytes that a guest would carry
 
 
 def modules() -> list[Extension]:
