@@ -1353,11 +1353,11 @@ def serve_pings(FrameDecoder decoder not None, bytearray out not None, version, 
     cdef Head head
     cdef bytes agent = version if isinstance(version, bytes) else version.encode()
     cdef size_t agent_size = <size_t>len(agent)
-    cdef Py_ssize_t most = limit, served = 0, before
+    cdef Py_ssize_t most = limit, served = 0
     cdef const uint8_t* text
-    cdef size_t text_size, prefix, size
+    cdef size_t text_size, prefix, size, need
+    cdef size_t used = <size_t>PyByteArray_GET_SIZE(out), room = used
     cdef uint8_t* p
-    cdef Writer w
     cdef Place place
     if agent_size > 0x7F:
         raise ValueError("the version is longer than 127 bytes")
@@ -1365,46 +1365,81 @@ def serve_pings(FrameDecoder decoder not None, bytearray out not None, version, 
         decoder._raise_failed()
     place.root = <PyObject*>Message
     place.depth = 0
-    while served < most:
-        if not decoder._peek(&head):
-            break
-        if head.type != 0x0001:
-            break
-        text = head.payload
-        text_size = 0
-        if head.payload_size:
-            # One field, and it fills the payload: 0x0A, length, text.
-            if text[0] != 0x0A:
+    try:
+        while served < most:
+            if not decoder._peek(&head):
                 break
-            try:
-                text = read_size(&place, 0, text + 1, head.payload + head.payload_size, &text_size)
-                if text + text_size != head.payload + head.payload_size:
+            if head.type != 0x0001:
+                break
+            text = head.payload
+            text_size = 0
+            if head.payload_size:
+                # One field, and it fills the payload: 0x0A, length, text.
+                if text[0] != 0x0A:
                     break
-                text_of(&place, 0, text, text_size)
-            except DecodeError:
-                break
-        p = take_writer(&w, <PyObject*>Message)
-        try:
-            p = reserve(&w, p, agent_size + text_size + head.trace_size + 48)
-            if agent_size:
-                p = put_block(p, PyBytes_AS_STRING(<PyObject*>agent), agent_size)
-                p = put_varint(p, agent_size)
-                p = put_varint(p, 0x12)
-            p = put_block(p, text, text_size)
+                try:
+                    text = read_size(&place, 0, text + 1, head.payload + head.payload_size, &text_size)
+                    if text + text_size != head.payload + head.payload_size:
+                        break
+                    if not octets_ascii(text, text_size):
+                        text_of(&place, 0, text, text_size)
+                except DecodeError:
+                    break
             prefix = 6 if text_size else 4
-            p = put_block(p, b"pong: ", prefix)
-            p = put_varint(p, text_size + prefix)
-            p = put_varint(p, 0x0A)
+            # What goes out is what came in, and at most so much more.
+            need = head.size + agent_size + 16
+            if room - used < need:
+                # One allocation where the pings behind this one are like it.
+                room = max(room * 2, used + need * min((decoder.tail - decoder.head) // head.size + 1, <size_t>4096))
+                PyByteArray_Resize(out, <Py_ssize_t>room)
+            p = <uint8_t*>PyByteArray_AS_STRING(out) + used + 8
             if head.version == 2:
-                p = put_block(p, head.trace - 2, head.trace_size + 2)
-            size = <size_t>(w.end - p) + 4
-            p = put_u32(p, 0x1001)
-            p = put_u32(p, <uint32_t>size)
-            before = PyByteArray_GET_SIZE(out)
-            PyByteArray_Resize(out, before + (w.end - p))
-            memcpy(PyByteArray_AS_STRING(out) + before, p, <size_t>(w.end - p))
-        finally:
-            give_writer(&w)
-        decoder._take(head.size)
-        served += 1
+                p = append(p, head.trace - 2, head.trace_size + 2)
+            p[0] = 0x0A
+            p = append_varint(p + 1, text_size + prefix)
+            p = append(p, b"pong: ", prefix)
+            p = append(p, text, text_size)
+            if agent_size:
+                p[0] = 0x12
+                p[1] = <uint8_t>agent_size
+                p = append(p + 2, PyBytes_AS_STRING(<PyObject*>agent), agent_size)
+            size = <size_t>(p - <uint8_t*>PyByteArray_AS_STRING(out)) - used
+            # Downwards, as everywhere in this module: length and type stand before `p`.
+            p = put_u32(p - size + 8, 0x1001)
+            put_u32(p, <uint32_t>(size - 4))
+            used += size
+            decoder._take(head.size)
+            served += 1
+    finally:
+        if used != room:
+            PyByteArray_Resize(out, <Py_ssize_t>used)
     return served
+
+
+cdef inline uint8_t* append(uint8_t* p, const void* data, size_t size) noexcept:
+    memcpy(p, data, size)
+    return p + size
+
+
+cdef inline uint8_t* append_varint(uint8_t* p, size_t value) noexcept:
+    while value > 0x7F:
+        p[0] = <uint8_t>(value | 0x80)
+        value >>= 7
+        p += 1
+    p[0] = <uint8_t>value
+    return p + 1
+
+
+cdef inline bint octets_ascii(const uint8_t* p, size_t size) noexcept:
+    cdef size_t i = 0
+    cdef uint64_t word
+    cdef uint8_t rest = 0
+    while size - i >= 8:
+        memcpy(&word, p + i, 8)
+        if word & 0x8080808080808080ULL:
+            return False
+        i += 8
+    while i < size:
+        rest |= p[i]
+        i += 1
+    return rest < 0x80
