@@ -1,0 +1,21 @@
+"""The benchmarks are not for CI, but they must not rot: each runs one small round."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tools.compiled import ROOT
+
+
+def test_each_benchmark_runs_one_round_and_checks_its_answers() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--benchmark-disable", "benchmarks"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
