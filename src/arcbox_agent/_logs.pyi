@@ -5,7 +5,6 @@ MORE: Final[int]
 END: Final[int]
 BLOCKED: Final[int]
 CHANGED: Final[int]
-MODES: Final[dict[str, int]]
 
 class Entry:
     def __init__(self, stream: str, data: bytes, timestamp: int = 0, partial: bool = False) -> None: ...
