@@ -44,6 +44,8 @@ SCALARS = {
     _T.TYPE_STRING: ("str", "str", '""', 2),
     _T.TYPE_BYTES: ("bytes", "bytes", 'b""', 2),
 }
+#: Default -> its name in _wire.pxd.
+CONSTANTS = {"False": "Py_False", "0": "zero", '""': "empty_str", 'b""': "empty_bytes"}
 LISTS = {_T.TYPE_STRING, _T.TYPE_DOUBLE, _T.TYPE_MESSAGE}
 MAP_VALUES = {_T.TYPE_STRING, _T.TYPE_UINT64}
 
@@ -88,8 +90,8 @@ class Field:
         #: A list of doubles is written packed.
         self.packed = self.repeated and kind == _T.TYPE_DOUBLE
         self.tag = self.number << 3 | (2 if self.packed else wire)
-        #: Lists and maps are made when they are first asked for.
-        self.lazy = self.repeated
+        #: The object that is the default, where it can be known by its address.
+        self.constant = "unset" if self.repeated else CONSTANTS.get(self.default)
 
 
 class Declaration:
@@ -228,8 +230,8 @@ def _write(message: Declaration) -> Iterator[str]:
     for field in reversed(message.fields):
         value = f"0x{field.tag:X}, <PyObject*>self.{field.name}"
         indent = "        "
-        if field.lazy:
-            yield f"        if <PyObject*>self.{field.name} != unset:"
+        if field.constant:
+            yield f"        if <PyObject*>self.{field.name} != {field.constant}:"
             indent += "    "
         kind = "_map" if field.map else "_list" if field.repeated else ""
         if field.message:

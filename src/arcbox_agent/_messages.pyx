@@ -127,8 +127,10 @@ cdef class Timestamp(Message):
     cdef object nanos
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_int32(w, p, 0x10, <PyObject*>self.nanos)
-        p = write_int64(w, p, 0x8, <PyObject*>self.seconds)
+        if <PyObject*>self.nanos != zero:
+            p = write_int32(w, p, 0x10, <PyObject*>self.nanos)
+        if <PyObject*>self.seconds != zero:
+            p = write_int64(w, p, 0x8, <PyObject*>self.seconds)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -158,8 +160,10 @@ cdef class PingRequest(Message):
     cdef object timestamp_secs
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_int64(w, p, 0x10, <PyObject*>self.timestamp_secs)
-        p = write_str(w, p, 0xA, <PyObject*>self.message)
+        if <PyObject*>self.timestamp_secs != zero:
+            p = write_int64(w, p, 0x10, <PyObject*>self.timestamp_secs)
+        if <PyObject*>self.message != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.message)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -189,8 +193,10 @@ cdef class PingResponse(Message):
     cdef object version
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_str(w, p, 0x12, <PyObject*>self.version)
-        p = write_str(w, p, 0xA, <PyObject*>self.message)
+        if <PyObject*>self.version != empty_str:
+            p = write_str(w, p, 0x12, <PyObject*>self.version)
+        if <PyObject*>self.message != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.message)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -248,17 +254,26 @@ cdef class SystemInfo(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.ip_addresses != unset:
             p = write_str_list(w, p, 0x5A, <PyObject*>self.ip_addresses)
-        p = write_uint64(w, p, 0x50, <PyObject*>self.uptime)
-        p = write_str(w, p, 0x4A, <PyObject*>self.hostname)
+        if <PyObject*>self.uptime != zero:
+            p = write_uint64(w, p, 0x50, <PyObject*>self.uptime)
+        if <PyObject*>self.hostname != empty_str:
+            p = write_str(w, p, 0x4A, <PyObject*>self.hostname)
         if <PyObject*>self.load_average != unset:
             p = write_double_list(w, p, 0x42, <PyObject*>self.load_average)
-        p = write_uint32(w, p, 0x38, <PyObject*>self.cpu_count)
-        p = write_uint64(w, p, 0x30, <PyObject*>self.available_memory)
-        p = write_uint64(w, p, 0x28, <PyObject*>self.total_memory)
-        p = write_str(w, p, 0x22, <PyObject*>self.arch)
-        p = write_str(w, p, 0x1A, <PyObject*>self.os_version)
-        p = write_str(w, p, 0x12, <PyObject*>self.os_name)
-        p = write_str(w, p, 0xA, <PyObject*>self.kernel_version)
+        if <PyObject*>self.cpu_count != zero:
+            p = write_uint32(w, p, 0x38, <PyObject*>self.cpu_count)
+        if <PyObject*>self.available_memory != zero:
+            p = write_uint64(w, p, 0x30, <PyObject*>self.available_memory)
+        if <PyObject*>self.total_memory != zero:
+            p = write_uint64(w, p, 0x28, <PyObject*>self.total_memory)
+        if <PyObject*>self.arch != empty_str:
+            p = write_str(w, p, 0x22, <PyObject*>self.arch)
+        if <PyObject*>self.os_version != empty_str:
+            p = write_str(w, p, 0x1A, <PyObject*>self.os_version)
+        if <PyObject*>self.os_name != empty_str:
+            p = write_str(w, p, 0x12, <PyObject*>self.os_name)
+        if <PyObject*>self.kernel_version != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.kernel_version)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -309,7 +324,8 @@ cdef class RuntimeEnsureRequest(Message):
     cdef object start_if_needed
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_bool(w, p, 0x8, <PyObject*>self.start_if_needed)
+        if <PyObject*>self.start_if_needed != Py_False:
+            p = write_bool(w, p, 0x8, <PyObject*>self.start_if_needed)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -339,10 +355,14 @@ cdef class RuntimeEnsureResponse(Message):
     cdef object status
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_str(w, p, 0x22, <PyObject*>self.status)
-        p = write_str(w, p, 0x1A, <PyObject*>self.message)
-        p = write_str(w, p, 0x12, <PyObject*>self.endpoint)
-        p = write_bool(w, p, 0x8, <PyObject*>self.ready)
+        if <PyObject*>self.status != empty_str:
+            p = write_str(w, p, 0x22, <PyObject*>self.status)
+        if <PyObject*>self.message != empty_str:
+            p = write_str(w, p, 0x1A, <PyObject*>self.message)
+        if <PyObject*>self.endpoint != empty_str:
+            p = write_str(w, p, 0x12, <PyObject*>self.endpoint)
+        if <PyObject*>self.ready != Py_False:
+            p = write_bool(w, p, 0x8, <PyObject*>self.ready)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -398,10 +418,14 @@ cdef class RuntimeStatusResponse(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.services != unset:
             p = write_message_list(w, p, 0x2A, <PyObject*>self.services, _ServiceStatus)
-        p = write_str(w, p, 0x22, <PyObject*>self.detail)
-        p = write_str(w, p, 0x1A, <PyObject*>self.endpoint)
-        p = write_bool(w, p, 0x10, <PyObject*>self.docker_ready)
-        p = write_bool(w, p, 0x8, <PyObject*>self.containerd_ready)
+        if <PyObject*>self.detail != empty_str:
+            p = write_str(w, p, 0x22, <PyObject*>self.detail)
+        if <PyObject*>self.endpoint != empty_str:
+            p = write_str(w, p, 0x1A, <PyObject*>self.endpoint)
+        if <PyObject*>self.docker_ready != Py_False:
+            p = write_bool(w, p, 0x10, <PyObject*>self.docker_ready)
+        if <PyObject*>self.containerd_ready != Py_False:
+            p = write_bool(w, p, 0x8, <PyObject*>self.containerd_ready)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -440,9 +464,12 @@ cdef class ServiceStatus(Message):
     cdef object detail
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_str(w, p, 0x1A, <PyObject*>self.detail)
-        p = write_str(w, p, 0x12, <PyObject*>self.status)
-        p = write_str(w, p, 0xA, <PyObject*>self.name)
+        if <PyObject*>self.detail != empty_str:
+            p = write_str(w, p, 0x1A, <PyObject*>self.detail)
+        if <PyObject*>self.status != empty_str:
+            p = write_str(w, p, 0x12, <PyObject*>self.status)
+        if <PyObject*>self.name != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.name)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -474,8 +501,10 @@ cdef class ShutdownRequest(Message):
     cdef object reboot
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_bool(w, p, 0x320, <PyObject*>self.reboot)
-        p = write_uint32(w, p, 0x8, <PyObject*>self.timeout_seconds)
+        if <PyObject*>self.reboot != Py_False:
+            p = write_bool(w, p, 0x320, <PyObject*>self.reboot)
+        if <PyObject*>self.timeout_seconds != zero:
+            p = write_uint32(w, p, 0x8, <PyObject*>self.timeout_seconds)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -504,7 +533,8 @@ cdef class ShutdownResponse(Message):
     cdef object accepted
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_bool(w, p, 0x8, <PyObject*>self.accepted)
+        if <PyObject*>self.accepted != Py_False:
+            p = write_bool(w, p, 0x8, <PyObject*>self.accepted)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -559,22 +589,30 @@ cdef class AgentInfo(Message):
     cdef object runtime
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_str(w, p, 0x62, <PyObject*>self.runtime)
-        p = write_str(w, p, 0x5A, <PyObject*>self.state_dir)
-        p = write_uint64(w, p, 0x50, <PyObject*>self.log_lag_bytes)
+        if <PyObject*>self.runtime != empty_str:
+            p = write_str(w, p, 0x62, <PyObject*>self.runtime)
+        if <PyObject*>self.state_dir != empty_str:
+            p = write_str(w, p, 0x5A, <PyObject*>self.state_dir)
+        if <PyObject*>self.log_lag_bytes != zero:
+            p = write_uint64(w, p, 0x50, <PyObject*>self.log_lag_bytes)
         if <PyObject*>self.features != unset:
             p = write_str_list(w, p, 0x4A, <PyObject*>self.features)
         if <PyObject*>self.limits != unset:
             p = write_uint64_map(w, p, 0x42, <PyObject*>self.limits)
         if <PyObject*>self.counters != unset:
             p = write_uint64_map(w, p, 0x3A, <PyObject*>self.counters)
-        p = write_uint64(w, p, 0x30, <PyObject*>self.queued_bytes)
-        p = write_uint32(w, p, 0x28, <PyObject*>self.connections)
+        if <PyObject*>self.queued_bytes != zero:
+            p = write_uint64(w, p, 0x30, <PyObject*>self.queued_bytes)
+        if <PyObject*>self.connections != zero:
+            p = write_uint32(w, p, 0x28, <PyObject*>self.connections)
         if <PyObject*>self.listeners != unset:
             p = write_message_list(w, p, 0x22, <PyObject*>self.listeners, _ListenerInfo)
-        p = write_uint64(w, p, 0x18, <PyObject*>self.uptime_ms)
-        p = write_uint32(w, p, 0x10, <PyObject*>self.pid)
-        p = write_str(w, p, 0xA, <PyObject*>self.version)
+        if <PyObject*>self.uptime_ms != zero:
+            p = write_uint64(w, p, 0x18, <PyObject*>self.uptime_ms)
+        if <PyObject*>self.pid != zero:
+            p = write_uint32(w, p, 0x10, <PyObject*>self.pid)
+        if <PyObject*>self.version != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.version)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -633,9 +671,12 @@ cdef class ListenerInfo(Message):
     cdef object mode
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_str(w, p, 0x1A, <PyObject*>self.mode)
-        p = write_uint32(w, p, 0x10, <PyObject*>self.connections)
-        p = write_str(w, p, 0xA, <PyObject*>self.address)
+        if <PyObject*>self.mode != empty_str:
+            p = write_str(w, p, 0x1A, <PyObject*>self.mode)
+        if <PyObject*>self.connections != zero:
+            p = write_uint32(w, p, 0x10, <PyObject*>self.connections)
+        if <PyObject*>self.address != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.address)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -669,10 +710,14 @@ cdef class Mount(Message):
     cdef object readonly
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_bool(w, p, 0x20, <PyObject*>self.readonly)
-        p = write_str(w, p, 0x1A, <PyObject*>self.type)
-        p = write_str(w, p, 0x12, <PyObject*>self.target)
-        p = write_str(w, p, 0xA, <PyObject*>self.source)
+        if <PyObject*>self.readonly != Py_False:
+            p = write_bool(w, p, 0x20, <PyObject*>self.readonly)
+        if <PyObject*>self.type != empty_str:
+            p = write_str(w, p, 0x1A, <PyObject*>self.type)
+        if <PyObject*>self.target != empty_str:
+            p = write_str(w, p, 0x12, <PyObject*>self.target)
+        if <PyObject*>self.source != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.source)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -717,23 +762,32 @@ cdef class CreateContainerRequest(Message):
     cdef object detail
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_bool(w, p, 0x320, <PyObject*>self.detail)
-        p = write_str(w, p, 0x62, <PyObject*>self.id)
-        p = write_str(w, p, 0x5A, <PyObject*>self.rootfs)
-        p = write_bool(w, p, 0x50, <PyObject*>self.open_stdin)
-        p = write_bool(w, p, 0x48, <PyObject*>self.tty)
+        if <PyObject*>self.detail != Py_False:
+            p = write_bool(w, p, 0x320, <PyObject*>self.detail)
+        if <PyObject*>self.id != empty_str:
+            p = write_str(w, p, 0x62, <PyObject*>self.id)
+        if <PyObject*>self.rootfs != empty_str:
+            p = write_str(w, p, 0x5A, <PyObject*>self.rootfs)
+        if <PyObject*>self.open_stdin != Py_False:
+            p = write_bool(w, p, 0x50, <PyObject*>self.open_stdin)
+        if <PyObject*>self.tty != Py_False:
+            p = write_bool(w, p, 0x48, <PyObject*>self.tty)
         if <PyObject*>self.mounts != unset:
             p = write_message_list(w, p, 0x42, <PyObject*>self.mounts, _Mount)
-        p = write_str(w, p, 0x3A, <PyObject*>self.user)
-        p = write_str(w, p, 0x32, <PyObject*>self.working_dir)
+        if <PyObject*>self.user != empty_str:
+            p = write_str(w, p, 0x3A, <PyObject*>self.user)
+        if <PyObject*>self.working_dir != empty_str:
+            p = write_str(w, p, 0x32, <PyObject*>self.working_dir)
         if <PyObject*>self.env != unset:
             p = write_str_map(w, p, 0x2A, <PyObject*>self.env)
         if <PyObject*>self.entrypoint != unset:
             p = write_str_list(w, p, 0x22, <PyObject*>self.entrypoint)
         if <PyObject*>self.cmd != unset:
             p = write_str_list(w, p, 0x1A, <PyObject*>self.cmd)
-        p = write_str(w, p, 0x12, <PyObject*>self.image)
-        p = write_str(w, p, 0xA, <PyObject*>self.name)
+        if <PyObject*>self.image != empty_str:
+            p = write_str(w, p, 0x12, <PyObject*>self.image)
+        if <PyObject*>self.name != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.name)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -795,7 +849,8 @@ cdef class CreateContainerResponse(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.warnings != unset:
             p = write_str_list(w, p, 0x322, <PyObject*>self.warnings)
-        p = write_str(w, p, 0xA, <PyObject*>self.id)
+        if <PyObject*>self.id != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -826,7 +881,8 @@ cdef class StartContainerRequest(Message):
     cdef object id
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_str(w, p, 0xA, <PyObject*>self.id)
+        if <PyObject*>self.id != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -873,8 +929,10 @@ cdef class StopContainerRequest(Message):
     cdef object timeout
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_uint32(w, p, 0x10, <PyObject*>self.timeout)
-        p = write_str(w, p, 0xA, <PyObject*>self.id)
+        if <PyObject*>self.timeout != zero:
+            p = write_uint32(w, p, 0x10, <PyObject*>self.timeout)
+        if <PyObject*>self.id != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -921,8 +979,10 @@ cdef class RemoveContainerRequest(Message):
     cdef object force
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_bool(w, p, 0x10, <PyObject*>self.force)
-        p = write_str(w, p, 0xA, <PyObject*>self.id)
+        if <PyObject*>self.force != Py_False:
+            p = write_bool(w, p, 0x10, <PyObject*>self.force)
+        if <PyObject*>self.id != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -970,9 +1030,12 @@ cdef class ListContainersRequest(Message):
     cdef object filter
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_str(w, p, 0x32A, <PyObject*>self.filter)
-        p = write_bool(w, p, 0x320, <PyObject*>self.detail)
-        p = write_bool(w, p, 0x8, <PyObject*>self.all)
+        if <PyObject*>self.filter != empty_str:
+            p = write_str(w, p, 0x32A, <PyObject*>self.filter)
+        if <PyObject*>self.detail != Py_False:
+            p = write_bool(w, p, 0x320, <PyObject*>self.detail)
+        if <PyObject*>self.all != Py_False:
+            p = write_bool(w, p, 0x8, <PyObject*>self.all)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1049,25 +1112,40 @@ cdef class ContainerInfo(Message):
     cdef object rootfs
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_str(w, p, 0x372, <PyObject*>self.rootfs)
-        p = write_str(w, p, 0x36A, <PyObject*>self.user)
-        p = write_bool(w, p, 0x360, <PyObject*>self.tty)
+        if <PyObject*>self.rootfs != empty_str:
+            p = write_str(w, p, 0x372, <PyObject*>self.rootfs)
+        if <PyObject*>self.user != empty_str:
+            p = write_str(w, p, 0x36A, <PyObject*>self.user)
+        if <PyObject*>self.tty != Py_False:
+            p = write_bool(w, p, 0x360, <PyObject*>self.tty)
         if <PyObject*>self.warnings != unset:
             p = write_str_list(w, p, 0x35A, <PyObject*>self.warnings)
-        p = write_str(w, p, 0x352, <PyObject*>self.error)
+        if <PyObject*>self.error != empty_str:
+            p = write_str(w, p, 0x352, <PyObject*>self.error)
         if <PyObject*>self.command != unset:
             p = write_str_list(w, p, 0x34A, <PyObject*>self.command)
-        p = write_int64(w, p, 0x340, <PyObject*>self.finished_at)
-        p = write_int64(w, p, 0x338, <PyObject*>self.started_at)
-        p = write_int32(w, p, 0x330, <PyObject*>self.signal)
-        p = write_int32(w, p, 0x328, <PyObject*>self.exit_code)
-        p = write_uint32(w, p, 0x320, <PyObject*>self.pid)
-        p = write_int64(w, p, 0x30, <PyObject*>self.created)
-        p = write_str(w, p, 0x2A, <PyObject*>self.status)
-        p = write_str(w, p, 0x22, <PyObject*>self.state)
-        p = write_str(w, p, 0x1A, <PyObject*>self.image)
-        p = write_str(w, p, 0x12, <PyObject*>self.name)
-        p = write_str(w, p, 0xA, <PyObject*>self.id)
+        if <PyObject*>self.finished_at != zero:
+            p = write_int64(w, p, 0x340, <PyObject*>self.finished_at)
+        if <PyObject*>self.started_at != zero:
+            p = write_int64(w, p, 0x338, <PyObject*>self.started_at)
+        if <PyObject*>self.signal != zero:
+            p = write_int32(w, p, 0x330, <PyObject*>self.signal)
+        if <PyObject*>self.exit_code != zero:
+            p = write_int32(w, p, 0x328, <PyObject*>self.exit_code)
+        if <PyObject*>self.pid != zero:
+            p = write_uint32(w, p, 0x320, <PyObject*>self.pid)
+        if <PyObject*>self.created != zero:
+            p = write_int64(w, p, 0x30, <PyObject*>self.created)
+        if <PyObject*>self.status != empty_str:
+            p = write_str(w, p, 0x2A, <PyObject*>self.status)
+        if <PyObject*>self.state != empty_str:
+            p = write_str(w, p, 0x22, <PyObject*>self.state)
+        if <PyObject*>self.image != empty_str:
+            p = write_str(w, p, 0x1A, <PyObject*>self.image)
+        if <PyObject*>self.name != empty_str:
+            p = write_str(w, p, 0x12, <PyObject*>self.name)
+        if <PyObject*>self.id != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1131,8 +1209,10 @@ cdef class KillContainerRequest(Message):
     cdef object signal
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_str(w, p, 0x12, <PyObject*>self.signal)
-        p = write_str(w, p, 0xA, <PyObject*>self.id)
+        if <PyObject*>self.signal != empty_str:
+            p = write_str(w, p, 0x12, <PyObject*>self.signal)
+        if <PyObject*>self.id != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1162,8 +1242,10 @@ cdef class WaitContainerRequest(Message):
     cdef object condition
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_str(w, p, 0x12, <PyObject*>self.condition)
-        p = write_str(w, p, 0xA, <PyObject*>self.id)
+        if <PyObject*>self.condition != empty_str:
+            p = write_str(w, p, 0x12, <PyObject*>self.condition)
+        if <PyObject*>self.id != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1194,9 +1276,12 @@ cdef class WaitContainerResponse(Message):
     cdef object signal
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_int32(w, p, 0x320, <PyObject*>self.signal)
-        p = write_str(w, p, 0x12, <PyObject*>self.error)
-        p = write_int64(w, p, 0x8, <PyObject*>self.status_code)
+        if <PyObject*>self.signal != zero:
+            p = write_int32(w, p, 0x320, <PyObject*>self.signal)
+        if <PyObject*>self.error != empty_str:
+            p = write_str(w, p, 0x12, <PyObject*>self.error)
+        if <PyObject*>self.status_code != zero:
+            p = write_int64(w, p, 0x8, <PyObject*>self.status_code)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1227,7 +1312,8 @@ cdef class PauseContainerRequest(Message):
     cdef object id
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_str(w, p, 0xA, <PyObject*>self.id)
+        if <PyObject*>self.id != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1254,7 +1340,8 @@ cdef class UnpauseContainerRequest(Message):
     cdef object id
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_str(w, p, 0xA, <PyObject*>self.id)
+        if <PyObject*>self.id != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1281,7 +1368,8 @@ cdef class ContainerStatsRequest(Message):
     cdef object id
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_str(w, p, 0xA, <PyObject*>self.id)
+        if <PyObject*>self.id != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1317,16 +1405,26 @@ cdef class ContainerStatsResponse(Message):
     cdef object pids
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_uint32(w, p, 0x50, <PyObject*>self.pids)
-        p = write_uint64(w, p, 0x48, <PyObject*>self.block_write_bytes)
-        p = write_uint64(w, p, 0x40, <PyObject*>self.block_read_bytes)
-        p = write_uint64(w, p, 0x38, <PyObject*>self.network_tx_bytes)
-        p = write_uint64(w, p, 0x30, <PyObject*>self.network_rx_bytes)
-        p = write_uint64(w, p, 0x28, <PyObject*>self.memory_limit)
-        p = write_uint64(w, p, 0x20, <PyObject*>self.memory_usage)
-        p = write_uint32(w, p, 0x18, <PyObject*>self.online_cpus)
-        p = write_uint64(w, p, 0x10, <PyObject*>self.system_cpu_usage)
-        p = write_uint64(w, p, 0x8, <PyObject*>self.cpu_usage)
+        if <PyObject*>self.pids != zero:
+            p = write_uint32(w, p, 0x50, <PyObject*>self.pids)
+        if <PyObject*>self.block_write_bytes != zero:
+            p = write_uint64(w, p, 0x48, <PyObject*>self.block_write_bytes)
+        if <PyObject*>self.block_read_bytes != zero:
+            p = write_uint64(w, p, 0x40, <PyObject*>self.block_read_bytes)
+        if <PyObject*>self.network_tx_bytes != zero:
+            p = write_uint64(w, p, 0x38, <PyObject*>self.network_tx_bytes)
+        if <PyObject*>self.network_rx_bytes != zero:
+            p = write_uint64(w, p, 0x30, <PyObject*>self.network_rx_bytes)
+        if <PyObject*>self.memory_limit != zero:
+            p = write_uint64(w, p, 0x28, <PyObject*>self.memory_limit)
+        if <PyObject*>self.memory_usage != zero:
+            p = write_uint64(w, p, 0x20, <PyObject*>self.memory_usage)
+        if <PyObject*>self.online_cpus != zero:
+            p = write_uint32(w, p, 0x18, <PyObject*>self.online_cpus)
+        if <PyObject*>self.system_cpu_usage != zero:
+            p = write_uint64(w, p, 0x10, <PyObject*>self.system_cpu_usage)
+        if <PyObject*>self.cpu_usage != zero:
+            p = write_uint64(w, p, 0x8, <PyObject*>self.cpu_usage)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1372,8 +1470,10 @@ cdef class ContainerTopRequest(Message):
     cdef object ps_args
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_str(w, p, 0x12, <PyObject*>self.ps_args)
-        p = write_str(w, p, 0xA, <PyObject*>self.id)
+        if <PyObject*>self.ps_args != empty_str:
+            p = write_str(w, p, 0x12, <PyObject*>self.ps_args)
+        if <PyObject*>self.id != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1515,21 +1615,32 @@ cdef class ExecRequest(Message):
     cdef object detail
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_bool(w, p, 0x350, <PyObject*>self.detail)
-        p = write_uint32(w, p, 0x348, <PyObject*>self.tty_height)
-        p = write_uint32(w, p, 0x340, <PyObject*>self.tty_width)
-        p = write_bytes(w, p, 0x33A, <PyObject*>self.stdin)
-        p = write_bool(w, p, 0x330, <PyObject*>self.detach)
-        p = write_uint64(w, p, 0x328, <PyObject*>self.timeout_ms)
-        p = write_bool(w, p, 0x320, <PyObject*>self.stream)
-        p = write_bool(w, p, 0x30, <PyObject*>self.tty)
-        p = write_str(w, p, 0x2A, <PyObject*>self.user)
-        p = write_str(w, p, 0x22, <PyObject*>self.working_dir)
+        if <PyObject*>self.detail != Py_False:
+            p = write_bool(w, p, 0x350, <PyObject*>self.detail)
+        if <PyObject*>self.tty_height != zero:
+            p = write_uint32(w, p, 0x348, <PyObject*>self.tty_height)
+        if <PyObject*>self.tty_width != zero:
+            p = write_uint32(w, p, 0x340, <PyObject*>self.tty_width)
+        if <PyObject*>self.stdin != empty_bytes:
+            p = write_bytes(w, p, 0x33A, <PyObject*>self.stdin)
+        if <PyObject*>self.detach != Py_False:
+            p = write_bool(w, p, 0x330, <PyObject*>self.detach)
+        if <PyObject*>self.timeout_ms != zero:
+            p = write_uint64(w, p, 0x328, <PyObject*>self.timeout_ms)
+        if <PyObject*>self.stream != Py_False:
+            p = write_bool(w, p, 0x320, <PyObject*>self.stream)
+        if <PyObject*>self.tty != Py_False:
+            p = write_bool(w, p, 0x30, <PyObject*>self.tty)
+        if <PyObject*>self.user != empty_str:
+            p = write_str(w, p, 0x2A, <PyObject*>self.user)
+        if <PyObject*>self.working_dir != empty_str:
+            p = write_str(w, p, 0x22, <PyObject*>self.working_dir)
         if <PyObject*>self.env != unset:
             p = write_str_map(w, p, 0x1A, <PyObject*>self.env)
         if <PyObject*>self.cmd != unset:
             p = write_str_list(w, p, 0x12, <PyObject*>self.cmd)
-        p = write_str(w, p, 0xA, <PyObject*>self.container_id)
+        if <PyObject*>self.container_id != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.container_id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1591,14 +1702,22 @@ cdef class ExecOutput(Message):
     cdef object pid
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_uint32(w, p, 0x338, <PyObject*>self.pid)
-        p = write_bool(w, p, 0x330, <PyObject*>self.timed_out)
-        p = write_int32(w, p, 0x328, <PyObject*>self.signal)
-        p = write_bytes(w, p, 0x322, <PyObject*>self.stderr)
-        p = write_bool(w, p, 0x20, <PyObject*>self.done)
-        p = write_int32(w, p, 0x18, <PyObject*>self.exit_code)
-        p = write_bytes(w, p, 0x12, <PyObject*>self.data)
-        p = write_str(w, p, 0xA, <PyObject*>self.stream)
+        if <PyObject*>self.pid != zero:
+            p = write_uint32(w, p, 0x338, <PyObject*>self.pid)
+        if <PyObject*>self.timed_out != Py_False:
+            p = write_bool(w, p, 0x330, <PyObject*>self.timed_out)
+        if <PyObject*>self.signal != zero:
+            p = write_int32(w, p, 0x328, <PyObject*>self.signal)
+        if <PyObject*>self.stderr != empty_bytes:
+            p = write_bytes(w, p, 0x322, <PyObject*>self.stderr)
+        if <PyObject*>self.done != Py_False:
+            p = write_bool(w, p, 0x20, <PyObject*>self.done)
+        if <PyObject*>self.exit_code != zero:
+            p = write_int32(w, p, 0x18, <PyObject*>self.exit_code)
+        if <PyObject*>self.data != empty_bytes:
+            p = write_bytes(w, p, 0x12, <PyObject*>self.data)
+        if <PyObject*>self.stream != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.stream)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1648,18 +1767,26 @@ cdef class ExecStartRequest(Message):
     cdef object tty_height
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_uint32(w, p, 0x50, <PyObject*>self.tty_height)
-        p = write_uint32(w, p, 0x48, <PyObject*>self.tty_width)
-        p = write_bool(w, p, 0x40, <PyObject*>self.detach)
-        p = write_bool(w, p, 0x38, <PyObject*>self.tty)
-        p = write_str(w, p, 0x32, <PyObject*>self.user)
-        p = write_str(w, p, 0x2A, <PyObject*>self.working_dir)
+        if <PyObject*>self.tty_height != zero:
+            p = write_uint32(w, p, 0x50, <PyObject*>self.tty_height)
+        if <PyObject*>self.tty_width != zero:
+            p = write_uint32(w, p, 0x48, <PyObject*>self.tty_width)
+        if <PyObject*>self.detach != Py_False:
+            p = write_bool(w, p, 0x40, <PyObject*>self.detach)
+        if <PyObject*>self.tty != Py_False:
+            p = write_bool(w, p, 0x38, <PyObject*>self.tty)
+        if <PyObject*>self.user != empty_str:
+            p = write_str(w, p, 0x32, <PyObject*>self.user)
+        if <PyObject*>self.working_dir != empty_str:
+            p = write_str(w, p, 0x2A, <PyObject*>self.working_dir)
         if <PyObject*>self.env != unset:
             p = write_str_map(w, p, 0x22, <PyObject*>self.env)
         if <PyObject*>self.cmd != unset:
             p = write_str_list(w, p, 0x1A, <PyObject*>self.cmd)
-        p = write_str(w, p, 0x12, <PyObject*>self.container_id)
-        p = write_str(w, p, 0xA, <PyObject*>self.exec_id)
+        if <PyObject*>self.container_id != empty_str:
+            p = write_str(w, p, 0x12, <PyObject*>self.container_id)
+        if <PyObject*>self.exec_id != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.exec_id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1708,7 +1835,8 @@ cdef class ExecStartResponse(Message):
     cdef object pid
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_uint32(w, p, 0x8, <PyObject*>self.pid)
+        if <PyObject*>self.pid != zero:
+            p = write_uint32(w, p, 0x8, <PyObject*>self.pid)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1737,9 +1865,12 @@ cdef class ExecResizeRequest(Message):
     cdef object height
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_uint32(w, p, 0x18, <PyObject*>self.height)
-        p = write_uint32(w, p, 0x10, <PyObject*>self.width)
-        p = write_str(w, p, 0xA, <PyObject*>self.exec_id)
+        if <PyObject*>self.height != zero:
+            p = write_uint32(w, p, 0x18, <PyObject*>self.height)
+        if <PyObject*>self.width != zero:
+            p = write_uint32(w, p, 0x10, <PyObject*>self.width)
+        if <PyObject*>self.exec_id != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.exec_id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1776,13 +1907,20 @@ cdef class AttachRequest(Message):
     cdef object exec_id
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_str(w, p, 0x3A, <PyObject*>self.exec_id)
-        p = write_uint32(w, p, 0x30, <PyObject*>self.tty_height)
-        p = write_uint32(w, p, 0x28, <PyObject*>self.tty_width)
-        p = write_bool(w, p, 0x20, <PyObject*>self.attach_stderr)
-        p = write_bool(w, p, 0x18, <PyObject*>self.attach_stdout)
-        p = write_bool(w, p, 0x10, <PyObject*>self.attach_stdin)
-        p = write_str(w, p, 0xA, <PyObject*>self.container_id)
+        if <PyObject*>self.exec_id != empty_str:
+            p = write_str(w, p, 0x3A, <PyObject*>self.exec_id)
+        if <PyObject*>self.tty_height != zero:
+            p = write_uint32(w, p, 0x30, <PyObject*>self.tty_height)
+        if <PyObject*>self.tty_width != zero:
+            p = write_uint32(w, p, 0x28, <PyObject*>self.tty_width)
+        if <PyObject*>self.attach_stderr != Py_False:
+            p = write_bool(w, p, 0x20, <PyObject*>self.attach_stderr)
+        if <PyObject*>self.attach_stdout != Py_False:
+            p = write_bool(w, p, 0x18, <PyObject*>self.attach_stdout)
+        if <PyObject*>self.attach_stdin != Py_False:
+            p = write_bool(w, p, 0x10, <PyObject*>self.attach_stdin)
+        if <PyObject*>self.container_id != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.container_id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1824,10 +1962,14 @@ cdef class AttachInput(Message):
     cdef object height
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_uint32(w, p, 0x20, <PyObject*>self.height)
-        p = write_uint32(w, p, 0x18, <PyObject*>self.width)
-        p = write_bool(w, p, 0x10, <PyObject*>self.resize)
-        p = write_bytes(w, p, 0xA, <PyObject*>self.data)
+        if <PyObject*>self.height != zero:
+            p = write_uint32(w, p, 0x20, <PyObject*>self.height)
+        if <PyObject*>self.width != zero:
+            p = write_uint32(w, p, 0x18, <PyObject*>self.width)
+        if <PyObject*>self.resize != Py_False:
+            p = write_bool(w, p, 0x10, <PyObject*>self.resize)
+        if <PyObject*>self.data != empty_bytes:
+            p = write_bytes(w, p, 0xA, <PyObject*>self.data)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1861,8 +2003,10 @@ cdef class AttachOutput(Message):
     cdef object data
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_bytes(w, p, 0x12, <PyObject*>self.data)
-        p = write_str(w, p, 0xA, <PyObject*>self.stream)
+        if <PyObject*>self.data != empty_bytes:
+            p = write_bytes(w, p, 0x12, <PyObject*>self.data)
+        if <PyObject*>self.stream != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.stream)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1901,17 +2045,28 @@ cdef class LogsRequest(Message):
     cdef object until_nanos
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_int64(w, p, 0x330, <PyObject*>self.until_nanos)
-        p = write_int64(w, p, 0x328, <PyObject*>self.since_nanos)
-        p = write_bool(w, p, 0x320, <PyObject*>self.stream)
-        p = write_int64(w, p, 0x40, <PyObject*>self.tail)
-        p = write_bool(w, p, 0x38, <PyObject*>self.timestamps)
-        p = write_int64(w, p, 0x30, <PyObject*>self.until)
-        p = write_int64(w, p, 0x28, <PyObject*>self.since)
-        p = write_bool(w, p, 0x20, <PyObject*>self.stderr)
-        p = write_bool(w, p, 0x18, <PyObject*>self.stdout)
-        p = write_bool(w, p, 0x10, <PyObject*>self.follow)
-        p = write_str(w, p, 0xA, <PyObject*>self.container_id)
+        if <PyObject*>self.until_nanos != zero:
+            p = write_int64(w, p, 0x330, <PyObject*>self.until_nanos)
+        if <PyObject*>self.since_nanos != zero:
+            p = write_int64(w, p, 0x328, <PyObject*>self.since_nanos)
+        if <PyObject*>self.stream != Py_False:
+            p = write_bool(w, p, 0x320, <PyObject*>self.stream)
+        if <PyObject*>self.tail != zero:
+            p = write_int64(w, p, 0x40, <PyObject*>self.tail)
+        if <PyObject*>self.timestamps != Py_False:
+            p = write_bool(w, p, 0x38, <PyObject*>self.timestamps)
+        if <PyObject*>self.until != zero:
+            p = write_int64(w, p, 0x30, <PyObject*>self.until)
+        if <PyObject*>self.since != zero:
+            p = write_int64(w, p, 0x28, <PyObject*>self.since)
+        if <PyObject*>self.stderr != Py_False:
+            p = write_bool(w, p, 0x20, <PyObject*>self.stderr)
+        if <PyObject*>self.stdout != Py_False:
+            p = write_bool(w, p, 0x18, <PyObject*>self.stdout)
+        if <PyObject*>self.follow != Py_False:
+            p = write_bool(w, p, 0x10, <PyObject*>self.follow)
+        if <PyObject*>self.container_id != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.container_id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1961,10 +2116,14 @@ cdef class LogEntry(Message):
     cdef object partial
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_bool(w, p, 0x320, <PyObject*>self.partial)
-        p = write_int64(w, p, 0x18, <PyObject*>self.timestamp)
-        p = write_bytes(w, p, 0x12, <PyObject*>self.data)
-        p = write_str(w, p, 0xA, <PyObject*>self.stream)
+        if <PyObject*>self.partial != Py_False:
+            p = write_bool(w, p, 0x320, <PyObject*>self.partial)
+        if <PyObject*>self.timestamp != zero:
+            p = write_int64(w, p, 0x18, <PyObject*>self.timestamp)
+        if <PyObject*>self.data != empty_bytes:
+            p = write_bytes(w, p, 0x12, <PyObject*>self.data)
+        if <PyObject*>self.stream != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.stream)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -2000,10 +2159,13 @@ cdef class LogEntryV2(Message):
     cdef object partial
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_bool(w, p, 0x320, <PyObject*>self.partial)
+        if <PyObject*>self.partial != Py_False:
+            p = write_bool(w, p, 0x320, <PyObject*>self.partial)
         p = write_message(w, p, 0x1A, <PyObject*>self.timestamp, _Timestamp)
-        p = write_bytes(w, p, 0x12, <PyObject*>self.data)
-        p = write_str(w, p, 0xA, <PyObject*>self.stream)
+        if <PyObject*>self.data != empty_bytes:
+            p = write_bytes(w, p, 0x12, <PyObject*>self.data)
+        if <PyObject*>self.stream != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.stream)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -2040,9 +2202,12 @@ cdef class ReadFileRequest(Message):
     cdef object limit
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_int64(w, p, 0x18, <PyObject*>self.limit)
-        p = write_int64(w, p, 0x10, <PyObject*>self.offset)
-        p = write_str(w, p, 0xA, <PyObject*>self.path)
+        if <PyObject*>self.limit != zero:
+            p = write_int64(w, p, 0x18, <PyObject*>self.limit)
+        if <PyObject*>self.offset != zero:
+            p = write_int64(w, p, 0x10, <PyObject*>self.offset)
+        if <PyObject*>self.path != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.path)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -2077,11 +2242,16 @@ cdef class FileChunk(Message):
     cdef object mode
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_uint32(w, p, 0x28, <PyObject*>self.mode)
-        p = write_bool(w, p, 0x20, <PyObject*>self.eof)
-        p = write_int64(w, p, 0x18, <PyObject*>self.offset)
-        p = write_bytes(w, p, 0x12, <PyObject*>self.data)
-        p = write_str(w, p, 0xA, <PyObject*>self.path)
+        if <PyObject*>self.mode != zero:
+            p = write_uint32(w, p, 0x28, <PyObject*>self.mode)
+        if <PyObject*>self.eof != Py_False:
+            p = write_bool(w, p, 0x20, <PyObject*>self.eof)
+        if <PyObject*>self.offset != zero:
+            p = write_int64(w, p, 0x18, <PyObject*>self.offset)
+        if <PyObject*>self.data != empty_bytes:
+            p = write_bytes(w, p, 0x12, <PyObject*>self.data)
+        if <PyObject*>self.path != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.path)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -2116,7 +2286,8 @@ cdef class WriteFileResponse(Message):
     cdef object bytes_written
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_int64(w, p, 0x8, <PyObject*>self.bytes_written)
+        if <PyObject*>self.bytes_written != zero:
+            p = write_int64(w, p, 0x8, <PyObject*>self.bytes_written)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -2144,8 +2315,10 @@ cdef class StatsRequest(Message):
     cdef object stream
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_bool(w, p, 0x10, <PyObject*>self.stream)
-        p = write_str(w, p, 0xA, <PyObject*>self.container_id)
+        if <PyObject*>self.stream != Py_False:
+            p = write_bool(w, p, 0x10, <PyObject*>self.stream)
+        if <PyObject*>self.container_id != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.container_id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -2184,7 +2357,8 @@ cdef class ContainerStats(Message):
         p = write_message(w, p, 0x22, <PyObject*>self.network, _NetworkStats)
         p = write_message(w, p, 0x1A, <PyObject*>self.memory, _MemoryStats)
         p = write_message(w, p, 0x12, <PyObject*>self.cpu, _CpuStats)
-        p = write_str(w, p, 0xA, <PyObject*>self.container_id)
+        if <PyObject*>self.container_id != empty_str:
+            p = write_str(w, p, 0xA, <PyObject*>self.container_id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -2234,8 +2408,10 @@ cdef class CpuStats(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         p = write_double(w, p, 0x19, <PyObject*>self.usage_percent)
-        p = write_uint64(w, p, 0x10, <PyObject*>self.system_ns)
-        p = write_uint64(w, p, 0x8, <PyObject*>self.usage_ns)
+        if <PyObject*>self.system_ns != zero:
+            p = write_uint64(w, p, 0x10, <PyObject*>self.system_ns)
+        if <PyObject*>self.usage_ns != zero:
+            p = write_uint64(w, p, 0x8, <PyObject*>self.usage_ns)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -2269,10 +2445,13 @@ cdef class MemoryStats(Message):
     cdef object cache
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_uint64(w, p, 0x20, <PyObject*>self.cache)
+        if <PyObject*>self.cache != zero:
+            p = write_uint64(w, p, 0x20, <PyObject*>self.cache)
         p = write_double(w, p, 0x19, <PyObject*>self.usage_percent)
-        p = write_uint64(w, p, 0x10, <PyObject*>self.limit)
-        p = write_uint64(w, p, 0x8, <PyObject*>self.usage)
+        if <PyObject*>self.limit != zero:
+            p = write_uint64(w, p, 0x10, <PyObject*>self.limit)
+        if <PyObject*>self.usage != zero:
+            p = write_uint64(w, p, 0x8, <PyObject*>self.usage)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -2308,10 +2487,14 @@ cdef class NetworkStats(Message):
     cdef object tx_packets
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_uint64(w, p, 0x20, <PyObject*>self.tx_packets)
-        p = write_uint64(w, p, 0x18, <PyObject*>self.rx_packets)
-        p = write_uint64(w, p, 0x10, <PyObject*>self.tx_bytes)
-        p = write_uint64(w, p, 0x8, <PyObject*>self.rx_bytes)
+        if <PyObject*>self.tx_packets != zero:
+            p = write_uint64(w, p, 0x20, <PyObject*>self.tx_packets)
+        if <PyObject*>self.rx_packets != zero:
+            p = write_uint64(w, p, 0x18, <PyObject*>self.rx_packets)
+        if <PyObject*>self.tx_bytes != zero:
+            p = write_uint64(w, p, 0x10, <PyObject*>self.tx_bytes)
+        if <PyObject*>self.rx_bytes != zero:
+            p = write_uint64(w, p, 0x8, <PyObject*>self.rx_bytes)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -2345,8 +2528,10 @@ cdef class BlockStats(Message):
     cdef object write_bytes
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        p = write_uint64(w, p, 0x10, <PyObject*>self.write_bytes)
-        p = write_uint64(w, p, 0x8, <PyObject*>self.read_bytes)
+        if <PyObject*>self.write_bytes != zero:
+            p = write_uint64(w, p, 0x10, <PyObject*>self.write_bytes)
+        if <PyObject*>self.read_bytes != zero:
+            p = write_uint64(w, p, 0x8, <PyObject*>self.read_bytes)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:

@@ -20,6 +20,9 @@ cdef extern from "<stdint.h>":
     const int64_t INT64_MAX
     const uint64_t UINT64_MAX
 
+cdef extern from *:
+    int __builtin_clzll(unsigned long long) nogil
+
 # Declared here with borrowed pointers: cpython's own declarations take references.
 cdef extern from "Python.h":
     PyObject* Py_False
@@ -39,10 +42,12 @@ cdef extern from "Python.h":
     object PyLong_FromUnsignedLongLong(unsigned long long)
     object PyBytes_FromStringAndSize(const char*, Py_ssize_t)
 
-# The int 0: the one object CPython has for it, so that a default is known by its address.
-cdef PyObject* zero
-# The value of a list or a map that nobody has asked for yet: the empty tuple.
-cdef PyObject* unset
+# Defaults that are one object each in CPython, so that most are known by their address
+# and cost no call.  An equal value that is another object is found out by its helper.
+cdef PyObject* zero         # 0
+cdef PyObject* empty_str    # ""
+cdef PyObject* empty_bytes  # b""
+cdef PyObject* unset        # (): a list or a map that nobody has asked for yet
 
 # Messages of the schema nest less deep than this; the generator checks it.
 cdef enum:
@@ -83,6 +88,8 @@ cdef struct MessageClass:
     PyObject* prototype  # owned: an instance with all defaults, of which new ones are copies
     PyObject* names      # owned: the fields' names, a tuple
     Py_ssize_t count     # of fields
+    PyObject* free       # owned: objects without references, to be used again
+    int free_count
 
 
 cdef class Message:
@@ -104,6 +111,7 @@ cdef Message new_message(MessageClass* known)
 cdef uint8_t* grow(Writer* w, uint8_t* p, size_t size) except NULL
 cdef const char* utf8_of(
     Writer* w, uint32_t tag, object index, PyObject* value, Py_ssize_t* size) except NULL
+cdef uint8_t* write_other_str(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL
 cdef uint8_t* write_buffer(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL
 cdef uint64_t integer_of(
     Writer* w, uint32_t tag, object index, PyObject* value, int64_t low, uint64_t high) except? 1
@@ -129,15 +137,12 @@ cdef inline uint8_t* reserve(Writer* w, uint8_t* p, size_t size) except NULL:
 cdef inline uint8_t* put_varint(uint8_t* p, uint64_t value) noexcept nogil:
     """At most ten bytes; the caller has reserved them."""
     cdef uint8_t* start
-    cdef uint64_t rest
     if value < 0x80:
         p -= 1
         p[0] = <uint8_t>value
         return p
-    rest = value
-    while rest:
-        p -= 1
-        rest >>= 7
+    # Seven bits a byte: as many bytes as the bits need.
+    p -= (70 - __builtin_clzll(value)) // 7
     start = p
     while value >= 0x80:
         p[0] = <uint8_t>(value | 0x80)
@@ -153,7 +158,16 @@ cdef inline uint8_t* put_block(uint8_t* p, const void* data, size_t size) noexce
     cdef uint32_t first4, last4
     p -= size
     # Most texts are short, and a call of memcpy with an unknown size costs more than they do.
-    if size <= 16:
+    # So its ends are copied, which meet or overlap.
+    if size <= 64:
+        if size >= 32:
+            memcpy(p, data, 32)
+            memcpy(p + size - 32, <const uint8_t*>data + size - 32, 32)
+            return p
+        if size >= 16:
+            memcpy(p, data, 16)
+            memcpy(p + size - 16, <const uint8_t*>data + size - 16, 16)
+            return p
         if size >= 8:
             memcpy(&first, data, 8)
             memcpy(&last, <const uint8_t*>data + size - 8, 8)
@@ -191,16 +205,13 @@ cdef inline bint is_ascii(PyObject* value) noexcept:
 
 
 cdef inline uint8_t* write_str(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
-    cdef const void* data
-    cdef Py_ssize_t size = 0
-    if is_ascii(value):
-        data = PyUnicode_DATA(value)
-        size = PyUnicode_GET_LENGTH(value)
-    else:
-        data = utf8_of(w, tag, None, value, &size)
+    cdef Py_ssize_t size
+    if not is_ascii(value):
+        return write_other_str(w, p, tag, value)
+    size = PyUnicode_GET_LENGTH(value)
     if size == 0:
         return p
-    return write_block(w, p, tag, data, <size_t>size)
+    return write_block(w, p, tag, PyUnicode_DATA(value), <size_t>size)
 
 
 cdef inline uint8_t* write_bytes(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
@@ -214,8 +225,6 @@ cdef inline uint8_t* write_bytes(Writer* w, uint8_t* p, uint32_t tag, PyObject* 
 
 
 cdef inline uint8_t* write_bool(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
-    if value == Py_False:
-        return p
     if value != Py_True and integer_of(w, tag, None, value, 0, 1) == 0:
         return p
     return write_varint(w, p, tag, 1)
@@ -227,8 +236,6 @@ cdef inline uint8_t* write_integer(
     cdef int overflow = 0
     cdef int64_t number
     cdef uint64_t bits
-    if value == zero:
-        return p
     if value != NULL and PyLong_Check(value):
         number = PyLong_AsLongLongAndOverflow(value, &overflow)
         if overflow == 0 and number >= low and (number < 0 or <uint64_t>number <= high):

@@ -14,7 +14,7 @@ from cpython.list cimport PyList_GET_SIZE
 from cpython.object cimport Py_TYPE, PyTypeObject
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeUTF8
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memmove
+from libc.string cimport memcmp, memmove
 
 from arcbox_agent.errors import (
     DecodeError,
@@ -33,6 +33,7 @@ cdef extern from "Python.h":
     unsigned long long PyLong_AsUnsignedLongLong(object) except? 0xFFFFFFFFFFFFFFFF
     double PyLong_AsDouble(object) except? -1
     void* PyObject_Malloc(size_t)
+    void PyObject_Free(void*)
     object PyObject_Init(PyObject*, PyTypeObject*)
     void Py_INCREF(PyObject*)
     void Py_XDECREF(PyObject*)
@@ -64,6 +65,7 @@ cdef extern from "Python.h":
     # The slots that cpython.object leaves out.
     ctypedef struct TypeSlots "PyTypeObject":
         object (*tp_new)(PyTypeObject*, PyObject*, PyObject*)
+        void (*tp_dealloc)(PyObject*) noexcept
         vectorcallfunc tp_vectorcall
         PyObject* tp_dict
         Py_ssize_t tp_basicsize
@@ -116,7 +118,11 @@ cdef uint8_t* _scratch = NULL
 cdef size_t _scratch_size = 0
 
 _zero = 0
+_empty_str = ""
+_empty_bytes = b""
 cdef PyObject* zero = <PyObject*>_zero
+cdef PyObject* empty_str = <PyObject*>_empty_str
+cdef PyObject* empty_bytes = <PyObject*>_empty_bytes
 
 
 cdef uint8_t* take_writer(Writer* w, PyObject* cls) except NULL:
@@ -184,6 +190,12 @@ cdef const char* utf8_of(
         place = error.start
     refuse_value(&w.place, tag, index, f"character {place} has no UTF-8: a lone surrogate")
     return NULL
+
+
+cdef uint8_t* write_other_str(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
+    cdef Py_ssize_t size = 0
+    cdef const char* data = utf8_of(w, tag, None, value, &size)
+    return write_block(w, p, tag, data, <size_t>size) if size else p
 
 
 cdef uint8_t* write_buffer(Writer* w, uint8_t* p, uint32_t tag, PyObject* borrowed) except NULL:
@@ -518,25 +530,75 @@ cdef const uint8_t* _skip(
     return NULL
 
 
+# Short texts come again and again - `stdout`, `running`, the names of variables - and
+# making a str costs more than finding one.  So the last ones are kept, each in the one
+# place that its bytes point to; whatever a peer sends, it is never more than these.
+cdef enum:
+    SHORT_TEXT = 16
+    SHORT_TEXTS = 512
+
+cdef struct ShortText:
+    uint64_t first
+    uint64_t last
+    size_t size
+    PyObject* text  # owned, or NULL
+
+cdef ShortText _short_texts[SHORT_TEXTS]
+
+
 cdef object text_of(Place* place, uint32_t tag, const uint8_t* p, size_t size):
-    cdef size_t i = 0
-    cdef uint64_t word
-    cdef uint8_t rest = 0
+    """A str of UTF-8, which is checked."""
+    cdef uint64_t first = 0, last = 0
+    cdef uint32_t first4, last4
+    cdef size_t i
+    cdef ShortText* short
     if size == 0:
         return ""
-    while size - i >= 8:
-        memcpy(&word, p + i, 8)
-        if word & 0x8080808080808080ULL:
-            break
-        i += 8
+    if size > SHORT_TEXT:
+        i = 0
+        while size - i >= 8:
+            memcpy(&first, p + i, 8)
+            last |= first
+            i += 8
+        # The rest, with some bytes of the last round once more.
+        memcpy(&first, p + size - 8, 8)
+        if (first | last) & 0x8080808080808080ULL:
+            return _other_text(place, tag, p, size)
+        return _ascii(p, size)
+    if size >= 8:
+        memcpy(&first, p, 8)
+        memcpy(&last, p + size - 8, 8)
+    elif size >= 4:
+        memcpy(&first4, p, 4)
+        memcpy(&last4, p + size - 4, 4)
+        first = first4
+        last = last4
     else:
-        while i < size:
-            rest |= p[i]
-            i += 1
-        if rest < 0x80:
-            text = PyUnicode_New(<Py_ssize_t>size, 0x7F)
-            memcpy(PyUnicode_DATA(<PyObject*>text), p, size)
-            return text
+        first = p[0]
+        last = <uint64_t>p[size // 2] << 8 | p[size - 1]
+    if (first | last) & 0x8080808080808080ULL:
+        return _other_text(place, tag, p, size)
+    i = (first * 0x9E3779B97F4A7C15ULL + last * 0xC2B2AE3D27D4EB4FULL + size) >> 55  # 9 bits
+    short = &_short_texts[i]
+    if short.first != first or short.last != last or short.size != size:
+        text = _ascii(p, size)
+        Py_XDECREF(short.text)
+        Py_INCREF(<PyObject*>text)
+        short.first = first
+        short.last = last
+        short.size = size
+        short.text = <PyObject*>text
+        return text
+    return <object>short.text
+
+
+cdef inline object _ascii(const uint8_t* p, size_t size):
+    text = PyUnicode_New(<Py_ssize_t>size, 0x7F)
+    memcpy(PyUnicode_DATA(<PyObject*>text), p, size)
+    return text
+
+
+cdef object _other_text(Place* place, uint32_t tag, const uint8_t* p, size_t size):
     try:
         return PyUnicode_DecodeUTF8(<const char*>p, <Py_ssize_t>size, NULL)
     except UnicodeDecodeError as error:
@@ -675,6 +737,8 @@ cdef enum:
     TYPE_LIMIT = 0x2000
     # More than twice the number of classes, and a power of two.
     CLASS_SLOTS = 256
+    # Objects of a class that wait to be used again, at most.
+    FREE_MESSAGES = 256
 
 cdef MessageClass* _by_type[2][TYPE_LIMIT]
 cdef MessageClass* _by_class[CLASS_SLOTS]
@@ -691,14 +755,21 @@ cdef inline size_t _slot_of(PyObject* cls) noexcept:
     return (<size_t>cls >> 4) % CLASS_SLOTS
 
 
-cdef MessageClass* class_of(PyObject* cls) except NULL:
-    """What is known of a class."""
+cdef inline MessageClass* _find(PyObject* cls) noexcept:
     cdef size_t slot = _slot_of(cls)
     while _by_class[slot] != NULL:
         if _by_class[slot].type == cls:
             return _by_class[slot]
         slot = (slot + 1) % CLASS_SLOTS
-    raise TypeError(f"{(<object>cls).__name__} is no class of the schema")
+    return NULL
+
+
+cdef MessageClass* class_of(PyObject* cls) except NULL:
+    """What is known of a class."""
+    cdef MessageClass* known = _find(cls)
+    if known == NULL:
+        raise TypeError(f"{(<object>cls).__name__} is no class of the schema")
+    return known
 
 
 cdef inline PyObject** fields_of(PyObject* message) noexcept:
@@ -709,6 +780,11 @@ cdef struct MessageHead:
     Py_ssize_t refcount
     PyObject* type
     void* methods
+
+
+# An object that waits to be used again: its reference count means nothing now.
+cdef struct FreeMessage:
+    PyObject* next
 
 
 cdef MessageClass* register_message(object cls, tuple defaults, dict fields) except NULL:
@@ -742,6 +818,8 @@ cdef MessageClass* register_message(object cls, tuple defaults, dict fields) exc
     known.prototype = <PyObject*>prototype
     known.names = <PyObject*>names
     known.count = count
+    known.free = NULL
+    known.free_count = 0
     Py_INCREF(known.prototype)
     Py_INCREF(known.names)
     slot = _slot_of(known.type)
@@ -752,6 +830,7 @@ cdef MessageClass* register_message(object cls, tuple defaults, dict fields) exc
     _fields[cls] = fields
     _add_members(known, names, defaults)
     slots.tp_new = _new
+    slots.tp_dealloc = _dealloc
     slots.tp_vectorcall = _call
     PyType_Modified(<PyTypeObject*>cls)
     if cls.TYPE is None:
@@ -840,19 +919,38 @@ cdef inline void _put(PyObject** field, object value) noexcept:
 cdef Message new_message(MessageClass* known):
     """A message with all defaults: a copy of the prototype."""
     cdef TypeSlots* slots = <TypeSlots*>known.type
-    cdef PyObject* raw = <PyObject*>PyObject_Malloc(<size_t>slots.tp_basicsize)
-    cdef PyObject** source
+    cdef PyObject* raw = known.free
+    cdef PyObject** source = fields_of(known.prototype)
     cdef PyObject** target
     cdef Py_ssize_t i
-    if raw == NULL:
-        raise MemoryError
-    (<MessageHead*>raw).methods = (<MessageHead*>known.prototype).methods
-    source = fields_of(known.prototype)
+    if raw != NULL:
+        known.free = (<FreeMessage*>raw).next
+        known.free_count -= 1
+    else:
+        raw = <PyObject*>PyObject_Malloc(<size_t>slots.tp_basicsize)
+        if raw == NULL:
+            raise MemoryError
+        (<MessageHead*>raw).methods = (<MessageHead*>known.prototype).methods
     target = fields_of(raw)
     for i in range(known.count):
         Py_INCREF(source[i])
         target[i] = source[i]
     return <Message>PyObject_Init(raw, <PyTypeObject*>known.type)
+
+
+cdef void _dealloc(PyObject* message) noexcept:
+    """tp_dealloc: some objects are kept for the next ones."""
+    cdef MessageClass* known = _find((<MessageHead*>message).type)
+    cdef PyObject** held = fields_of(message)
+    cdef Py_ssize_t i
+    for i in range(known.count):
+        Py_XDECREF(held[i])
+    if known.free_count < FREE_MESSAGES:
+        (<FreeMessage*>message).next = known.free
+        known.free = message
+        known.free_count += 1
+    else:
+        PyObject_Free(message)
 
 
 cdef object _new(PyTypeObject* cls, PyObject* args, PyObject* kwargs):
@@ -1275,49 +1373,51 @@ cdef class FrameDecoder:
         self._take(head.size)
         return frame
 
-    def next_messages(self, limit=1024):
+    def next_messages(self, limit=256):
         """Messages of the run of whole frames of one version and trace id: at most `limit`.
 
-        Returns (messages, version, trace_id).  The run stops before a frame of an unknown
-        type, or one whose payload does not parse: `next_frame` gives that one.
+        Returns (messages, version, trace_id); version 0 where there are none.  The run stops
+        before a frame of an unknown type, or one whose payload does not parse: `next_frame`
+        gives that one.
         """
         cdef Head head
-        cdef Place place
-        cdef Message message
-        cdef Py_ssize_t most = limit
+        cdef Py_ssize_t most = limit, count = 0
         cdef list messages = []
+        cdef Message message
         cdef int version = 0
-        cdef MessageClass* known
+        cdef const uint8_t* trace = NULL
+        cdef size_t trace_size = 0
+        cdef bytes owner = self.owner  # what `trace` points into is kept until the end
         trace_id = None
         if self.failure is not None:
             self._raise_failed()
-        while len(messages) < most:
+        while count < most:
             if not self._peek(&head):
-                if self.ended and self.head != self.tail and not messages:
+                if self.ended and self.head != self.tail and count == 0:
                     self._fail_truncated()
                 break
-            text = trace_of(&head) if head.version == 2 else None
             if version == 0:
                 version = head.version
-                trace_id = text
-            elif head.version != version or text != trace_id:
+                trace = head.trace
+                trace_size = head.trace_size
+                if version == 2:
+                    trace_id = trace_of(&head)
+            elif (
+                head.version != version
+                or head.trace_size != trace_size
+                # Never with size 0: memcmp of no address at all is slow on some processors.
+                or (trace_size and memcmp(head.trace, trace, trace_size) != 0)
+            ):
                 break
-            known = NULL
-            if head.type < TYPE_LIMIT:
-                known = _by_type[version - 1][head.type]
-            elif head.type == 0xFFFF:
-                known = _error_class
-            if known == NULL:
-                break
-            message = new_message(known)
-            place.root = known.type
-            place.depth = 0
-            try:
-                message._merge(&place, head.payload, head.payload + head.payload_size)
-            except DecodeError:
+            message = message_of(&head)
+            if message is None:
                 break
             messages.append(message)
-            self._take(head.size)
+            count += 1
+            self.head += head.size
+        if count == 0:
+            return messages, 0, None
+        self._take(0)
         return messages, version, trace_id
 
     def eof(self):
@@ -1335,6 +1435,27 @@ cdef class FrameDecoder:
         if left >= 4:
             expected += u32_at(self.base + self.head)
         self._fail(TruncatedFrameError(left, expected))
+
+
+cdef Message message_of(Head* head):
+    """The message of a frame; None where its type is unknown or its payload broken."""
+    cdef Place place
+    cdef MessageClass* known = NULL
+    cdef Message message
+    if head.type < TYPE_LIMIT:
+        known = _by_type[head.version - 1][head.type]
+    elif head.type == 0xFFFF:
+        known = _error_class
+    if known == NULL:
+        return None
+    message = new_message(known)
+    place.root = known.type
+    place.depth = 0
+    try:
+        message._merge(&place, head.payload, head.payload + head.payload_size)
+    except DecodeError:
+        return None
+    return message
 
 
 cdef str trace_of(Head* head):
