@@ -1209,7 +1209,7 @@ cdef class TailScan:
     cdef int64_t low, high, floor
     cdef size_t block
     cdef bint longer  # the line that ends at high is longer than LINE_WINDOW; its end is dropped
-    cdef bint unended_seen
+    cdef bint unended
     cdef int file
     cdef bint settled[STREAMS]
     cdef bint need[STREAMS]
@@ -1235,7 +1235,7 @@ cdef class TailScan:
         self.ranged = since is not None or until is not None
         self.since = INT64_MIN if since is None else since
         self.until = INT64_MAX if until is None else until
-        self.unended_seen = not unended
+        self.unended = unended
 
     def __dealloc__(self):
         free(self.data)
@@ -1334,14 +1334,12 @@ cdef class TailScan:
                 take = n
                 if n and self.data[self.stop - 1] == c"\n":
                     take -= 1
-                    self.unended_seen = True
-                if take == n and self.unended_seen and n:
+                if n and take == n and self.file == 0 and not self.unended:
                     # A line that is still being written: what comes begins with it.
                     for stream in range(STREAMS):
                         self.start_offset[stream] = begin
                 elif n:
                     self.count(self.data + self.stop - n, take, take < LINE_WINDOW, begin)
-                self.unended_seen = True
             self.longer = False
             self.stop = self.start + (<size_t> (begin - self.low))
             self.high = begin

@@ -1,0 +1,242 @@
+"""The line engine against the plain-Python judge, and literal bytes of what it writes."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from arcbox_agent import _logs, wire
+from arcbox_agent.logs import read_log
+from arcbox_agent.logs.reader import LogReader
+from tests.logs.support import pass_whole, plain, write_log
+from tests.reference import logs as reference
+
+STAMP = b"2026-11-23T17:45:12.255151664Z"
+NS = 1795455912255151664
+
+zones = st.sampled_from([b"Z", b"z", b"+00:00", b"-07:30", b"+23:59", b"+24:00", b""])
+stamps = st.one_of(
+    st.builds(
+        lambda y, mo, d, h, mi, s, f, t, z: b"%04d-%02d-%02d%c%02d:%02d:%02d%s%s" % (y, mo, d, t, h, mi, s, f, z),
+        st.one_of(st.just(2026), st.integers(0, 9999)),
+        st.integers(0, 13), st.integers(0, 32), st.integers(0, 24), st.integers(0, 60), st.integers(0, 61),
+        st.one_of(st.just(b""), st.integers(0, 11).map(lambda n: b"." + b"123456789012"[:n])),
+        st.sampled_from(b"Tt "), zones,
+    ),  # fmt: skip
+    st.integers(0, 59).map(lambda s: b"2026-11-23T17:45:%02d.5Z" % s),
+)
+texts = st.one_of(
+    st.binary(max_size=40).map(lambda text: text.replace(b"\n", b"")),
+    st.sampled_from([b"", b"\r", b"\0", b"\xff\xfe", b"F", b" P ", b"x" * 300]),
+)
+streams = st.sampled_from([b"stdout", b"stderr", b"stdin"])
+tags = st.sampled_from([b"F", b"F", b"F", b"P", b"P", b"F:end", b"F:gap", b"P:x:y", b"X", b""])
+escapes = st.sampled_from(
+    ["a", "\\n", "\\\\", "\\\"", "\\/", "\\t", "\\u00e9", "\\ud83d\\ude00", "\\ud83d", "\\udc00x", "\\u0000", "\\x", "é", "\n"]
+)
+lines = st.one_of(
+    st.builds(b"%b %b %b %b".__mod__, st.tuples(stamps, streams, tags, texts)),
+    st.builds(b"%b %b %b".__mod__, st.tuples(stamps, streams, tags)),
+    st.builds(b"[%b] [%b]: %b".__mod__, st.tuples(stamps, streams, texts)),
+    st.builds(
+        lambda stamp, stream, text, end, more: b'{"log":"%b%b","stream":"%b"%b,"time":"%b"}'
+        % ("".join(text).encode(), end, stream, more, stamp),
+        stamps, streams, st.lists(escapes, max_size=5), st.sampled_from([b"\\n", b""]),
+        st.sampled_from([b"", b',"attrs":{"a":[1,"}"]}', b', "x" : null ']),
+    ).map(lambda line: line.replace(b"\n", b"")),  # fmt: skip
+    texts,
+    st.sampled_from([b"{", b"[", b"2026", b'{"log":"x"}', b"{}"]),
+)
+ends = st.sampled_from([b"\n", b"\n", b"\n", b""])
+contents = st.builds(lambda ls, end: b"\n".join(ls) + end, st.lists(lines, max_size=25), ends)
+
+
+@given(contents, st.lists(st.integers(1, 60), max_size=30), st.sampled_from([1, 2, 7, 1 << 20]), st.booleans())
+def test_a_file_says_the_same_however_it_is_cut_while_it_grows(
+    content: bytes, pieces: list[int], part_limit: int, timestamps: bool
+) -> None:
+    expected = reference.read([content], part_limit=part_limit, timestamps=timestamps)
+    found = pass_whole(content, pieces, part_limit=part_limit, timestamps=timestamps)
+    # A long text's parts go out as they come, so entries of different streams may change places.
+    for stream in ("stdout", "stderr"):
+        assert [e for e in found if e.stream == stream and part_limit > 7] == [
+            e for e in expected if e.stream == stream and part_limit > 7
+        ] or sorted(found) == sorted(expected)
+    if part_limit > 1000:
+        assert found == expected
+
+
+def test_a_file_says_the_same_when_it_is_cut_at_every_byte() -> None:
+    content = b"\n".join(
+        [
+            STAMP + b" stdout F hello",
+            STAMP + b" stderr P a\xff",
+            b"[2026-11-23T17:45:12+01:00] [stderr]: b",
+            b'{"log":"x\\u00e9\\n","stream":"stdout","time":"2026-11-23T17:45:12.5Z"}',
+            b"",
+            b"plain\r",
+            STAMP + b" stdout P unended",
+        ]
+    )
+    expected = reference.read([content])
+    assert [e.data for e in expected] == [b"hello", b"a\xffb", "xé".encode(), b"", b"plain\r", b"unended"]
+    for cut in range(len(content) + 1):
+        assert pass_whole(content, [cut]) == expected
+    assert pass_whole(content, [1] * len(content)) == expected
+
+
+ranges = st.one_of(st.none(), st.integers(0, 59).map(lambda s: NS - 12_255151664 + s * 10**9 + 5 * 10**8))
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(
+    st.lists(contents, min_size=1, max_size=4), st.integers(0, 12), st.booleans(), st.booleans(), ranges, ranges,
+    st.booleans(), st.booleans(),
+)  # fmt: skip
+@example([b"", b""], 1, True, True, None, None, False, True)
+def test_tail_since_until_and_streams_agree_with_the_judge(
+    files: list[bytes], tail: int, stdout: bool, stderr: bool, since: int | None, until: int | None,
+    timestamps: bool, unended: bool,
+) -> None:  # fmt: skip
+    options = {
+        "stdout": stdout, "stderr": stderr, "tail": tail, "since": since, "until": until,
+        "timestamps": timestamps, "unended": unended,
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as directory:
+        path = write_log(Path(directory), files)
+        reader = LogReader(path, **options)  # type: ignore[arg-type]
+        entries = []
+        while (piece := reader.step()) is not None:
+            entries += piece
+    assert plain(entries) == reference.read(files, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"2026-11-23T17:45:12.255151664Z", NS),
+        (b"2026-11-23T17:45:12Z", NS - 255151664),
+        (b"2026-11-23t17:45:12.2z", NS - 55151664),
+        (b"2026-11-23T18:45:12.255151664+01:00", NS),
+        (b"2026-11-23T10:15:12.255151664-07:30", NS),
+        (b"1970-01-01T00:00:00Z", 0),
+        (b"1969-12-31T23:59:59.999999999Z", -1),
+        (b"2000-02-29T00:00:00Z", 951782400 * 10**9),
+        (b"2016-12-31T23:59:60Z", 1483228800 * 10**9),
+        (b"0001-01-01T00:00:00Z", -(1 << 63) + 1),
+        (b"9999-12-31T23:59:59Z", (1 << 63) - 1),
+        (b"1900-02-29T00:00:00Z", None),
+        (b"2026-13-01T00:00:00Z", None),
+        (b"2026-11-23T17:45:12.Z", None),
+        (b"2026-11-23T17:45:12.1234567890Z", None),
+        (b"2026-11-23T17:45:12", None),
+        (b"2026-11-23T17:45:12+0100", None),
+        (b"2026-11-23 17:45:12Z", None),
+        (b"2026-11-23T24:00:00Z", None),
+        (b"", None),
+    ],
+)
+def test_a_time_is_read_to_the_nanosecond(text: bytes, expected: int | None) -> None:
+    assert _logs.parse_time(text) == expected
+
+
+@given(st.integers(-(1 << 63) + 1, (1 << 63) - 1))
+def test_a_time_is_written_as_it_is_read(stamp: int) -> None:
+    text = _logs.format_time(stamp)
+    assert text.encode() == reference.format_stamp(stamp)
+    if abs(stamp) < 9223372035 * 10**9:
+        assert _logs.parse_time(text.encode()) == stamp
+
+
+def encode(version: str, content: bytes, **options: object) -> bytes:
+    fd = os.memfd_create("log")
+    os.write(fd, content)
+    engine = _logs.Engine(version, **options)  # type: ignore[arg-type]
+    _, frames = engine.read(fd)
+    frames += engine.finish(fd)
+    os.close(fd)
+    return bytes(frames)
+
+
+def test_a_line_becomes_a_v1_frame() -> None:
+    assert encode("v1", STAMP + b" stderr F hi\n") == bytes.fromhex(
+        "0000001a00001021"  # length, LogEntry
+        "0a06737464657272"  # stream: stderr
+        "12026869"  # data: hi
+        "18b0bcdf9ebbb4aff518"  # timestamp
+    )
+
+
+def test_a_line_becomes_a_v2_frame_with_its_trace_id() -> None:
+    assert encode("v2", STAMP + b" stdout P hi\n", trace=b"t1") == bytes.fromhex(
+        "0000002400001021" "00027431"
+        "0a067374646f7574" "12026869"
+        "1a0b08a8f791d80610b09cd579"  # Timestamp: seconds, nanos
+        "a00601"  # partial
+    )  # fmt: skip
+
+
+@given(contents, st.booleans())
+def test_frames_decode_to_the_judges_entries(content: bytes, timestamps: bool) -> None:
+    expected = reference.read([content], timestamps=timestamps)
+    for version, message, trace in (("v1", wire.LogEntry, None), ("v2", wire.LogEntryV2, "trace"), ("v2", wire.LogEntryV2, "")):
+        frames = encode(version, content, timestamps=timestamps, trace=(trace or "").encode())
+        whole = bytearray()
+        for entry in expected:
+            stamp: object = entry.timestamp
+            if version == "v2":
+                seconds, nanos = divmod(entry.timestamp, 10**9)
+                stamp = wire.Timestamp(seconds=seconds, nanos=nanos) if entry.timestamp else None
+            whole += wire.encode_message(
+                message(stream=entry.stream, data=entry.data, timestamp=stamp, partial=entry.partial), trace
+            )
+        assert frames == bytes(whole)
+        if trace == "":
+            retraced = _logs.with_trace(frames, b"abc")
+            assert retraced == encode(version, content, timestamps=timestamps, trace=b"abc")
+
+
+def test_broken_frames_are_not_retraced() -> None:
+    with pytest.raises(ValueError, match="not whole V2 frames"):
+        _logs.with_trace(b"\0\0\0\x20\0\0\x10\x21\0\0", b"x")
+
+
+def test_a_line_of_two_windows_comes_in_parts_with_little_memory(tmp_path: Path) -> None:
+    text = os.urandom(3 << 20).replace(b"\n", b"x")
+    path = write_log(tmp_path, [STAMP + b" stdout F " + text + b"\n" + STAMP + b" stdout F end\n"])
+    entries = list(read_log(path))
+    assert [(len(e.data), e.partial) for e in entries] == [(1 << 20, True)] * 2 + [(1 << 20, False), (3, False)]
+    assert b"".join(e.data for e in entries[:3]) == text
+    assert plain(list(read_log(path, tail=1))) == plain(entries[3:])
+    assert plain(list(read_log(path, tail=2))) == plain(entries)
+
+
+@pytest.mark.parametrize("size", [(1 << 18) - 45, (1 << 18) - 41, 1 << 18, (1 << 18) + 1, 1 << 19, 700_001])
+@pytest.mark.parametrize("tail", [1, 2, 3, 4, 5, 6, 7])
+def test_tail_counts_lines_around_very_long_ones(tmp_path: Path, size: int, tail: int) -> None:
+    short, long = STAMP + b" stdout F short\n", STAMP + b" stderr F " + b"x" * size + b"\n"
+    files = [short + long + b"p" * size + b"\n" + short, long + short]
+    path = write_log(tmp_path, files)
+    assert plain(list(read_log(path, tail=tail))) == reference.read(files, tail=tail)
+
+
+def test_a_json_line_longer_than_the_window_is_plain_text(tmp_path: Path) -> None:
+    line = b'{"log":"' + b"x" * (1 << 18) + b'\\n","stream":"stdout","time":"2026-11-23T17:45:12Z"}'
+    path = write_log(tmp_path, [line + b"\n"])
+    assert [e.data for e in read_log(path)] == [line]
+
+
+def test_a_changed_file_is_noticed_though_it_has_grown_past_the_offset() -> None:
+    fd = os.memfd_create("log")
+    os.write(fd, STAMP + b" stdout F old line\n")
+    engine = _logs.Engine()
+    assert engine.read(fd)[0] == _logs.END
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, (STAMP + b" stdout F new lines\n") * 10, 0)
+    assert engine.read(fd) == (_logs.CHANGED, [])
+    os.close(fd)
