@@ -18,7 +18,8 @@ ALLOWED = {
     "wire": {"errors", "_wire", "_messages", "message_types"},
     "address": {"errors"},
     "logs": {"errors", "wire", "_logs"},
-    "agent": {"errors", "message_types", "wire", "address", "logs", "_logs", "_spawn", "_capture", "_inotify"},
+    # The compiled parts that only a guest needs are the agent's alone.
+    "agent": {"errors", "message_types", "wire", "address", "logs", "_logs", "_spawn", "_capture", "_inotify", "_guest"},
     "client": {"errors", "message_types", "wire", "address"},
     "sync": {"client"},
     "cli": {"errors", "wire", "address", "logs", "client", "sync"},

@@ -18,7 +18,7 @@ from arcbox_agent.errors import (
     OutputLimitError,
 )
 
-from .servers import EMPTY, PING, answer_pings, closed_by_client, error, frame, pong, read_request, server
+from .servers import EMPTY, PING, answer_pings, closed_by_client, error, frame, pong, read_request, receive, server
 
 EXEC_OUTPUT, LOG_ENTRY = 0x1020, 0x1021
 
@@ -309,18 +309,59 @@ def test_an_agent_that_dies_in_the_middle_is_an_error_after_the_last_item(run_as
 
 
 def test_one_stream_is_read_by_one_task(run_async):
+    second_line = threading.Event()
+
+    def two_lines(request):
+        yield entry(b"one", request.trace)
+        second_line.wait()
+        yield entry(b"two", request.trace)
+
     async def main(address):
         async with arcbox_agent.connect(address) as client, client.logs("web", follow=True) as stream:
             await anext(stream)
             first = asyncio.ensure_future(anext(stream))
             await asyncio.sleep(0.01)
-            with pytest.raises(RuntimeError, match="another task waits"):
+            with pytest.raises(RuntimeError, match="another task reads this stream"):
                 await anext(stream)
-            first.cancel()
-            await asyncio.gather(first, return_exceptions=True)
+            # The one that was there first has lost nothing by it.
+            second_line.set()
+            assert (await first).data == b"two"
 
-    with server(stream_of(lambda r: [entry(b"one", r.trace)])) as agent:
+    with server(stream_of(two_lines)) as agent:
         run_async(main(agent.address))
+
+
+def test_a_stream_left_while_it_dials_leaves_no_connection(run_async):
+    dialled, answer = threading.Event(), threading.Event()
+
+    def at_once(connection):
+        receive(connection, 13)
+        connection.sendall(b"OK 1\n")
+        answer_pings(connection)
+
+    def slowly(connection):
+        receive(connection, 13)
+        dialled.set()
+        answer.wait()
+        connection.sendall(b"OK 1\n")
+        while connection.recv(4096):
+            pass
+
+    async def main(path):
+        async with arcbox_agent.connect(f"firecracker://{path}:1024") as client:
+            # The first connection is busy, so that the stream must have another.
+            lease = await client._pool.lease(stream=False)
+            stream = client.logs("web", follow=True)
+            reading = asyncio.ensure_future(anext(stream, None))
+            await asyncio.to_thread(dialled.wait)
+            await stream.aclose()
+            answer.set()
+            assert await reading is None
+            lease.release()
+            assert client._pool.in_use == 0
+
+    with server(at_once, slowly) as agent:
+        run_async(main(agent.path))
 
 
 # ------------------------------------------------------------------------ exec

@@ -47,6 +47,7 @@ class ReplyStream(Generic[T]):
         self._lease: Lease | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = False
+        self._waiting = False
         self._failure: Exception | None = None
 
     def __aiter__(self) -> ReplyStream[T]:
@@ -136,12 +137,19 @@ class ReplyStream(Generic[T]):
         """The next item, or None at the end."""
         if self._ended:
             return None
+        if self._waiting:
+            raise RuntimeError("another task reads this stream")
+        self._waiting = True
         seconds = self._next_timeout if self._lease is not None else self._first_timeout
         try:
             async with asyncio.timeout(seconds):
                 if self._lease is None:
                     self._loop = asyncio.get_running_loop()
-                    self._lease = await self._start()
+                    lease = await self._start()
+                    if self._ended:  # Left meanwhile, by another task.
+                        lease.discard()
+                        return None
+                    self._lease = lease
                 connection = self._lease.connection
                 while True:
                     item = self._take()
@@ -156,6 +164,8 @@ class ReplyStream(Generic[T]):
         except BaseException:
             self._leave()
             raise
+        finally:
+            self._waiting = False
 
     def _finish(self) -> None:
         self._ended = True
