@@ -1239,6 +1239,9 @@ cdef class FrameDecoder:
     def __dealloc__(self):
         free(self.copy)
 
+    def __sizeof__(self):
+        return Py_TYPE(self).tp_basicsize + <Py_ssize_t>self.capacity
+
     @property
     def buffered(self):
         """Bytes fed and not yet taken."""
