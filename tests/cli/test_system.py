@@ -166,3 +166,12 @@ def test_help_imports_neither_asyncio_nor_the_client() -> None:
         check=True,
     )
     assert done.stdout == f"arcboxctl {VERSION}\n[]\n"
+
+
+def test_sync_time_sends_this_hosts_time(ctl: Arcboxctl) -> None:
+    before = round(time.time())
+    sent = json.loads(ctl("sync-time", "--json").stdout)["sent"]
+    assert before <= sent <= round(time.time())
+    assert re.fullmatch(
+        rf"sent \d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ to {re.escape(ctl.address)}\n", ctl("sync-time").stdout
+    )

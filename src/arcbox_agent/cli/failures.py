@@ -66,8 +66,13 @@ def report(error: Exception, as_json: bool) -> int:
     return exit_code(error)
 
 
-def report_usage(error: click.UsageError) -> None:
-    print(f"arcboxctl: {error.format_message()}", file=sys.stderr)
-    if error.ctx is not None:
+def report_click(error: click.ClickException, as_json: bool) -> None:
+    """Tell of what arcboxctl itself refuses: arguments, or what they ask for."""
+    message = error.format_message()
+    if as_json:
+        print(json.dumps({"error": {"type": type(error).__name__, "code": None, "message": message}}), file=sys.stderr)
+        return
+    print(f"arcboxctl: {message}", file=sys.stderr)
+    if isinstance(error, click.UsageError) and error.ctx is not None:
         print(error.ctx.get_usage(), file=sys.stderr)
         print(f"Try '{error.ctx.command_path} --help' for help.", file=sys.stderr)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from arcbox_agent.cli.failures import OWN_FAILURE, report, report_usage
+from arcbox_agent.cli.failures import OWN_FAILURE, report, report_click
 from arcbox_agent.cli.session import DEFAULT_HOST, Session
 
 if TYPE_CHECKING:
@@ -101,11 +101,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code: Any = arcboxctl.main(list(arguments), prog_name=PROGRAM, standalone_mode=False, obj=session)
         sys.stdout.flush()
-    except click.UsageError as error:
-        report_usage(error)
-        code = OWN_FAILURE
     except click.ClickException as error:
-        click.echo(f"{PROGRAM}: {error.format_message()}", err=True)
+        report_click(error, session.json)
         code = OWN_FAILURE
     except click.Abort:
         code = 130
