@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 
 def main() -> int:
+    # What is imported stays: there is nothing to collect until the agent runs.
+    gc.disable()
+    from arcbox_agent.agent.lean import import_event_loop
+
+    import_event_loop()
     from arcbox_agent.agent.daemon import main as run
 
+    gc.freeze()
+    gc.enable()
     return run()
 
 
