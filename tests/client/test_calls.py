@@ -59,8 +59,12 @@ def once_connected(reply, then=closed_by_client):
     return serve
 
 
+def must_be_closed(connection):
+    assert closed_by_client(connection), "the client used the connection again"
+
+
 def raised_by_a_ping(run_async, serve, **options):
-    """What a ping raises, to a server; afterwards another connection must work."""
+    """What a ping raises, to a server; afterwards the client must work, if on another connection."""
 
     async def main(address):
         async with arcbox_agent.connect(address, **options) as client:
@@ -199,9 +203,15 @@ def test_an_error_about_the_connection_has_no_trace_id_and_is_understood(run_asy
     ids=["another type", "another trace", "broken message", "another protocol", "too short", "too large"],
 )
 def test_a_reply_that_is_none_is_an_error_and_costs_only_its_connection(run_async, reply, kind, reason):
-    caught = raised_by_a_ping(run_async, once_connected(reply))
+    caught = raised_by_a_ping(run_async, once_connected(reply, must_be_closed))
     assert isinstance(caught, kind)
     assert reason in str(caught)
+
+
+def test_an_error_that_answers_no_call_costs_its_connection(run_async):
+    caught = raised_by_a_ping(run_async, once_connected(lambda r: error(500, b"late", b"of another call"), must_be_closed))
+    assert str(caught) == "late"
+    assert not hasattr(caught, "__notes__")
 
 
 def test_a_connection_lost_in_the_middle_of_a_reply_is_said_to_be(run_async):
@@ -248,7 +258,7 @@ def test_a_second_reply_to_one_request_is_given_to_no_other_call(run_async):
             assert (await client.ping()).message == "pong"
         assert agent.accepted == 2
 
-    with server(once_connected(twice), answer_pings) as agent:
+    with server(once_connected(twice, must_be_closed), answer_pings) as agent:
         run_async(main(agent))
 
 

@@ -51,6 +51,7 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._trace_id: str | None = None
         self._paused = False
+        self._out_of_step = False
         self._lost: Exception | None = None
         self._closed = asyncio.get_running_loop().create_future()
         self._poll = select.poll()
@@ -83,7 +84,12 @@ class Connection(asyncio.Protocol):
     def is_clean(self) -> bool:
         """Whether it is connected, and every byte received belonged to a call."""
         transport = self._transport
-        return transport is not None and not transport.is_closing() and self._decoder.buffered == 0
+        return (
+            transport is not None
+            and not transport.is_closing()
+            and self._decoder.buffered == 0
+            and not self._out_of_step
+        )
 
     def is_idle(self) -> bool:
         """Whether a new call can be sent.
@@ -170,14 +176,17 @@ class Connection(asyncio.Protocol):
 
     def _refusal(self, frame: Frame) -> RequestError:
         payload, trace_id = frame.payload, frame.trace_id
-        # An Error without our trace id is about the connection as a whole.  Said
-        # before the agent had seen a request, it is in V1, where what was taken for a
-        # trace id belongs to the code; only the length of the text shows it.
-        if trace_id is not None and trace_id != self._trace_id and payload[4:8] != struct.pack(">i", len(payload) - 8):
-            trace = trace_id.encode()
-            payload = struct.pack(">H", len(trace)) + trace + payload
+        if trace_id != self._trace_id:
+            # It is about the connection as a whole, and whatever follows it answers
+            # no call.  Said before the agent had seen a request it is in V1, where
+            # what was taken for a trace id belongs to the code; only the length of
+            # the text shows which.
+            self._out_of_step = True
+            if trace_id is not None and payload[4:8] != struct.pack(">i", len(payload) - 8):
+                trace = trace_id.encode("utf-8", "surrogateescape")
+                payload = struct.pack(">H", len(trace)) + trace + payload
         error = decode_error(payload)
         refusal = RequestError.from_reply(error.code, error.message)
-        if trace_id and trace_id == self._trace_id:
+        if trace_id and not self._out_of_step:
             refusal.add_note(f"trace id {trace_id}")
         return refusal
