@@ -1,0 +1,178 @@
+"""Cgroups: everything that a container or a command started, found and ended as a whole.
+
+Only membership is used, no controller.  So the `unified` hierarchy of a hybrid layout,
+which has none, serves as well as a pure cgroup2.  Where there is no cgroup2, or it
+cannot be written, sessions.py takes its place.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+
+#: Depth of cgroups that a container has made within its own, as far as they are followed.
+MAX_DEPTH = 32
+
+
+def mount_point() -> str | None:
+    """Where cgroup2 is mounted; None where it is not."""
+    try:
+        with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as file:
+            found = [fields[1] for fields in map(str.split, file) if len(fields) > 2 and fields[2] == "cgroup2"]
+    except OSError:
+        return None
+    return found[0] if found else None
+
+
+def find_parent(name: str) -> str | None:
+    """The directory for all cgroups of this agent, made; None where there can be none."""
+    root = mount_point()
+    if root is None:
+        return None
+    path = os.path.join(root, name)
+    try:
+        os.makedirs(path, mode=0o755, exist_ok=True)
+    except OSError:
+        return None
+    return path if os.access(os.path.join(path, "cgroup.procs"), os.W_OK) else None
+
+
+class Cgroup:
+    """One cgroup and those below it.  Each method is a few system calls on kernel memory."""
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def create(self) -> None:
+        os.makedirs(self.path, mode=0o755, exist_ok=True)
+
+    def open_procs(self) -> int:
+        """For a child to write its way in."""
+        return os.open(os.path.join(self.path, "cgroup.procs"), os.O_WRONLY | os.O_CLOEXEC)
+
+    def child(self, name: str) -> Cgroup:
+        return Cgroup(os.path.join(self.path, name))
+
+    def alive(self) -> bool:
+        """Whether anything runs in it.  Zombies do not count."""
+        try:
+            with open(os.path.join(self.path, "cgroup.events"), "rb", buffering=0) as file:
+                return b"populated 1" in file.read(4096)
+        except OSError:
+            return False
+
+    def pids(self) -> set[int]:
+        found: set[int] = set()
+        for path in self._directories():
+            try:
+                with open(os.path.join(path, "cgroup.procs"), "rb") as file:
+                    found.update(map(int, file.read().split()))
+            except OSError:
+                continue  # removed meanwhile
+        found.discard(0)  # one of a pid namespace that is not ours to see
+        return found
+
+    def send_signal(self, sig: int) -> int:
+        """To every process in it; how many."""
+        sent = 0
+        pidfds: dict[int, int] = {}
+        try:
+            for pid in self.pids():
+                try:
+                    pidfds[pid] = os.pidfd_open(pid)
+                except OSError:
+                    continue
+            # Still in the cgroup now that the pidfd holds it: so the number is no stranger's.
+            for pid in self.pids() & pidfds.keys():
+                try:
+                    signal.pidfd_send_signal(pidfds[pid], sig)
+                    sent += 1
+                except ProcessLookupError:
+                    continue
+        finally:
+            for pidfd in pidfds.values():
+                os.close(pidfd)
+        return sent
+
+    def kill(self) -> None:
+        """SIGKILL for all of it, what forks meanwhile included."""
+        try:
+            self._write("cgroup.kill", b"1")
+            return
+        except FileNotFoundError:
+            if not os.path.isdir(self.path):
+                return
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+        # Before Linux 5.14: frozen first, so that nothing can fork away from us.
+        self._try_write("cgroup.freeze", b"1")
+        for _ in range(100):
+            if not self.send_signal(signal.SIGKILL):
+                break
+            if not self.alive():
+                break
+        self._try_write("cgroup.freeze", b"0")
+
+    def remove(self) -> bool:
+        """Whether it is gone.  What runs in it keeps it."""
+        for attempt in range(20):
+            try:
+                for path in self._directories()[::-1]:
+                    os.rmdir(path)
+                return True
+            except FileNotFoundError:
+                return True
+            except OSError as error:
+                if error.errno != errno.EBUSY or self.alive():
+                    return False
+                # Empty but for the kernel, which is still taking the last one down.
+                time.sleep(0.001 * (attempt + 1))
+        return False
+
+    def leave_to(self, other: Cgroup) -> None:
+        """Moves what runs in it to another cgroup."""
+        for _ in range(20):
+            pids = self.pids()
+            if not pids:
+                return
+            for pid in pids:
+                try:
+                    other._write("cgroup.procs", b"%d" % pid)
+                except OSError:
+                    continue
+
+    def _directories(self) -> list[str]:
+        """Itself and all below it, each after the one that holds it."""
+        found = [self.path]
+        level = [self.path]
+        for _ in range(MAX_DEPTH):
+            below = []
+            for path in level:
+                try:
+                    with os.scandir(path) as entries:
+                        below.extend(entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
+                except OSError:
+                    continue
+            if not below:
+                break
+            found += below
+            level = below
+        return found
+
+    def _write(self, name: str, octets: bytes) -> None:
+        fd = os.open(os.path.join(self.path, name), os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, octets)
+        finally:
+            os.close(fd)
+
+    def _try_write(self, name: str, octets: bytes) -> None:
+        try:
+            self._write(name, octets)
+        except OSError:
+            pass

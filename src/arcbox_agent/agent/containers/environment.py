@@ -1,0 +1,54 @@
+"""What a program finds in its environment: what was asked, PATH and HOME, and nothing of the agent's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from arcbox_agent.errors import BadRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+#: Directories of a PATH that are tried; what follows is not.
+MAX_PATH = 256
+
+
+def check_env(env: Mapping[str, str]) -> None:
+    for key, value in env.items():
+        if not key or "=" in key or "\0" in key:
+            raise BadRequestError(f"invalid environment variable name {key!r}")
+        if "\0" in value:
+            raise BadRequestError(f"the environment variable {key!r} has a NUL in its value")
+
+
+def check_command(argv: Sequence[str], what: str = "command") -> None:
+    if not argv or not argv[0]:
+        raise BadRequestError(f"empty {what}")
+    if any("\0" in argument for argument in argv):
+        raise BadRequestError(f"the {what} has a NUL in it")
+
+
+def check_working_dir(path: str) -> None:
+    if path and not path.startswith("/"):
+        raise BadRequestError(f"the working directory must be an absolute path, not {path!r}")
+    if "\0" in path:
+        raise BadRequestError("the working directory has a NUL in it")
+
+
+def environment(env: Mapping[str, str], home: str) -> dict[str, str]:
+    """`env` and, where it has none, PATH and HOME."""
+    return {"PATH": DEFAULT_PATH, "HOME": home, **env}
+
+
+def strings(env: Mapping[str, str]) -> list[str]:
+    return [f"{key}={value}" for key, value in env.items()]
+
+
+def programs(name: str, env: Mapping[str, str]) -> list[str]:
+    """Where to look for a program, in order, as execvp(3) does with the PATH of `env`."""
+    if "/" in name:
+        return [name]
+    directories = env.get("PATH", DEFAULT_PATH).split(":")[:MAX_PATH]
+    return [f"{directory or '.'}/{name}" for directory in directories]

@@ -1,0 +1,39 @@
+"""Ids and names of containers: made and checked here, and nowhere else.
+
+Both end up as file names, cgroup names and arguments of programs.  A name that is
+checked here cannot lead out of a directory, hide as a dot file or pass for an option.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from arcbox_agent.errors import BadRequestError
+
+PATTERN = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}"
+_MATCH = re.compile(PATTERN).fullmatch
+
+
+def is_id(value: str) -> bool:
+    return _MATCH(value) is not None
+
+
+def new_id() -> str:
+    """A random UUID (version 4) in its usual 36 characters."""
+    octets = bytearray(os.urandom(16))
+    octets[6] = octets[6] & 0x0F | 0x40
+    octets[8] = octets[8] & 0x3F | 0x80
+    text = octets.hex()
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+
+
+def check(value: str, what: str) -> str:
+    """`value`, if it may be a container's id or name, or a volume's name; `what` says which."""
+    if not is_id(value):
+        shown = value if len(value) <= 140 else value[:140] + "..."
+        raise BadRequestError(
+            f"invalid {what} {shown!r}: it must begin with a letter or a digit, and go on "
+            "with up to 127 letters, digits, `_`, `.` or `-`"
+        )
+    return value

@@ -1,0 +1,122 @@
+"""Users and groups, from the files of the root that a process is to run in.
+
+The files are opened with the root as the root of every symlink, so that a link in
+a container's root cannot have the guest's own /etc/passwd read instead.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from arcbox_agent._spawn import open_in_root
+from arcbox_agent.errors import BadRequestError
+
+#: More of a passwd or group file is not read: it belongs to a container that may be hostile.
+MAX_FILE = 4 << 20
+
+MAX_ID = 0xFFFFFFFE  # -1 means "leave as it is" to the kernel
+
+#: Supplementary groups the kernel takes (NGROUPS_MAX).
+MAX_GROUPS = 65536
+
+
+class User:
+    """Whom a process runs as, and where that user is at home."""
+
+    __slots__ = ("gid", "groups", "home", "uid")
+
+    def __init__(self, uid: int, gid: int, groups: tuple[int, ...], home: str) -> None:
+        self.uid = uid
+        self.gid = gid
+        self.groups = groups
+        self.home = home
+
+    @property
+    def ids(self) -> tuple[int, int, tuple[int, ...]]:
+        return self.uid, self.gid, self.groups
+
+    def __repr__(self) -> str:
+        return f"User(uid={self.uid}, gid={self.gid}, groups={self.groups}, home={self.home!r})"
+
+
+def look_up(root: str, spec: str) -> User:
+    """The user that `name|uid[:group|gid]` means below `root`; "" is root.
+
+    An unknown name is an error, an unknown number is not.  Supplementary groups are
+    set only where no group is named.  It reads files: for a thread.
+    """
+    name, colon, group = spec.partition(":")
+    if colon and not group:
+        raise BadRequestError(f"invalid user {spec!r}: no group follows the colon")
+    if len(spec) > 256 or "\0" in spec or "\n" in spec:
+        raise BadRequestError("invalid user: too long, or with a NUL or a line break in it")
+    name = name or "0"
+    entry = _find(_rows(root, "etc/passwd", 6), name, 2)
+    if entry is not None:
+        login: str | None = entry[0]
+        uid, gid, home = _number(entry[2]), _number(entry[3]), entry[5] or "/"
+        if uid is None or gid is None:
+            raise BadRequestError(f"the passwd entry of user {name!r} is broken")
+    else:
+        uid, login, gid, home = _number(name), None, 0, "/"
+        if uid is None:
+            raise BadRequestError(f"unknown user {name!r}: no such name in the passwd file")
+    if not group:
+        return User(uid, gid, _supplementary(root, login), home)
+    entry = _find(_rows(root, "etc/group", 3), group, 2)
+    chosen = _number(entry[2] if entry is not None else group)
+    if chosen is None:
+        raise BadRequestError(f"unknown group {group!r}: no such name in the group file")
+    return User(uid, chosen, (), home)
+
+
+def _number(text: str) -> int | None:
+    if not (text.isascii() and text.isdigit() and len(text) <= 10):
+        return None
+    value = int(text)
+    return value if value <= MAX_ID else None
+
+
+def _find(rows: list[list[str]], wanted: str, column: int) -> list[str] | None:
+    """The entry of that name, else the first of that number."""
+    for row in rows:
+        if row[0] == wanted:
+            return row
+    if _number(wanted) is not None:
+        for row in rows:
+            if row[column] == wanted:
+                return row
+    return None
+
+
+def _supplementary(root: str, login: str | None) -> tuple[int, ...]:
+    if login is None:
+        return ()
+    found: dict[int, None] = {}
+    for row in _rows(root, "etc/group", 4):
+        gid = _number(row[2])
+        if gid is not None and login in row[3].split(","):
+            found[gid] = None
+    return tuple(found)[:MAX_GROUPS]
+
+
+def _rows(root: str, path: str, columns: int) -> list[list[str]]:
+    """The entries of a colon-separated file that have enough columns; none where it is missing."""
+    directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Without O_NONBLOCK a FIFO of that name would hold us for ever.
+        fd = open_in_root(directory, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
+            return []
+        raise
+    finally:
+        os.close(directory)
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return []
+        octets = file.read(MAX_FILE)
+    rows = [line.split(":") for line in octets.decode("utf-8", "surrogateescape").splitlines()]
+    return [row for row in rows if len(row) >= columns]
