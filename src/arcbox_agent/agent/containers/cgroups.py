@@ -15,6 +15,9 @@ import time
 #: Depth of cgroups that a container has made within its own, as far as they are followed.
 MAX_DEPTH = 32
 
+#: How the cgroup of a command in a container begins, below that of the container; an id cannot.
+COMMAND_PREFIX = ".exec-"
+
 
 def mount_point() -> str | None:
     """Where cgroup2 is mounted; None where it is not."""

@@ -1,0 +1,500 @@
+"""The runtime that needs nothing but the kernel: a container is a process and what it starts.
+
+In a session of its own, in a cgroup of its own where there is cgroup2, in its
+`rootfs` by chroot where it has one, in a mount namespace of its own where it has
+mounts.  Its output goes through FIFOs that it holds open itself, so that it outlives
+the agent unharmed; the keeper holds what the kernel would forget meanwhile.
+
+    RUN_DIR/containers/ID/pid              the child's own stat line, or why it failed
+    RUN_DIR/containers/ID/stdout, stderr   FIFOs (without a tty)
+    RUN_DIR/containers/ID/stdin            FIFO (open_stdin)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import struct
+import termios
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from arcbox_agent._spawn import STEPS, exit_status
+from arcbox_agent.agent.containers import cgroups, environment, mounts, users
+from arcbox_agent.agent.containers.record import STARTING
+from arcbox_agent.agent.containers.runtime import NotStarted, Place, StartError, reason
+from arcbox_agent.agent.containers.sessions import Session
+from arcbox_agent.agent.keeper import Keeper
+from arcbox_agent.agent.log import Logger
+from arcbox_agent.agent.processes import LOST, ExitStatus, SpawnError, SpawnSpec
+from arcbox_agent.errors import BadRequestError, RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import TypeVar
+
+    from arcbox_agent.agent.containers.cgroups import Cgroup
+    from arcbox_agent.agent.containers.record import Record
+    from arcbox_agent.agent.containers.runtime import Running, Scope
+    from arcbox_agent.agent.containers.store import Store
+    from arcbox_agent.agent.logs.capture import Capture, CaptureHandle
+    from arcbox_agent.agent.processes import Process, Processes
+    from arcbox_agent.wire import Mount
+
+    T = TypeVar("T")
+
+log = Logger("containers")
+
+#: For small work on files; the spawns have threads of their own.
+THREADS = 4
+
+#: How long a new agent waits for a spawn that the old one left under way.
+SPAWN_PATIENCE = 30.0
+
+#: The agent's cgroup for its commands; an id cannot begin with a dot.
+COMMANDS = ".commands"
+
+_DEFAULT_STATE_DIR = "/var/lib/arcbox-agent"
+
+
+class ProcessRun:
+    """One run of a container as a process.  `process` None: it was over when the agent came back."""
+
+    __slots__ = ("_handle", "_runtime", "_status", "id", "pid", "process", "scope", "start_time")
+
+    def __init__(
+        self,
+        runtime: ProcessRuntime,
+        id: str,
+        pid: int,
+        start_time: int,
+        process: Process | None,
+        scope: Scope,
+        handle: CaptureHandle | None,
+        status: ExitStatus | None = None,
+    ) -> None:
+        self._runtime = runtime
+        self.id = id
+        self.pid = pid
+        self.start_time = start_time
+        self.process = process
+        self.scope = scope
+        self._handle = handle
+        self._status = status
+
+    async def wait(self) -> ExitStatus:
+        if self.process is None:
+            return self._status or ExitStatus(LOST, lost=True)
+        return await self.process.wait()
+
+    def send_signal(self, sig: int) -> bool:
+        return self.process is not None and self.process.send_signal(sig)
+
+    async def signal_all(self, sig: int) -> None:
+        await self._runtime.in_thread(self.scope.send_signal, sig)
+
+    async def kill_all(self) -> None:
+        await self._runtime.in_thread(self.scope.kill)
+
+    async def alive(self) -> bool:
+        return await self._runtime.in_thread(self.scope.alive)
+
+    async def finish_output(self, timeout: float) -> bool:
+        return self._handle is None or await self._handle.finish(timeout)
+
+    async def close(self) -> None:
+        await self._runtime.keeper.drop(self.id)
+        await self._runtime.in_thread(self._runtime.clean, self.id, self.scope)
+
+
+class ProcessRuntime:
+    """See the module."""
+
+    name = "process"
+
+    def __init__(self, store: Store, processes: Processes, capture: Capture, state_dir: str, run_dir: str) -> None:
+        self._store = store
+        self._processes = processes
+        self._capture = capture
+        self.keeper = Keeper(os.path.join(run_dir, "keeper.sock"), processes)
+        self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="containers")
+        self._cgroup_name = _cgroup_name(state_dir)
+        self._parent: str | None = None
+        self._kept: set[str] = set()
+        self._boot_id = _read_boot_id()
+
+    async def in_thread(self, work: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
+
+    async def open(self) -> None:
+        self._parent = await self.in_thread(cgroups.find_parent, self._cgroup_name)
+        if self._parent is None:
+            log.warning("no cgroup2 that can be written: processes are followed by session and parent")
+        self._kept = set(await self.keeper.start())
+
+    async def sweep(self, known: Iterable[str]) -> None:
+        keep = set(known)
+        for key in self._kept - keep:
+            await self.keeper.drop(key)
+        self._kept.clear()
+        await self.in_thread(self._sweep_cgroups, keep)
+
+    async def close(self) -> None:
+        await self.keeper.close()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def command_scope(self) -> Cgroup | None:
+        """Where commands in the guest itself get their cgroups."""
+        return cgroups.Cgroup(os.path.join(self._parent, COMMANDS)) if self._parent is not None else None
+
+    # -------------------------------------------------------------- create
+
+    def check(self, record: Record, mounts_asked: Sequence[Mount]) -> None:
+        if record.image and not record.rootfs:
+            record.warnings.append(
+                f"image {record.image} is not unpacked: this runtime cannot unpack images; "
+                "the container runs in the guest's own file system"
+            )
+        elif record.image:
+            record.warnings.append(
+                f"image {record.image} is not unpacked: the container runs in its rootfs {record.rootfs}"
+            )
+        if record.rootfs:
+            if not record.rootfs.startswith("/") or "\0" in record.rootfs:
+                raise BadRequestError(f"the rootfs must be an absolute path, not {record.rootfs!r}")
+            if not os.path.isdir(record.rootfs):
+                raise BadRequestError(f"the rootfs {record.rootfs} is no directory of the guest")
+        users.look_up(record.rootfs or "/", record.user)
+        entries, warnings = mounts.check(mounts_asked, record.rootfs)
+        record.mounts = [list(entry) for entry in entries]
+        record.warnings.extend(warnings)
+
+    # --------------------------------------------------------------- start
+
+    async def start(self, record: Record) -> Running:
+        record.boot_id = self._boot_id
+        preparation = _Preparation()
+        try:
+            spec = await self.in_thread(self._prepare, record, preparation)
+        except RequestError as error:
+            preparation.close()
+            raise StartError(str(error)) from error
+        except OSError as error:
+            preparation.close()
+            raise StartError(_words(error)) from error
+        scope: Scope | None = preparation.cgroup
+        handle: CaptureHandle | None = None
+        spawning = False
+        try:
+            handle = self._attach(record.id, preparation.fifos, preparation.master)
+            await handle.ready()
+            spawning = True  # from here on the descriptors of `spec` are not ours
+            process = await self._processes.spawn(spec)
+        except BaseException as error:
+            if not spawning:
+                spec.close()
+            preparation.close()
+            if handle is not None:
+                await handle.finish(0)
+            await self.in_thread(self.clean, record.id, scope)
+            if isinstance(error, SpawnError):
+                targets = [entry[2] for entry in record.mounts]
+                raise StartError(reason(error, record.command[0], record.working_dir, targets)) from error
+            if isinstance(error, OSError):
+                raise StartError(_words(error)) from error
+            raise
+        try:
+            await self.keeper.keep(record.id, [process.pidfd, *preparation.to_keep()])
+        finally:
+            preparation.close()
+        return ProcessRun(
+            self,
+            record.id,
+            process.pid,
+            process.start_time,
+            process,
+            scope or Session(process.pid, process.start_time),
+            handle,
+        )
+
+    def _prepare(self, record: Record, preparation: _Preparation) -> SpawnSpec:
+        """Everything a start needs of files.  In a thread; `preparation` holds what was opened, whatever fails."""
+        path = self._store.run_path(record.id)
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        user = users.look_up(record.rootfs or "/", record.user)
+        env = environment.environment(record.env, user.home)
+        steps = mounts.steps(
+            [(kind, source, target, readonly) for kind, source, target, readonly in record.mounts],
+            self._store.volumes_dir,
+            record.rootfs,
+        )
+        pid_fd = preparation.own(
+            os.open(os.path.join(path, "pid"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        )
+        # Held by this process and, until it executes, by the child: a new agent waits for
+        # the lock, and then finds in the file what became of the spawn.
+        fcntl.flock(pid_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(pid_fd, 0)
+        stdio = self._stdio(record, path, user.uid, preparation)
+        cgroup_fd = -1
+        if self._parent is not None:
+            preparation.cgroup = cgroups.Cgroup(os.path.join(self._parent, record.id))
+            preparation.cgroup.create()
+            cgroup_fd = preparation.own(preparation.cgroup.open_procs())
+        spec = SpawnSpec(
+            record.command,
+            programs=environment.programs(record.command[0], env),
+            env=environment.strings(env),
+            stdio=stdio,
+            cwd=record.working_dir or "/",
+            root=record.rootfs or None,
+            mounts=steps,
+            new_namespace=bool(steps),
+            ids=_ids(user, record.user),
+            terminal=record.tty,
+            pid_fd=pid_fd,
+            cgroup_fd=cgroup_fd,
+        )
+        preparation.give_away(spec.descriptors())
+        return spec
+
+    def _stdio(self, record: Record, path: str, uid: int, preparation: _Preparation) -> tuple[int, int, int]:
+        if record.tty:
+            master, slave = os.openpty()
+            preparation.master = master
+            preparation.own(slave)
+            fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+            os.fchown(slave, uid, -1)
+            return slave, slave, slave
+        found = []
+        for name in ("stdin", "stdout", "stderr"):
+            fifo = os.path.join(path, name)
+            if name == "stdin" and not record.open_stdin:
+                found.append(preparation.own(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)))
+                continue
+            # Anew each time: something of the last run may still hold the old one.
+            try:
+                os.unlink(fifo)
+            except FileNotFoundError:
+                pass
+            os.mkfifo(fifo, 0o600)
+            if name != "stdin":
+                preparation.fifos[name] = fifo
+                preparation.readers.append(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+            # For reading too: so the container is its own reader when the agent dies, and
+            # meets no SIGPIPE and no end of its input.
+            fd = preparation.own(os.open(fifo, os.O_RDWR | os.O_CLOEXEC))
+            os.fchown(fd, uid, -1)  # or it could not open its own /dev/stdout
+            found.append(fd)
+        return found[0], found[1], found[2]
+
+    def _attach(self, id: str, fifos: dict[str, str], master: int | None) -> CaptureHandle:
+        return self._capture.attach(id, self._store.log_path(id), self._store.run_path(id), fifos, master)
+
+    def clean(self, id: str, scope: Scope | None) -> None:
+        """After a run: what it needed is gone.  Its spool stays: the capture may need it still."""
+        path = self._store.run_path(id)
+        for name in ("pid", "stdin", "stdout", "stderr"):
+            try:
+                os.unlink(os.path.join(path, name))
+            except OSError:
+                continue
+        try:
+            os.rmdir(path)
+        except OSError:
+            pass
+        if scope is not None and not scope.remove():
+            log.warning("something of the container cannot be ended", container=id)
+
+    # ------------------------------------------------------------- recover
+
+    async def recover(self, record: Record) -> Running | NotStarted:
+        path = self._store.run_path(record.id)
+        fds = await self.keeper.fetch(record.id) if record.id in self._kept else []
+        try:
+            if record.boot_id != self._boot_id:
+                return ProcessRun(self, record.id, 0, 0, None, Session(0, 1 << 62), None)
+            found = await self.in_thread(_read_pid_file, os.path.join(path, "pid"))
+            if found is None and record.state == STARTING:
+                found = NotStarted("the agent was killed while it started the container")
+            if isinstance(found, NotStarted):
+                await self.in_thread(self.clean, record.id, self._cgroup(record.id))
+                return found
+            pid, start_time = found or (record.pid, record.start_time)
+            process = self._processes.adopt(pid, start_time) if pid else None
+            status = None if process is not None else _kept_status(fds)
+            handle = self._attach_again(record, path, fds)
+            scope: Scope = self._cgroup(record.id) or Session(pid, start_time)
+            return ProcessRun(self, record.id, pid, start_time, process, scope, handle, status)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _attach_again(self, record: Record, path: str, fds: Sequence[int]) -> CaptureHandle | None:
+        master = next((fd for fd in fds if _is_terminal_master(fd)), None)
+        fifos = {} if record.tty else {name: os.path.join(path, name) for name in ("stdout", "stderr")}
+        try:
+            if record.tty and master is None:
+                raise FileNotFoundError(errno.ENOENT, "its terminal is gone")
+            return self._attach(record.id, fifos, master)
+        except OSError as error:
+            log.error("the output of a container cannot be found again", container=record.id, error=error)
+            return None
+
+    def _cgroup(self, id: str) -> Cgroup | None:
+        return cgroups.Cgroup(os.path.join(self._parent, id)) if self._parent is not None else None
+
+    # ------------------------------------------------------------ commands
+
+    async def place(
+        self, record: Record, running: Running, env: Mapping[str, str], cwd: str, user: str
+    ) -> Place:
+        assert isinstance(running, ProcessRun)
+        process = running.process
+        if process is None or process.pidfd < 0:
+            raise BadRequestError(f"container is not running: {record.id}")
+        # What the container itself sees of its root: with its mounts.
+        root = f"/proc/{process.pid}/root"
+        try:
+            found = await self.in_thread(users.look_up, root, user or record.user)
+        except FileNotFoundError:
+            raise BadRequestError(f"container is not running: {record.id}") from None
+        if process.pidfd < 0 or not process.send_signal(0):
+            raise BadRequestError(f"container is not running: {record.id}")
+        return Place(
+            env=environment.environment({**record.env, **env}, found.home),
+            cwd=cwd or record.working_dir or "/",
+            ids=_ids(found, user or record.user),
+            root=record.rootfs or None,
+            join_pidfd=fcntl.fcntl(process.pidfd, fcntl.F_DUPFD_CLOEXEC, 3) if record.mounts else -1,
+            scope=self._cgroup(record.id),
+        )
+
+    async def remove(self, record: Record) -> None:
+        await self.keeper.drop(record.id)
+        await self.in_thread(self.clean, record.id, self._cgroup(record.id))
+
+    def _sweep_cgroups(self, keep: set[str]) -> None:
+        if self._parent is None:
+            return
+        for entry in list(os.scandir(self._parent)):
+            if not entry.is_dir(follow_symlinks=False):
+                continue
+            cgroup = cgroups.Cgroup(entry.path)
+            if entry.name == COMMANDS or entry.name in keep:
+                # Commands of the former agent: whoever asked for them is gone with it.
+                for below in list(os.scandir(entry.path)):
+                    if below.name.startswith(cgroups.COMMAND_PREFIX):
+                        _end(cgroups.Cgroup(below.path))
+            else:
+                log.info("ending what a container left", cgroup=entry.path)
+                _end(cgroup)
+
+
+class _Preparation:
+    """What a start has opened and must close again."""
+
+    def __init__(self) -> None:
+        self._fds: set[int] = set()
+        self.fifos: dict[str, str] = {}
+        self.readers: list[int] = []
+        self.master: int | None = None
+        self.cgroup: Cgroup | None = None
+
+    def own(self, fd: int) -> int:
+        self._fds.add(fd)
+        return fd
+
+    def give_away(self, fds: set[int]) -> None:
+        self._fds -= fds
+
+    def to_keep(self) -> list[int]:
+        return [*self.readers, *([self.master] if self.master is not None else [])]
+
+    def close(self) -> None:
+        for fd in (*self._fds, *self.to_keep()):
+            os.close(fd)
+        self._fds.clear()
+        self.readers.clear()
+        self.master = None
+
+
+def _ids(user: users.User, asked: str) -> tuple[int, int, Sequence[int]] | None:
+    # An agent that is not root can only run what it is itself.
+    return None if not asked and os.geteuid() != 0 else user.ids
+
+
+def _words(error: OSError) -> str:
+    text = error.strerror or str(error)
+    return f"{error.filename}: {text}" if error.filename else text
+
+
+def _end(cgroup: Cgroup) -> None:
+    cgroup.kill()
+    for _ in range(100):
+        if not cgroup.alive():
+            break
+        time.sleep(0.01)
+    cgroup.remove()
+
+
+def _read_pid_file(path: str) -> tuple[int, int] | NotStarted | None:
+    """(pid, start time); None: there is no file, which a record of a running one can do without."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        deadline = time.monotonic() + SPAWN_PATIENCE
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                # The former agent's child has not come to its program yet.
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.002)
+        octets = os.read(fd, 8192)
+    finally:
+        os.close(fd)
+    line, _, rest = octets.partition(b"\n")
+    fields = line[line.rfind(b")") + 2 :].split()
+    if not line or len(fields) < 20:
+        return NotStarted("the agent was killed while it started the container")
+    words = rest.split()
+    if words[:1] == [b"failed"] and len(words) == 3:
+        return NotStarted(f"{STEPS[int(words[2])]}: {os.strerror(int(words[1]))}")
+    return int(line.split()[0]), int(fields[19])
+
+
+def _kept_status(fds: Sequence[int]) -> ExitStatus | None:
+    """The end of a container that ended while there was no agent, from the pidfd that was kept."""
+    for fd in fds:
+        if "pidfd" in os.readlink(f"/proc/self/fd/{fd}"):
+            try:
+                status = exit_status(fd)
+            except OSError:
+                return None
+            return ExitStatus.of_wait_status(status) if status is not None else None
+    return None
+
+
+def _is_terminal_master(fd: int) -> bool:
+    return os.readlink(f"/proc/self/fd/{fd}").endswith("/ptmx")
+
+
+def _read_boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+def _cgroup_name(state_dir: str) -> str:
+    """Agents beside each other, each with a state directory of its own, must not sweep each other's."""
+    if state_dir == _DEFAULT_STATE_DIR:
+        return "arcbox"
+    return f"arcbox-{zlib.crc32(os.path.realpath(state_dir).encode()):08x}"

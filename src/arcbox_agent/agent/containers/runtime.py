@@ -1,0 +1,135 @@
+"""What a runtime does for containers: the line between what a container is and how it is run.
+
+ProcessRuntime runs one as a plain process.  A runtime of the OCI kind (an outside
+monitor that writes log and exit file, a program to call) fits the same shape: it
+starts, says that something runs and how it ended, ends what is left, and finds all
+that again after a restart of the agent.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from arcbox_agent.agent.containers.record import Record
+    from arcbox_agent.agent.processes import ExitStatus, SpawnError
+    from arcbox_agent.wire import Mount
+
+
+class StartError(Exception):
+    """A container, or a command in one, could not be started; nothing is left of the attempt."""
+
+
+class NotStarted:
+    """After a restart of the agent: the start under way then did not come about."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: str) -> None:
+        self.error = error
+
+
+class Scope(Protocol):
+    """Everything that was started in one place: a cgroup, or a session."""
+
+    def alive(self) -> bool: ...
+    def send_signal(self, sig: int) -> int: ...
+    def kill(self) -> None: ...
+    def remove(self) -> bool: ...
+
+
+class Running(Protocol):
+    """One run of a container, from its start until `close`."""
+
+    pid: int
+    start_time: int
+
+    async def wait(self) -> ExitStatus:
+        """Until the main process has ended."""
+
+    def send_signal(self, sig: int) -> bool:
+        """To the main process; False: it has ended."""
+
+    async def signal_all(self, sig: int) -> None:
+        """To everything the container started."""
+
+    async def kill_all(self) -> None:
+        """SIGKILL to everything the container started."""
+
+    async def alive(self) -> bool:
+        """Whether anything runs that the container started."""
+
+    async def finish_output(self, timeout: float) -> bool:
+        """After the end: the rest of the output is in the log; False: not all of it in time."""
+
+    async def close(self) -> None:
+        """After the end: nothing is left but log and record."""
+
+
+class Place:
+    """Where and as whom a command is run."""
+
+    __slots__ = ("cwd", "env", "ids", "join_pidfd", "root", "scope")
+
+    def __init__(
+        self,
+        *,
+        env: Mapping[str, str],
+        cwd: str,
+        ids: tuple[int, int, Sequence[int]] | None,
+        root: str | None = None,
+        join_pidfd: int = -1,
+        scope: object = None,
+    ) -> None:
+        self.env = env
+        self.cwd = cwd
+        self.ids = ids
+        self.root = root
+        #: A descriptor of the taker's own.
+        self.join_pidfd = join_pidfd
+        #: The cgroup to make a cgroup for the command in; None: there are none.
+        self.scope = scope
+
+
+class Runtime(Protocol):
+    """How containers are run."""
+
+    name: str
+
+    async def open(self) -> None:
+        """Before anything else."""
+
+    async def sweep(self, known: Iterable[str]) -> None:
+        """At start-up: remove what belongs to none of these containers."""
+
+    def check(self, record: Record, mounts: Sequence[Mount]) -> None:
+        """Whether such a container can be; adds to `warnings`, fills `mounts`.  RequestError.  For a thread."""
+
+    async def start(self, record: Record) -> Running:
+        """StartError."""
+
+    async def recover(self, record: Record) -> Running | NotStarted:
+        """The run that `record` speaks of, after a restart of the agent; it may have ended."""
+
+    async def place(
+        self, record: Record, running: Running, env: Mapping[str, str], cwd: str, user: str
+    ) -> Place:
+        """To run a command in a running container."""
+
+    async def remove(self, record: Record) -> None:
+        """What the runtime still has of a container that does not run."""
+
+    async def close(self) -> None: ...
+
+
+def reason(error: SpawnError, program: str, cwd: str, targets: Sequence[str]) -> str:
+    """A failed spawn in words: what it was about, and what the system said."""
+    if error.step == "exec":
+        return f"{program}: {error.strerror}"
+    if error.step == "working directory":
+        return f"working directory {cwd}: {error.strerror}"
+    if 0 <= error.item < len(targets) and error.step.startswith("mount"):
+        return f"{error.step} of {targets[error.item]}: {error.strerror}"
+    return f"{error.step}: {error.strerror}"

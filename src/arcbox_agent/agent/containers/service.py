@@ -1,0 +1,285 @@
+"""All containers of the agent: made, found, listed; every change is carried out by the supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal as signals
+import time
+from typing import TYPE_CHECKING
+
+from arcbox_agent.agent.containers import environment, ids
+from arcbox_agent.agent.containers.model import Container, Exit
+from arcbox_agent.agent.containers.process_runtime import ProcessRuntime
+from arcbox_agent.agent.containers.record import Record
+from arcbox_agent.agent.containers.store import Store
+from arcbox_agent.agent.containers.supervisor import Supervisor, fail
+from arcbox_agent.agent.log import Logger
+from arcbox_agent.errors import (
+    AgentFailedError,
+    BadRequestError,
+    BusyError,
+    ConfigError,
+    ConflictError,
+    NotFoundError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from arcbox_agent.agent.config import Settings
+    from arcbox_agent.agent.containers.runtime import Place
+    from arcbox_agent.agent.logs.capture import Capture
+    from arcbox_agent.agent.metrics import Metrics
+    from arcbox_agent.agent.processes import Processes
+    from arcbox_agent.wire import CreateContainerRequest
+
+log = Logger("containers")
+
+#: Of one request, all texts together: a record must stay something that can be written often.
+MAX_REQUEST = 1 << 20
+
+CONDITIONS = ("not-running", "next-exit", "removed")
+
+#: Containers that are recovered or stopped at once, of those that wait for it.
+AT_ONCE = 64
+
+
+class Containers:
+    """See the module."""
+
+    def __init__(self, settings: Settings, metrics: Metrics, processes: Processes, capture: Capture) -> None:
+        self._settings = settings
+        self._store = Store(settings.state_dir, settings.run_dir)
+        self.runtime = ProcessRuntime(self._store, processes, capture, settings.state_dir, settings.run_dir)
+        self._supervisor = Supervisor(self._store, self.runtime, metrics, self.runtime.in_thread)
+        self._containers: dict[str, Container] = {}
+        self._names: dict[str, Container] = {}
+        #: Creates under way: how many, and their ids and names.
+        self._creating = 0
+        self._reserved: set[str] = set()
+        metrics.gauge("containers", lambda: len(self._containers), "Containers there are.")
+        metrics.gauge("containers_running", self._count_running, "Containers that run.")
+
+    def __len__(self) -> int:
+        return len(self._containers)
+
+    def _count_running(self) -> int:
+        return sum(container.running is not None for container in self._containers.values())
+
+    # ----------------------------------------------------- start and close
+
+    async def open(self) -> None:
+        """Load what is on disk, and find again what still runs."""
+        in_thread = self.runtime.in_thread
+        try:
+            await in_thread(self._store.prepare)
+            records = await in_thread(self._store.load)
+        except OSError as error:
+            raise ConfigError("state_dir", f"{error.filename}: {error.strerror}") from error
+        await self.runtime.open()
+        for record in records:
+            self._add(Container(record, self._store.log_path(record.id)))
+        await self._all(self._supervisor.recover(each, self._forget) for each in list(self._containers.values()))
+        # Only now: what was found again tells what belongs to nobody.
+        await in_thread(self._store.sweep, list(self._containers))
+        await self.runtime.sweep(list(self._containers))
+        if records:
+            log.info("containers loaded", containers=len(self._containers), running=self._count_running())
+
+    async def close(self, stop: bool, deadline: float) -> None:
+        """Leave them running, or stop them by `deadline` (loop time)."""
+        self._supervisor.closing = True
+        if stop:
+            left = deadline - asyncio.get_running_loop().time()
+            await self.stop_all(max(0.0, min(left, self._settings.stop_timeout)))
+        stopping = AgentFailedError("the agent is stopping")
+        for container in self._containers.values():
+            fail(container.exit_waiters, stopping)
+            fail(container.removal_waiters, stopping)
+        await self._supervisor.close()
+        await self.runtime.close()
+
+    async def stop_all(self, timeout: float) -> None:
+        """Stop every container that runs, the last started first."""
+        running = [each for each in self._containers.values() if each.running is not None]
+        running.sort(key=lambda each: -each.record.started_ns)
+
+        async def stop(container: Container) -> None:
+            try:
+                await self._supervisor.stop(container, timeout)
+            except ConflictError:
+                pass  # it ended by itself
+
+        await self._all((stop(each) for each in running), at_once=max(1, len(running)))
+
+    async def _all(self, works: Iterable[object], at_once: int = AT_ONCE) -> None:
+        gate = asyncio.Semaphore(at_once)
+
+        async def one(work: object) -> None:
+            async with gate:
+                await work  # type: ignore[misc]
+
+        results = await asyncio.gather(*(one(work) for work in works), return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                log.exception("a container could not be brought in order", result)
+
+    # -------------------------------------------------------------- lookup
+
+    def resolve(self, ref: str) -> Container:
+        """By id, by name, or by the beginning of an id that only one has."""
+        container = self._containers.get(ref) or self._names.get(ref)
+        if container is not None:
+            return container
+        found = [each for id, each in self._containers.items() if id.startswith(ref)] if ref else []
+        if not found:
+            raise NotFoundError(f"container not found: {ref}")
+        if len(found) > 1:
+            raise ConflictError(f"ambiguous container id: {ref} is the beginning of {len(found)} ids")
+        return found[0]
+
+    def list(self, all: bool = False, filter: str = "") -> list[Container]:
+        """In order of creation; with `filter`, those of that id, id prefix or name."""
+        found = [
+            each
+            for each in self._containers.values()
+            if (all or each.running is not None)
+            and (not filter or each.id.startswith(filter) or each.name == filter)
+        ]
+        return sorted(found, key=lambda each: (each.record.created_ns, each.id))
+
+    # -------------------------------------------------------------- create
+
+    async def create(self, request: CreateContainerRequest) -> tuple[Container, list[str]]:
+        """Checks all that can be checked before a start."""
+        record = self._record_of(request)
+        if self._supervisor.closing:
+            raise AgentFailedError("the agent is stopping")
+        if len(self._containers) + self._creating >= self._settings.max_containers:
+            raise BusyError(f"there are max_containers = {self._settings.max_containers} containers already")
+        wanted = {record.id, record.name} - {""}
+        for word in wanted:
+            if word in self._containers or word in self._names or word in self._reserved:
+                raise ConflictError(f"the id or name {word!r} is in use by another container")
+        self._reserved |= wanted
+        self._creating += 1
+        return await self._supervisor.own(self._create(record, request, wanted))
+
+    async def _create(
+        self, record: Record, request: CreateContainerRequest, wanted: set[str]
+    ) -> tuple[Container, list[str]]:
+        try:
+            await self.runtime.in_thread(self.runtime.check, record, request.mounts)
+            for warning in record.warnings:
+                log.warning("container created, but not as asked", container=record.id, warning=warning)
+            container = Container(record, self._store.log_path(record.id))
+            await self._supervisor.create(container)
+        except OSError as error:
+            raise AgentFailedError(f"the container cannot be created: {error.strerror}: {error.filename}") from error
+        finally:
+            self._reserved -= wanted
+            self._creating -= 1
+        self._add(container)
+        log.info("container created", container=record.id, name=record.name)
+        return container, record.warnings
+
+    def _record_of(self, request: CreateContainerRequest) -> Record:
+        id = ids.check(request.id, "container id") if request.id else ids.new_id()
+        if request.name:
+            ids.check(request.name, "container name")
+        command = [*request.entrypoint, *request.cmd]
+        environment.check_command(command)
+        environment.check_env(request.env)
+        environment.check_working_dir(request.working_dir)
+        if request.image and self._settings.refuse_images:
+            raise BadRequestError(
+                f"image {request.image}: this runtime cannot unpack images, and refuse_images is set"
+            )
+        size = sum(map(len, command)) + sum(len(key) + len(value) for key, value in request.env.items())
+        if size + len(request.image) + len(request.working_dir) + len(request.rootfs) > MAX_REQUEST:
+            raise BadRequestError(f"command and environment are larger than {MAX_REQUEST} bytes")
+        return Record(
+            id,
+            name=request.name,
+            image=request.image,
+            command=command,
+            env=request.env,
+            working_dir=request.working_dir,
+            user=request.user,
+            tty=request.tty,
+            open_stdin=request.open_stdin,
+            rootfs=os.path.normpath(request.rootfs) if request.rootfs else "",
+            created_ns=time.time_ns(),
+        )
+
+    def _add(self, container: Container) -> None:
+        self._containers[container.id] = container
+        if container.name:
+            self._names[container.name] = container
+
+    def _forget(self, container: Container) -> None:
+        self._containers.pop(container.id, None)
+        if self._names.get(container.name) is container:
+            del self._names[container.name]
+
+    # ------------------------------------------------------------- changes
+
+    async def start(self, ref: str) -> None:
+        await self._supervisor.own(self._supervisor.start(self.resolve(ref)))
+
+    async def stop(self, ref: str, timeout: float) -> None:
+        await self._supervisor.own(self._supervisor.stop(self.resolve(ref), timeout))
+
+    async def remove(self, ref: str, force: bool = False) -> None:
+        await self._supervisor.own(self._supervisor.remove(self.resolve(ref), force, self._forget))
+
+    def kill(self, ref: str, signal: str = "") -> None:
+        self._supervisor.kill(self.resolve(ref), parse_signal(signal or "KILL"))
+
+    async def wait(self, ref: str, condition: str = "") -> Exit:
+        """Until it does not run, ends the next time, or is removed; how it ended."""
+        container = self.resolve(ref)
+        condition = condition or CONDITIONS[0]
+        if condition not in CONDITIONS:
+            raise BadRequestError(f"unknown condition {condition!r}: it must be one of {', '.join(CONDITIONS)}")
+        if condition == "not-running" and container.running is None and not container.lock.locked():
+            return container.last_exit()
+        if self._supervisor.closing:
+            raise AgentFailedError("the agent is stopping")
+        if condition == "not-running" and container.running is None:
+            # A start, or the end of a run, is being recorded: what comes of it?
+            async with container.lock:
+                if container.running is None:
+                    return container.last_exit()
+        waiters = container.removal_waiters if condition == "removed" else container.exit_waiters
+        waiter: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        waiters.add(waiter)
+        try:
+            return await waiter
+        finally:
+            waiters.discard(waiter)
+
+    async def place(self, ref: str, env: Mapping[str, str], cwd: str, user: str) -> Place:
+        """Where a command in a container is to run."""
+        container = self.resolve(ref)
+        running = container.running
+        if running is None:
+            raise BadRequestError(f"container is not running: {container.id}")
+        return await self.runtime.place(container.record, running, env, cwd, user)
+
+
+def parse_signal(text: str) -> int:
+    """`KILL`, `SIGKILL`, `9`, `RTMIN+1`."""
+    word = text.strip().upper().removeprefix("SIG")
+    if word.isascii() and word.isdigit() and len(word) < 4:
+        number = int(word)
+    else:
+        base, plus, offset = word.partition("+")
+        found = signals.__dict__.get("SIG" + base) if base.isalnum() else None
+        number = int(found) if isinstance(found, signals.Signals) else 0
+        if plus:
+            number = number + int(offset) if base == "RTMIN" and offset.isascii() and offset.isdigit() else 0
+    if not 1 <= number <= int(signals.SIGRTMAX):
+        raise BadRequestError(f"unknown signal {text[:64]!r}")
+    return number

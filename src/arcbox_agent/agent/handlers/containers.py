@@ -1,0 +1,70 @@
+"""Containers: typed request in, typed reply out.
+
+Error texts and codes of the calls that 0.0.1-alpha.1 knows are as its peers know them:
+all that start, stop and remove can say is a 500 that begins with `failed to`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from arcbox_agent.errors import AgentFailedError, RequestError
+from arcbox_agent.wire import CreateContainerResponse, Empty, ListContainersResponse, WaitContainerResponse
+
+if TYPE_CHECKING:
+    from arcbox_agent.agent.call import Call
+    from arcbox_agent.agent.daemon import Agent
+    from arcbox_agent.wire import (
+        CreateContainerRequest,
+        KillContainerRequest,
+        ListContainersRequest,
+        RemoveContainerRequest,
+        StartContainerRequest,
+        StopContainerRequest,
+        WaitContainerRequest,
+    )
+
+
+async def create(agent: Agent, request: CreateContainerRequest, call: Call) -> CreateContainerResponse:
+    container, warnings = await agent.containers.create(request)
+    return CreateContainerResponse(id=container.id, warnings=warnings if request.detail else [])
+
+
+async def start(agent: Agent, request: StartContainerRequest, call: Call) -> Empty:
+    try:
+        await agent.containers.start(request.id)
+    except RequestError as error:
+        raise AgentFailedError(f"failed to start: {error.message}") from error
+    return Empty()
+
+
+async def stop(agent: Agent, request: StopContainerRequest, call: Call) -> Empty:
+    try:
+        await agent.containers.stop(request.id, request.timeout)
+    except RequestError as error:
+        raise AgentFailedError(f"failed to stop: {error.message}") from error
+    return Empty()
+
+
+async def remove(agent: Agent, request: RemoveContainerRequest, call: Call) -> Empty:
+    try:
+        await agent.containers.remove(request.id, request.force)
+    except RequestError as error:
+        raise AgentFailedError(f"failed to remove: {error.message}") from error
+    return Empty()
+
+
+def list(agent: Agent, request: ListContainersRequest, call: Call) -> ListContainersResponse:
+    found = agent.containers.list(request.all, request.filter)
+    return ListContainersResponse(containers=[each.describe(request.detail) for each in found])
+
+
+def kill(agent: Agent, request: KillContainerRequest, call: Call) -> Empty:
+    agent.containers.kill(request.id, request.signal)
+    return Empty()
+
+
+async def wait(agent: Agent, request: WaitContainerRequest, call: Call) -> WaitContainerResponse:
+    call.open_ended = True
+    end = await agent.containers.wait(request.id, request.condition)
+    return WaitContainerResponse(status_code=end.code, error=end.error, signal=end.signal)
