@@ -21,6 +21,8 @@ import uvloop
 from arcbox_agent import __version__
 from arcbox_agent.agent import config, directories
 from arcbox_agent.agent import log as agent_log
+from arcbox_agent.agent.commands import Commands
+from arcbox_agent.agent.containers.service import Containers
 from arcbox_agent.agent.listeners import Listener, open_listeners, open_unix
 from arcbox_agent.agent.log import LEVELS, Logger, handle_loop_exception, write_stderr
 from arcbox_agent.agent.logs.capture import Capture
@@ -28,6 +30,7 @@ from arcbox_agent.agent.logs.follower import Followers
 from arcbox_agent.agent.metrics import Metrics
 from arcbox_agent.agent.metrics_endpoint import MetricsEndpoint
 from arcbox_agent.agent.notify import Notifier
+from arcbox_agent.agent.processes import Processes
 from arcbox_agent.agent.routes import ROUTES
 from arcbox_agent.agent.server import Server
 from arcbox_agent.errors import ConfigError, RequestError
@@ -60,7 +63,10 @@ class Agent:
         self.notifier = Notifier()
         self.metrics = Metrics()
         self.loop: AbstractEventLoop = asyncio.get_running_loop()
+        self.processes = Processes(self.loop, self.metrics)
         self.capture = Capture(settings, self.metrics)
+        self.containers = Containers(settings, self.metrics, self.processes, self.capture)
+        self.commands = Commands(settings, self.metrics, self.processes, self.containers)
         self.followers = Followers(settings, self.metrics)
         self.server: Server = Server(self, self.loop, ROUTES)
         self._metrics_endpoint: MetricsEndpoint | None = None
@@ -76,6 +82,7 @@ class Agent:
             "uptime_seconds", lambda: time.monotonic() - self.started_at, "Seconds since the agent started."
         )
         await self.capture.start()
+        await self.containers.open()
         await self.followers.start()
         listeners = open_listeners(self.settings)
         self.server.listeners = listeners
@@ -120,7 +127,10 @@ class Agent:
         """Take all down again, whatever of it was built; `deadline` is loop time."""
         await self.server.close(deadline)
         await self.followers.close()
+        await self.commands.close()
+        await self.containers.close(self.settings.containers_at_exit == "stop", deadline)
         await self.capture.close()
+        await self.processes.close()
         if self._metrics_listener is not None:
             self._metrics_listener.close()
         if self._metrics_endpoint is not None:

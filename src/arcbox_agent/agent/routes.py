@@ -10,15 +10,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from arcbox_agent.agent.access import Access
-from arcbox_agent.agent.handlers import agent_info, logs, power, runtime, system
+from arcbox_agent.agent.handlers import agent_info, containers, exec, logs, power, runtime, system
 from arcbox_agent.message_types import MessageType
 from arcbox_agent.wire import (
     AgentInfoRequest,
+    CreateContainerRequest,
+    ExecRequest,
+    KillContainerRequest,
+    ListContainersRequest,
     LogsRequest,
     PingRequest,
+    RemoveContainerRequest,
     RuntimeEnsureRequest,
     RuntimeStatusRequest,
     ShutdownRequest,
+    StartContainerRequest,
+    StopContainerRequest,
+    WaitContainerRequest,
 )
 
 if TYPE_CHECKING:
@@ -47,6 +55,14 @@ ROUTES: dict[int, Route] = {
     MessageType.PING_REQUEST: Route(system.ping, PingRequest, Access.READ),
     # 0.0.1-alpha.1 does not look at the payload either.
     MessageType.GET_SYSTEM_INFO_REQUEST: Route(system.system_info, None, Access.READ),
+    MessageType.CREATE_CONTAINER_REQUEST: Route(containers.create, CreateContainerRequest, Access.CONTROL),
+    MessageType.START_CONTAINER_REQUEST: Route(containers.start, StartContainerRequest, Access.CONTROL),
+    MessageType.STOP_CONTAINER_REQUEST: Route(containers.stop, StopContainerRequest, Access.CONTROL),
+    MessageType.REMOVE_CONTAINER_REQUEST: Route(containers.remove, RemoveContainerRequest, Access.CONTROL),
+    MessageType.LIST_CONTAINERS_REQUEST: Route(containers.list, ListContainersRequest, Access.READ),
+    MessageType.KILL_CONTAINER_REQUEST: Route(containers.kill, KillContainerRequest, Access.CONTROL),
+    MessageType.WAIT_CONTAINER_REQUEST: Route(containers.wait, WaitContainerRequest, Access.READ),
+    MessageType.EXEC_REQUEST: Route(exec.exec, ExecRequest, Access.EXEC),
     MessageType.LOGS_REQUEST: Route(logs.logs, LogsRequest, Access.READ),
     MessageType.RUNTIME_ENSURE_REQUEST: Route(runtime.ensure_runtime, RuntimeEnsureRequest, Access.CONTROL),
     MessageType.RUNTIME_STATUS_REQUEST: Route(runtime.runtime_status, RuntimeStatusRequest, Access.READ),

@@ -17,6 +17,8 @@ MAX_DEPTH = 32
 
 #: How the cgroup of a command in a container begins, below that of the container; an id cannot.
 COMMAND_PREFIX = ".exec-"
+#: The same, of one that outlives the agent.
+DETACHED_PREFIX = ".detached-"
 
 
 def mount_point() -> str | None:
@@ -154,7 +156,7 @@ class Cgroup:
         found = [self.path]
         level = [self.path]
         for _ in range(MAX_DEPTH):
-            below = []
+            below: list[str] = []
             for path in level:
                 try:
                     with os.scandir(path) as entries:

@@ -25,7 +25,7 @@ from arcbox_agent.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from arcbox_agent.agent.config import Settings
     from arcbox_agent.agent.containers.runtime import Place
@@ -139,7 +139,7 @@ class Containers:
             raise ConflictError(f"ambiguous container id: {ref} is the beginning of {len(found)} ids")
         return found[0]
 
-    def list(self, all: bool = False, filter: str = "") -> list[Container]:
+    def list(self, all: bool = False, filter: str = "") -> Sequence[Container]:
         """In order of creation; with `filter`, those of that id, id prefix or name."""
         found = [
             each
@@ -151,7 +151,7 @@ class Containers:
 
     # -------------------------------------------------------------- create
 
-    async def create(self, request: CreateContainerRequest) -> tuple[Container, list[str]]:
+    async def create(self, request: CreateContainerRequest) -> tuple[Container, Sequence[str]]:
         """Checks all that can be checked before a start."""
         record = self._record_of(request)
         if self._supervisor.closing:
@@ -168,7 +168,7 @@ class Containers:
 
     async def _create(
         self, record: Record, request: CreateContainerRequest, wanted: set[str]
-    ) -> tuple[Container, list[str]]:
+    ) -> tuple[Container, Sequence[str]]:
         try:
             await self.runtime.in_thread(self.runtime.check, record, request.mounts)
             for warning in record.warnings:

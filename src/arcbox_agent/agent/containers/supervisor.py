@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from contextvars import Context
 from typing import TYPE_CHECKING
 
 from arcbox_agent.agent.containers import record as states
@@ -56,8 +57,8 @@ class Supervisor:
         self._retrying: asyncio.Task[None] | None = None
         self.closing = False
 
-    def spawn_task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.get_running_loop().create_task(work)
+    def spawn_task(self, work: Coroutine[Any, Any, T], context: Context | None = None) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -114,7 +115,8 @@ class Supervisor:
         container.output_finished = False
         container.stop_deadline = None
         container.stopper = None
-        container.watcher = self.spawn_task(self._follow(container, running))
+        # In a context of its own: what happens to it later is not part of the request that started it.
+        container.watcher = self.spawn_task(self._follow(container, running), Context())
 
     # ----------------------------------------------------------------- end
 

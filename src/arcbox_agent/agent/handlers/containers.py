@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 async def create(agent: Agent, request: CreateContainerRequest, call: Call) -> CreateContainerResponse:
     container, warnings = await agent.containers.create(request)
-    return CreateContainerResponse(id=container.id, warnings=warnings if request.detail else [])
+    return CreateContainerResponse(id=container.id, warnings=[*warnings] if request.detail else [])
 
 
 async def start(agent: Agent, request: StartContainerRequest, call: Call) -> Empty:

@@ -1,0 +1,459 @@
+"""Commands run for a client: in the guest, or in a container.
+
+A command ends when its process ends, though a grandchild may still hold its output
+open: what it wrote itself is read, and then whatever comes without a pause, for a
+bounded time.  It ends with its client too, unless it was detached, and with all it
+started: each has a cgroup of its own where there are cgroups.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import signal
+import struct
+import termios
+from typing import TYPE_CHECKING
+
+from arcbox_agent.agent.containers import cgroups, environment, users
+from arcbox_agent.agent.containers.runtime import Place, reason
+from arcbox_agent.agent.containers.sessions import Session
+from arcbox_agent.agent.log import Logger
+from arcbox_agent.agent.processes import SpawnError, SpawnSpec
+from arcbox_agent.errors import AgentFailedError, BusyError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from arcbox_agent.agent.config import Settings
+    from arcbox_agent.agent.containers.runtime import Scope
+    from arcbox_agent.agent.containers.service import Containers
+    from arcbox_agent.agent.metrics import Metrics
+    from arcbox_agent.agent.processes import ExitStatus, Process, Processes
+    from arcbox_agent.wire import ExecRequest
+
+log = Logger("exec")
+
+#: What a pipe is to hold; over fs.pipe-max-size or fs.pipe-user-pages-soft it stays smaller.
+PIPE_SIZES = (1 << 20, 1 << 18)
+
+#: After the process has ended and all it wrote itself is read: how long nothing must come,
+#: and how long something may come, from others that hold its output open.
+QUIET = 0.1
+CHATTER = 1.0
+
+#: Reads without a wait after which the other tasks of the loop get their turn.
+TURN = 8
+
+#: Control-D: the end of the input of a terminal.
+END_OF_TRANSMISSION = b"\x04"
+
+
+class Output:
+    """A command's end of one stream, ours of it."""
+
+    __slots__ = ("fd", "name", "owed")
+
+    def __init__(self, name: str, fd: int) -> None:
+        self.name = name
+        self.fd = fd
+        #: Bytes that the process itself has left in it when it ended.
+        self.owed = 0
+
+    def read_into(self, room: memoryview) -> int | None:
+        """Bytes read; 0 at the end; None where there is nothing at present."""
+        try:
+            return os.readv(self.fd, [room])
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno == errno.EIO:
+                return 0  # a terminal whose other side is closed
+            raise
+
+    def note_owed(self) -> None:
+        waiting = bytearray(4)
+        try:
+            fcntl.ioctl(self.fd, termios.FIONREAD, waiting)
+        except OSError:
+            return
+        self.owed = int.from_bytes(waiting, "little" if struct.pack("=H", 1) == b"\1\0" else "big")
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class Command:
+    """One command that runs."""
+
+    def __init__(
+        self,
+        process: Process,
+        scope: Scope,
+        outputs: list[Output],
+        typed: bytes,
+        terminal: bool,
+    ) -> None:
+        self.process = process
+        self.scope = scope
+        self.timed_out = False
+        self._outputs = outputs
+        #: What is still to be typed at its terminal.
+        self._typed = memoryview(typed)
+        self._terminal = terminal
+        self._loop = asyncio.get_running_loop()
+        self._wakes: asyncio.Future[None] | None = None
+        self._ended_at: float | None = None
+        self.done = False
+        process.on_exit(self._ended)
+
+    async def read(self, room: memoryview, sink: Callable[[Output, int], Awaitable[None]]) -> ExitStatus:
+        """Reads everything through `room`, each piece handed to `sink`; then how it ended."""
+        turns = 0
+        last_read = self._loop.time()
+        while self._outputs:
+            got_any = False
+            for output in list(self._outputs):
+                size = output.read_into(room)
+                if size is None:
+                    output.owed = 0  # there is no more in it than there was
+                elif size == 0:
+                    self._drop(output)
+                else:
+                    output.owed = max(0, output.owed - size)
+                    got_any = True
+                    await sink(output, size)
+                    turns += 1
+            self._type()
+            if got_any:
+                last_read = self._loop.time()
+                if turns >= TURN:
+                    turns = 0
+                    await asyncio.sleep(0)
+            if self._ended_at is None:
+                if not got_any:
+                    await self._wait_for_something(None)
+                continue
+            if any(output.owed for output in self._outputs):
+                continue
+            now = self._loop.time()
+            left = min(last_read + QUIET, self._ended_at + CHATTER) - now
+            if left <= 0:
+                break
+            if not got_any:
+                await self._wait_for_something(left)
+        return await self.process.wait()
+
+    def _ended(self, status: ExitStatus) -> None:
+        self._ended_at = self._loop.time()
+        for output in self._outputs:
+            output.note_owed()
+        self._wake()
+
+    def _drop(self, output: Output) -> None:
+        self._outputs.remove(output)
+        output.close()
+
+    def close_outputs(self) -> None:
+        for output in self._outputs:
+            output.close()
+        self._outputs.clear()
+
+    async def _wait_for_something(self, timeout: float | None) -> None:
+        """Until an output has something, the terminal takes something, or the process ends."""
+        if not self._outputs:
+            return
+        loop = self._loop
+        self._wakes = loop.create_future()
+        timer = loop.call_later(timeout, self._wake) if timeout is not None else None
+        fds = [output.fd for output in self._outputs]
+        for fd in fds:
+            loop.add_reader(fd, self._wake)
+        if self._typed:
+            loop.add_writer(fds[0], self._wake)
+        try:
+            await self._wakes
+        finally:
+            for fd in fds:
+                loop.remove_reader(fd)
+            if self._typed:
+                loop.remove_writer(fds[0])
+            if timer is not None:
+                timer.cancel()
+            self._wakes = None
+
+    def _wake(self) -> None:
+        if self._wakes is not None and not self._wakes.done():
+            self._wakes.set_result(None)
+
+    def _type(self) -> None:
+        while self._typed and self._outputs:
+            try:
+                self._typed = self._typed[os.write(self._outputs[0].fd, self._typed) :]
+            except BlockingIOError:
+                return
+            except OSError:
+                self._typed = memoryview(b"")
+
+
+class Commands:
+    """All commands that run for clients."""
+
+    def __init__(
+        self, settings: Settings, metrics: Metrics, processes: Processes, containers: Containers
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._processes = processes
+        self._containers = containers
+        self._number = 0
+        #: Slots taken: by what runs, and by what is being started.
+        self._active = 0
+        self._endings: set[asyncio.Task[None]] = set()
+        metrics.gauge("commands_running", lambda: self._active, "Commands that run for clients.")
+
+    async def start(self, request: ExecRequest, *, stderr: bool) -> Command:
+        """Starts what `request` asks for.  `stderr` False: nobody wants to know it."""
+        environment.check_command(request.cmd)
+        environment.check_env(request.env)
+        if self._active >= self._settings.max_execs:
+            self._metrics.add("bound_execs")
+            raise BusyError(f"max_execs = {self._settings.max_execs} commands run already: try again later")
+        self._active += 1
+        try:
+            return await self._start(request, stderr)
+        except BaseException:
+            self._active -= 1
+            raise
+
+    async def _start(self, request: ExecRequest, stderr: bool) -> Command:
+        place = await self._place(request)
+        preparation = _Preparation()
+        try:
+            spec = await self._containers.runtime.in_thread(self._prepare, request, place, preparation, stderr)
+        except OSError as error:
+            raise AgentFailedError(f"exec failed: {error.strerror} (os error {error.errno})") from error
+        try:
+            process = await self._processes.spawn(spec)
+        except SpawnError as error:
+            await self._containers.runtime.in_thread(preparation.undo)
+            words = error.strerror if error.step == "exec" else reason(error, request.cmd[0], place.cwd, ())
+            raise AgentFailedError(f"exec failed: {words} (os error {error.errno})") from error
+        except asyncio.CancelledError:
+            # The process, if there is one, is killed by its owner.
+            preparation.close()
+            self._end_later(self._remove_scope(preparation.scope))
+            raise
+        self._metrics.add("commands_started")
+        command = Command(
+            process,
+            preparation.scope or Session(process.pid, process.start_time),
+            preparation.outputs,
+            request.stdin + END_OF_TRANSMISSION if request.tty and request.stdin else b"",
+            request.tty,
+        )
+        if request.timeout_ms:
+            timer = asyncio.get_running_loop().call_later(
+                request.timeout_ms / 1000, self._time_out, command, request.cmd[0]
+            )
+            process.on_exit(lambda _: timer.cancel())
+        return command
+
+    async def _place(self, request: ExecRequest) -> Place:
+        if request.container_id:
+            container = self._containers.resolve(request.container_id)
+            if container.running is not None:
+                environment.check_working_dir(request.working_dir)
+            return await self._containers.place(
+                request.container_id, request.env, request.working_dir, request.user
+            )
+        environment.check_working_dir(request.working_dir)
+        user = await self._containers.runtime.in_thread(users.look_up, "/", request.user)
+        return Place(
+            env=environment.environment(request.env, user.home),
+            cwd=request.working_dir or "/",
+            ids=None if not request.user and os.geteuid() != 0 else user.ids,
+            scope=self._containers.runtime.command_scope(),
+        )
+
+    def _prepare(
+        self, request: ExecRequest, place: Place, preparation: _Preparation, stderr: bool
+    ) -> SpawnSpec:
+        """In a thread.  `preparation` holds what was opened, whatever fails."""
+        try:
+            preparation.own(place.join_pidfd)
+            uid = place.ids[0] if place.ids else -1
+            stdio = preparation.stdio(request, uid, stderr)
+            cgroup_fd = -1
+            if isinstance(place.scope, cgroups.Cgroup):
+                # One of a detached command is not ended with the agent.
+                self._number += 1
+                prefix = cgroups.DETACHED_PREFIX if request.detach else cgroups.COMMAND_PREFIX
+                scope = place.scope.child(f"{prefix}{os.getpid()}-{self._number}")
+                scope.create()
+                preparation.scope = scope
+                preparation.above = place.scope
+                cgroup_fd = preparation.own(scope.open_procs())
+            spec = SpawnSpec(
+                request.cmd,
+                programs=environment.programs(request.cmd[0], place.env),
+                env=environment.strings(place.env),
+                stdio=stdio,
+                cwd=place.cwd,
+                root=place.root,
+                join_pidfd=place.join_pidfd,
+                ids=place.ids,
+                terminal=request.tty and not request.detach,
+                cgroup_fd=cgroup_fd,
+            )
+        except BaseException:
+            preparation.undo()
+            raise
+        preparation.give_away(spec.descriptors())
+        return spec
+
+    # ----------------------------------------------------------------- end
+
+    def _time_out(self, command: Command, program: str) -> None:
+        command.timed_out = True
+        self._metrics.add("commands_timed_out")
+        log.info("command timed out", program=program, pid=command.process.pid)
+        self._end_later(self._kill(command))
+
+    def leave(self, command: Command) -> None:
+        """The client of `command` needs nothing of it any more: it, and all it started, is ended.
+
+        One that has ended by itself leaves behind what it put into the background.
+        """
+        if command.done:
+            return
+        command.done = True
+        command.close_outputs()
+        self._end_later(self._finish(command, kill=command.process.status is None or command.timed_out))
+
+    def detach(self, command: Command) -> None:
+        """Nobody waits for `command`."""
+        command.done = True
+        self._end_later(self._finish(command, kill=False))
+
+    async def _finish(self, command: Command, kill: bool) -> None:
+        try:
+            if kill:
+                await self._kill(command)
+            await command.process.wait()
+        finally:
+            self._active -= 1
+        await self._remove_scope(command.scope)
+
+    async def _kill(self, command: Command) -> None:
+        command.process.send_signal(signal.SIGKILL)
+        await self._containers.runtime.in_thread(command.scope.kill)
+
+    async def _remove_scope(self, scope: Scope | None) -> None:
+        if scope is not None:
+            await self._containers.runtime.in_thread(_remove, scope)
+
+    def _end_later(self, work: Awaitable[None]) -> None:
+        async def run() -> None:
+            await work
+
+        task = asyncio.get_running_loop().create_task(run())
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+
+    async def close(self) -> None:
+        """Every client is gone by now; waits, not for long, until what they started is."""
+        if self._endings:
+            await asyncio.wait(self._endings, timeout=2)
+        for task in list(self._endings):
+            task.cancel()
+        await asyncio.gather(*self._endings, return_exceptions=True)
+
+
+def _remove(scope: Scope) -> None:
+    """What still runs in a command's cgroup moves up: to that of the container, or of all commands."""
+    if not isinstance(scope, cgroups.Cgroup):
+        return
+    for _ in range(3):
+        if scope.remove():
+            return
+        scope.leave_to(cgroups.Cgroup(os.path.dirname(scope.path)))
+
+
+class _Preparation:
+    """What was opened for a command."""
+
+    def __init__(self) -> None:
+        self._fds: set[int] = set()
+        self.outputs: list[Output] = []
+        self.scope: cgroups.Cgroup | None = None
+        self.above: cgroups.Cgroup | None = None
+
+    def own(self, fd: int) -> int:
+        if fd >= 0:
+            self._fds.add(fd)
+        return fd
+
+    def give_away(self, fds: set[int]) -> None:
+        self._fds -= fds
+
+    def stdio(self, request: ExecRequest, uid: int, stderr: bool) -> tuple[int, int, int]:
+        if request.detach:
+            null = self._null()
+            return (self._input(request.stdin) if request.stdin else null), null, null
+        if request.tty:
+            master, slave = os.openpty()
+            self.own(slave)
+            self.outputs.append(Output("stdout", master))
+            os.set_blocking(master, False)
+            rows, columns = min(request.tty_height, 0xFFFF) or 24, min(request.tty_width, 0xFFFF) or 80
+            fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+            os.fchown(slave, uid, -1)
+            return slave, slave, slave
+        stdin = self._input(request.stdin) if request.stdin else self._null()
+        return stdin, self._pipe("stdout", uid), self._pipe("stderr", uid) if stderr else self._null()
+
+    def _null(self) -> int:
+        return self.own(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
+
+    def _pipe(self, name: str, uid: int) -> int:
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        self.own(writer)
+        self.outputs.append(Output(name, reader))
+        os.set_blocking(reader, False)
+        os.fchown(writer, uid, -1)  # or it could not open its own /dev/stdout
+        for size in PIPE_SIZES:
+            try:
+                fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, size)
+                break
+            except OSError:
+                continue
+        return writer
+
+    def _input(self, octets: bytes) -> int:
+        """A file in memory: it takes all of the input at once, so nobody has to feed it."""
+        file = os.memfd_create("stdin", os.MFD_CLOEXEC)
+        try:
+            rest = memoryview(octets)
+            while rest:
+                rest = rest[os.write(file, rest) :]
+            # Opened again for reading only, with a position of its own.
+            return self.own(os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC))
+        finally:
+            os.close(file)
+
+    def close(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
+        for output in self.outputs:
+            output.close()
+
+    def undo(self) -> None:
+        self.close()
+        if self.scope is not None:
+            self.scope.remove()

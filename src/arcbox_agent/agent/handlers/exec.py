@@ -1,0 +1,68 @@
+"""Exec: one reply with everything, or a stream while the command runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from arcbox_agent.agent.output_frames import CHUNK, OutputFrames
+from arcbox_agent.errors import BadRequestError
+from arcbox_agent.wire import ExecOutput
+
+if TYPE_CHECKING:
+    from arcbox_agent.agent.call import Call
+    from arcbox_agent.agent.commands import Command, Output
+    from arcbox_agent.agent.daemon import Agent
+    from arcbox_agent.agent.processes import ExitStatus
+    from arcbox_agent.wire import ExecRequest
+
+
+async def exec(agent: Agent, request: ExecRequest, call: Call) -> ExecOutput:
+    detail = request.detail or request.stream
+    command = await agent.commands.start(request, stderr=detail)
+    if request.detach:
+        agent.commands.detach(command)
+        return ExecOutput(stream="stdout", done=True, pid=command.process.pid if detail else 0)
+    try:
+        if request.stream:
+            return await _stream(command, call)
+        return await _collect(command, agent.settings.exec_output_limit, detail)
+    finally:
+        agent.commands.leave(command)
+
+
+async def _stream(command: Command, call: Call) -> ExecOutput:
+    """Each piece as it is read.  While the client does not read, nor do we: the command waits in its pipe."""
+    frames = OutputFrames(call.trace_id)
+
+    async def forward(output: Output, size: int) -> None:
+        await call.send_bytes(frames.frame(output.name, size))
+
+    status = await command.read(frames.room, forward)
+    return _last(command, status, True, b"", b"")
+
+
+async def _collect(command: Command, limit: int, detail: bool) -> ExecOutput:
+    collected: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
+    room = memoryview(bytearray(min(CHUNK, limit + 1)))
+
+    async def keep(output: Output, size: int) -> None:
+        collected[output.name] += room[:size]
+        if sum(map(len, collected.values())) > limit:
+            raise BadRequestError(
+                f"the command's output is larger than exec_output_limit = {limit} bytes: ask for a stream"
+            )
+
+    status = await command.read(room, keep)
+    return _last(command, status, detail, bytes(collected["stdout"]), bytes(collected["stderr"]))
+
+
+def _last(command: Command, status: ExitStatus, detail: bool, stdout: bytes, stderr: bytes) -> ExecOutput:
+    return ExecOutput(
+        stream="stdout",
+        data=stdout,
+        exit_code=-1 if status.signal else status.code,
+        done=True,
+        stderr=stderr if detail else b"",
+        signal=status.signal if detail else 0,
+        timed_out=command.timed_out and detail,
+    )
