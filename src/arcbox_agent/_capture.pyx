@@ -228,14 +228,22 @@ cdef int rotate(Log* log) noexcept nogil:
     """log -> log.1 -> ... by rename, oldest first, so that a reader can follow the shift."""
     cdef char older[540]
     cdef char newer[540]
-    cdef int i, fd
+    cdef int i, fd, last = 1
+    cdef uint64_t inode
+    cdef int64_t size
     # The new file is made first: where that fails, nothing has changed.
     snprintf(newer, sizeof(newer), b"%s.new", log.path)
     fd = arcbox_open_log(newer, 1)
     if fd < 0:
         return -errno
     close(fd)
-    for i in range(log.max_files, 0, -1):
+    # A shift that was cut short by a crash has left an empty place: fill that one.
+    while last < log.max_files:
+        snprintf(older, sizeof(older), b"%s.%d", log.path, last)
+        if arcbox_stat(-1, older, &inode, &size) < 0:
+            break
+        last += 1
+    for i in range(last, 0, -1):
         snprintf(older, sizeof(older), b"%s.%d", log.path, i)
         if i > 1:
             snprintf(newer, sizeof(newer), b"%s.%d", log.path, i - 1)
@@ -658,7 +666,8 @@ cdef class Source:
             s.lost_lines = header.lost_lines
             open_ = header.open != 0
             s.done = header.skip if s.size else 0
-            files, at = self.files_since(header.inode, header.offset)
+            # No mark: the log could not be opened yet, so it has nothing of this.
+            files, at = self.files_since(header.inode, header.offset) if header.inode else ([], 0)
             data = <char*> malloc(OUTPUT)
             if data is NULL:
                 raise MemoryError
@@ -676,8 +685,8 @@ cdef class Source:
             s.done = min(s.done + content, s.size)
             s.open = open_
         s.log.streams[s.name] = s
-        if s.log.fd >= 0:
-            save_mark(s, s.done)
+        if save_mark(s, s.done) < 0:
+            raise OSError(errno, os.strerror(errno), self.spool_path)
 
     def files_since(self, uint64_t inode, int64_t offset):
         """Descriptors of the marked file and the newer ones, oldest first; and where to begin."""

@@ -1,0 +1,338 @@
+"""Capture: every byte of a container's output is in its log, once, whatever happens to the agent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pty
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arcbox_agent.agent.config import Settings
+from arcbox_agent.agent.logs.capture import Capture
+from arcbox_agent.agent.metrics import Metrics
+from arcbox_agent.logs import read_log
+from tests.logs.support import joined, plain
+from tests.logs.writer_process import output
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+
+
+def start(module: str, *arguments: object, **options: Any) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", f"tests.logs.{module}", *map(str, arguments)]
+    path = os.pathsep.join([str(REPOSITORY / "src"), str(REPOSITORY)])
+    return subprocess.Popen(command, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": path}, **options)
+
+
+def content(log: Path) -> dict[str, bytes]:
+    """What the streams wrote, as the log has it (`F:end` lines had no newline)."""
+    streams = {b"stdout": bytearray(), b"stderr": bytearray()}
+    # Every number there may be: a rotation cut short leaves an empty place.
+    files = [Path(f"{log}.{number}") for number in range(300, 0, -1)] + [log]
+    for file in filter(Path.exists, files):
+        for line in _lines(file):
+            _, stream, tag, text = line.split(b" ", 3)
+            if tag == b"F:gap":
+                continue
+            streams[stream] += text + (b"\n" if tag == b"F" else b"")
+    return {name.decode(): bytes(text) for name, text in streams.items()}
+
+
+def _lines(file: Path) -> list[bytes]:
+    lines = file.read_bytes().split(b"\n")
+    assert lines.pop() == b"", "a log ends with a whole line"
+    return lines
+
+
+class Capturing:
+    """One container's FIFOs and log in a directory, captured in this process."""
+
+    def __init__(self, directory: Path, log: Path | None = None, *, max_size: int = 20 << 20, max_files: int = 5) -> None:
+        self.directory = directory
+        self.log = log or directory / "logs" / "web.log"
+        self.settings = Settings()
+        self.settings.log_max_size, self.settings.log_max_files = max_size, max_files
+        self.fifos = {name: str(directory / name) for name in ("stdout", "stderr")}
+        for path in self.fifos.values():
+            if not os.path.exists(path):
+                os.mkfifo(path, 0o600)
+
+    async def __aenter__(self) -> Capturing:
+        self.metrics = Metrics()
+        self.capture = Capture(self.settings, self.metrics)
+        await self.capture.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.capture.close()
+
+    def attach(self, master: int | None = None) -> Any:
+        fifos = self.fifos if master is None else {}
+        return self.capture.attach("web", str(self.log), str(self.directory), fifos, master)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+def test_output_is_logged_in_the_cri_format(tmp_path: Path, run_async: Any) -> None:
+    async def scenario() -> None:
+        async with Capturing(tmp_path) as box:
+            handle = box.attach()
+            fd = os.open(box.fifos["stdout"], os.O_RDWR)
+            os.write(fd, b"hello\n\nwo")
+            await until(lambda: box.log.exists() and b" F \n" in box.log.read_bytes())
+            assert handle.lag == 2  # a started line waits for its end
+            os.write(fd, b"rld\nthe end")
+            os.close(fd)
+            assert await handle.finish(10)
+
+    run_async(scenario())
+    lines = (tmp_path / "logs" / "web.log").read_bytes().split(b"\n")
+    assert [line.split(b" ", 1)[1] for line in lines[:-1]] == [
+        b"stdout F hello",
+        b"stdout F ",
+        b"stdout F world",
+        b"stdout F:end the end",
+    ]
+    assert lines[-1] == b""
+    assert all(len(line.split(b" ")[0]) == 30 and line[29:30] == b"Z" for line in lines[:-1])
+    assert sorted(os.listdir(tmp_path)) == ["logs", "stderr", "stdout"]  # the spools are gone
+
+
+def test_output_written_before_the_agent_came_is_captured(tmp_path: Path, run_async: Any) -> None:
+    async def scenario() -> None:
+        async with Capturing(tmp_path) as box:
+            fd = os.open(box.fifos["stderr"], os.O_RDWR)
+            os.write(fd, b"early\n")
+            handle = box.attach()
+            await handle.ready()
+            os.close(fd)
+            assert await handle.finish(10)
+
+    run_async(scenario())
+    assert content(tmp_path / "logs" / "web.log") == {"stdout": b"", "stderr": b"early\n"}
+
+
+def test_finish_waits_no_longer_than_it_may_for_one_who_holds_the_output_open(tmp_path: Path, run_async: Any) -> None:
+    async def scenario() -> None:
+        async with Capturing(tmp_path) as box:
+            handle = box.attach()
+            fd = os.open(box.fifos["stdout"], os.O_RDWR)
+            os.write(fd, b"before\npart")
+            assert await handle.finish(0.2) is False
+            assert content(box.log)["stdout"] == b"before\npart"
+            os.close(fd)
+
+    run_async(scenario())
+
+
+def test_the_next_run_of_a_container_goes_on_in_the_same_log(tmp_path: Path, run_async: Any) -> None:
+    async def scenario() -> None:
+        async with Capturing(tmp_path) as box:
+            for text in (b"first", b"second\n"):
+                handle = box.attach()
+                fd = os.open(box.fifos["stdout"], os.O_RDWR)
+                os.write(fd, text)
+                os.close(fd)
+                assert await handle.finish(10)
+
+    run_async(scenario())
+    entries = list(read_log(str(tmp_path / "logs" / "web.log")))
+    assert [(e.data, e.partial) for e in entries] == [(b"first", False), (b"second", False)]
+
+
+def test_a_terminal_is_captured_until_it_is_closed(tmp_path: Path, run_async: Any) -> None:
+    async def scenario() -> None:
+        master, slave = pty.openpty()
+        async with Capturing(tmp_path) as box:
+            handle = box.attach(master)
+            os.write(slave, b"on a terminal\n")
+            await until(lambda: box.log.exists() and b"terminal" in box.log.read_bytes())
+            os.close(slave)
+            assert await handle.finish(10)
+        os.close(master)
+
+    run_async(scenario())
+    assert content(tmp_path / "logs" / "web.log")["stdout"] == b"on a terminal\r\n"
+
+
+def test_rotation_keeps_so_many_files_and_loses_nothing_between_them(tmp_path: Path, run_async: Any) -> None:
+    text = output(3, 3 << 20)
+
+    async def scenario() -> None:
+        async with Capturing(tmp_path, max_size=1 << 20, max_files=2) as box:
+            handle = box.attach()
+            writer = start("writer_process", box.fifos["stdout"], 3, 3 << 20)
+            await asyncio.to_thread(writer.wait)
+            assert await handle.finish(20)
+
+    run_async(scenario())
+    log = tmp_path / "logs" / "web.log"
+    assert sorted(os.listdir(log.parent)) == ["web.log", "web.log.1", "web.log.2"]
+    assert log.stat().st_size <= 1 << 20
+    kept = content(log)["stdout"]
+    assert text.endswith(kept)
+    assert len(kept) > 1 << 20
+    assert joined(plain(list(read_log(str(log)))))["stdout"] == kept + b"\n"
+
+
+def test_nobody_else_can_read_a_log(tmp_path: Path, run_async: Any) -> None:
+    async def scenario() -> None:
+        async with Capturing(tmp_path) as box:
+            await box.attach().ready()
+
+    previous = os.umask(0)
+    try:
+        run_async(scenario())
+    finally:
+        os.umask(previous)
+    assert (tmp_path / "logs").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "logs" / "web.log").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "stdout.spool").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_log_that_somebody_moved_away_is_begun_again(tmp_path: Path, run_async: Any) -> None:
+    async def scenario() -> None:
+        async with Capturing(tmp_path) as box:
+            handle = box.attach()
+            fd = os.open(box.fifos["stdout"], os.O_RDWR)
+            os.write(fd, b"one\n")
+            await until(lambda: box.log.exists() and b"one" in box.log.read_bytes())
+            box.log.rename(f"{box.log}.1")
+            while not box.log.exists():
+                os.write(fd, b"two\n")
+                await asyncio.sleep(0.05)
+            os.close(fd)
+            assert await handle.finish(10)
+
+    run_async(scenario())
+    text = content(tmp_path / "logs" / "web.log")["stdout"]
+    assert text.startswith(b"one\ntwo\n")
+    assert text.replace(b"two\n", b"") == b"one\n"
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, size: str) -> Iterator[Path]:
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+def test_a_full_disk_stops_no_container_and_the_log_tells_what_is_missing(tmp_path: Path, run_async: Any) -> None:
+    async def scenario(disk: Path) -> None:
+        async with Capturing(tmp_path, disk / "web.log", max_size=1 << 30) as box:
+            handle = box.attach()
+            fd = os.open(box.fifos["stdout"], os.O_RDWR)
+            line = b"%099d\n"
+            written = 0
+            while written < 24 << 20:  # far more than disk, pipe and spool can hold
+                block = b"".join(line % (written // 100 + i) for i in range(100))
+                await asyncio.to_thread(os.write, fd, block)
+                written += len(block)
+            await until(lambda: box.metrics.value("capture_dropped_bytes") > 0)
+            (disk / "ballast").unlink()  # room again
+            os.write(fd, b"after\n")
+            await until(lambda: b" F after\n" in box.log.read_bytes())
+            os.close(fd)
+            assert await handle.finish(10)
+            assert box.metrics.value("log_lag_bytes") == 0
+            self_told = [line for line in _lines(box.log) if b" F:gap " in line]
+            assert self_told
+            lost = sum(int(line.split(b"lost: ")[1].split(b" ")[0]) for line in self_told)
+            lines = sum(int(line.split(b", ")[1].split(b" ")[0]) for line in self_told)
+            assert lost == box.metrics.value("capture_dropped_bytes")
+            kept = content(box.log)["stdout"]
+            assert len(kept) + lost == written + len(b"after\n")
+            assert kept.count(b"\n") + lines == written // 100 + 1
+            numbers = [int(number) for number in kept.split(b"\n")[:-2]]
+            assert numbers == sorted(set(numbers))
+            assert b"No space left on device" in self_told[0]
+
+    with small_disk(tmp_path / "disk", "40m") as disk:
+        (disk / "ballast").write_bytes(b"x" * (36 << 20))
+        run_async(scenario(disk))
+
+
+def test_a_log_that_cannot_be_opened_is_written_as_soon_as_it_can(tmp_path: Path, run_async: Any) -> None:
+    async def scenario() -> None:
+        async with Capturing(tmp_path) as box:
+            box.log.mkdir(parents=True)  # a directory in its place
+            handle = box.attach()
+            with pytest.raises(OSError, match="Is a directory"):
+                await handle.ready()
+            fd = os.open(box.fifos["stdout"], os.O_RDWR)
+            os.write(fd, b"kept\n")
+            await asyncio.sleep(0.3)
+            box.log.rmdir()
+            await until(lambda: box.log.exists() and b"kept" in box.log.read_bytes())
+            os.close(fd)
+            assert await handle.finish(10)
+
+    run_async(scenario())
+    assert content(tmp_path / "logs" / "web.log")["stdout"] == b"kept\n"
+
+
+def test_what_could_not_be_written_at_the_end_is_written_by_the_next_run(tmp_path: Path, run_async: Any) -> None:
+    async def scenario() -> None:
+        async with Capturing(tmp_path) as box:
+            box.log.mkdir(parents=True)
+            handle = box.attach()
+            fd = os.open(box.fifos["stdout"], os.O_RDWR)
+            os.write(fd, b"kept\n")
+            os.close(fd)
+            assert await handle.finish(0.3) is False
+            box.log.rmdir()
+            handle = box.attach()
+            await handle.ready()
+            assert await handle.finish(10)
+
+    run_async(scenario())
+    assert content(tmp_path / "logs" / "web.log")["stdout"] == b"kept\n"
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("ARCBOX_CAPTURE_KILLS", "3"))))
+def test_no_byte_is_lost_or_doubled_when_the_capture_is_killed_at_any_moment(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    size = 24 << 20
+    for name in ("stdout", "stderr"):
+        os.mkfifo(tmp_path / name, 0o600)
+    # Somebody reads before the writers come, as the agent does.
+    keep = [os.open(tmp_path / name, os.O_RDWR) for name in ("stdout", "stderr")]
+    writers = [start("writer_process", tmp_path / name, seed + i, size) for i, name in enumerate(("stdout", "stderr"))]
+    kills = 0
+    while any(writer.poll() is None for writer in writers):
+        capture = start("capture_process", tmp_path, 1 << 20, stdout=subprocess.PIPE)
+        assert capture.stdout is not None
+        assert capture.stdout.readline() == b"capturing\n"
+        time.sleep(rng.random() * 0.03)
+        capture.send_signal(signal.SIGKILL)
+        capture.wait()
+        capture.stdout.close()
+        kills += 1
+    for fd in keep:
+        os.close(fd)
+    capture = start("capture_process", tmp_path, 1 << 20, stdout=subprocess.PIPE)
+    assert capture.stdout is not None
+    assert capture.stdout.readline() == b"capturing\n"
+    capture.send_signal(signal.SIGTERM)
+    assert capture.wait(60) == 0
+    capture.stdout.close()
+    assert kills > 0
+    found = content(tmp_path / "logs" / "web.log")
+    assert len(found["stdout"]) == len(output(seed, size))
+    assert found["stdout"] == output(seed, size)
+    assert found["stderr"] == output(seed + 1, size)
