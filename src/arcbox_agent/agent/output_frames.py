@@ -3,15 +3,14 @@
     buffer   | ... frame head | stream, tag and length of data | data (read from the pipe) |
                               ^ right-aligned against the data
 
-The messages of the same shape that carry more (the last one, a unary reply) are made
-by the generated classes; a test compares both.
+What comes before the data is what the generated class writes: no tag is known here.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from arcbox_agent.message_types import MessageType
+from arcbox_agent.wire import ExecOutput, encode_frame
 
 if TYPE_CHECKING:
     from typing import Final
@@ -19,24 +18,25 @@ if TYPE_CHECKING:
 #: One read of a pipe: what a pipe holds after it was widened is four of these.
 CHUNK: Final = 256 << 10
 
-#: Room for a head with the longest trace id that a V2 frame can name.
-_LONGEST_TRACE: Final = 0xFFFF
-_TYPE: Final = int(MessageType.EXEC_OUTPUT).to_bytes(4, "big")
+_LENGTH_SIZE: Final = 4  # of a frame
+_MAX_VARINT: Final = 5  # of the length of the data
+_MAX_STREAM: Final = 64  # room for the field before the data
+
+#: Tag of the data field: what precedes the length of the one byte.
+_DATA_TAG: Final = ExecOutput(data=b"\0").encode()[:-2]
 
 
 class OutputFrames:
     """A buffer to read into, and the frames around what was read."""
 
-    __slots__ = ("_buffer", "_heads", "_offset", "_trace", "_view", "room")
+    __slots__ = ("_buffer", "_head", "_heads", "_offset", "_view", "room")
 
     def __init__(self, trace_id: str | None) -> None:
-        if trace_id is None:
-            self._trace = b""
-        else:
-            trace = trace_id.encode()[:_LONGEST_TRACE]
-            self._trace = len(trace).to_bytes(2, "big") + trace
+        assert ExecOutput.TYPE is not None
+        #: Type and trace id, which follow the length in every frame.
+        self._head = encode_frame(ExecOutput.TYPE, b"", trace_id)[_LENGTH_SIZE:]
         self._heads: dict[str, bytes] = {}
-        self._offset = 8 + len(self._trace) + 64
+        self._offset = _LENGTH_SIZE + len(self._head) + _MAX_STREAM + len(_DATA_TAG) + _MAX_VARINT
         self._buffer = bytearray(self._offset + CHUNK)
         self._view = memoryview(self._buffer)
         #: Where to read to.
@@ -46,13 +46,11 @@ class OutputFrames:
         """The whole frame of the first `size` bytes of `room`.  Valid until the next read."""
         head = self._heads.get(stream)
         if head is None:
-            name = stream.encode()
-            head = self._heads[stream] = b"\x0a" + _varint(len(name)) + name + b"\x12"
-        body = head + _varint(size)
-        length = 4 + len(self._trace) + len(body) + size
-        head = length.to_bytes(4, "big") + _TYPE + self._trace + body
-        start = self._offset - len(head)
-        self._buffer[start : self._offset] = head
+            head = self._heads[stream] = self._head + ExecOutput(stream=stream).encode() + _DATA_TAG
+        head += _varint(size)
+        start = self._offset - len(head) - _LENGTH_SIZE
+        length = len(head) + size
+        self._buffer[start : self._offset] = length.to_bytes(_LENGTH_SIZE, "big") + head
         return self._view[start : self._offset + size]
 
 
