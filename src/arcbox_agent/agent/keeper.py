@@ -58,10 +58,22 @@ class Keeper:
         return [key.decode(errors="replace") for key in reply.split(b"\0")[1:]]
 
     async def keep(self, key: str, fds: Sequence[int]) -> None:
-        """Hold duplicates of these, besides what is held for `key` already."""
-        if self._socket is None and not await self._start_one():
-            return
-        await self._ask(b"k" + key.encode(), fds)
+        """Hold duplicates of these, besides what is held for `key` already.
+
+        A descriptor that is -1 is that of a process which has ended already.
+        """
+        # Duplicated before any wait: the caller may close its own in the meantime, and a
+        # process that ends at once closes its pidfd.
+        own = [os.dup(fd) for fd in fds if fd >= 0]
+        there = False
+        try:
+            there = self._socket is not None or await self._start_one()
+        finally:
+            if not there:
+                for fd in own:
+                    os.close(fd)
+        if there:
+            await self._ask(b"k" + key.encode(), own)
 
     async def fetch(self, key: str) -> list[int]:
         """What is held for `key`, as descriptors of the caller's own."""
@@ -138,15 +150,14 @@ class Keeper:
             self._socket = None
 
     async def _ask(self, packet: bytes, fds: Sequence[int] = ()) -> tuple[bytes, list[int]]:
-        # Duplicated before any wait: the caller may close its own in the meantime.
-        own = [os.dup(fd) for fd in fds]
+        """`fds` are closed in any case."""
         try:
-            return await self._in_thread(lambda: self._exchange(packet, own))
+            return await self._in_thread(lambda: self._exchange(packet, fds))
         except OSError as error:
             log.error("the keeper does not answer", error=error)
             return b"", []
 
-    def _exchange(self, packet: bytes, fds: list[int]) -> tuple[bytes, list[int]]:
+    def _exchange(self, packet: bytes, fds: Sequence[int]) -> tuple[bytes, list[int]]:
         """In the thread."""
         try:
             connection = self._socket
