@@ -63,6 +63,7 @@ def _decoders(message: wire.Message) -> tuple[Callable[[], Any], Callable[[], An
         def read(m: Any) -> None:
             for container in m.containers:
                 each(container)
+
     elif isinstance(message, wire.ExecRequest):
         plain = _read(tuple(n for n in message.__match_args__ if n not in ("cmd", "env")))
 
@@ -70,6 +71,7 @@ def _decoders(message: wire.Message) -> tuple[Callable[[], Any], Callable[[], An
             plain(m)
             list(m.cmd)
             dict(m.env)
+
     else:
         read = _read(message.__match_args__)
 
@@ -100,7 +102,9 @@ def test_encode(
     name = type(message).__name__
     assert to_plain(theirs) == to_plain(message)
     assert to_plain(GOOGLE[name].FromString(message.encode())) == to_plain(message)
-    compare(f"encode {name}", message.encode, theirs.SerializeToString, encode_goal, rival_name="upb")
+    compare(
+        f"encode {name}", message.encode, theirs.SerializeToString, encode_goal, rival_name="upb"
+    )
 
 
 @each_case

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import keyword
 import pathlib
 import sys
 import tempfile
@@ -50,6 +51,10 @@ LISTS = {_T.TYPE_STRING, _T.TYPE_DOUBLE, _T.TYPE_MESSAGE}
 MAP_VALUES = {_T.TYPE_STRING, _T.TYPE_UINT64}
 
 
+#: Attributes that every message has.
+TAKEN = {"encode", "decode", "TYPE", "FRAME_VERSION"}
+
+
 class SchemaError(Exception):
     """The schema uses what the generator cannot make yet."""
 
@@ -66,6 +71,8 @@ class Field:
         self.map = entry is not None and entry.GetOptions().map_entry
         kind = descriptor.type
         where = f"{descriptor.containing_type.name}.{self.name}"
+        if keyword.iskeyword(self.name) or self.name in TAKEN:
+            raise SchemaError(f"{where}: the name is taken")
         if descriptor.has_presence and kind != _T.TYPE_MESSAGE:
             raise SchemaError(f"{where}: optional and oneof are not supported")
         if self.map:
@@ -171,7 +178,7 @@ def _check_nesting(message: Descriptor, outer: tuple[str, ...]) -> None:
 
 
 def pyx(declarations: list[Declaration]) -> Iterator[str]:
-    yield '# cython: binding=False, auto_pickle=False'
+    yield "# cython: binding=False, auto_pickle=False, autotestdict=False"
     yield HEADER
     yield '"""The message classes: see schema/agent.proto for what each field means."""\n'
     yield "cimport cython"
@@ -351,8 +358,12 @@ def generate(schema: pathlib.Path) -> dict[str, str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="only say whether the files are up to date")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="only say whether the files are up to date"
+    )
     parser.add_argument("--schema", type=pathlib.Path, default=SCHEMA)
     parser.add_argument("--output", type=pathlib.Path, default=PACKAGE)
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-# cython: binding=False, embedsignature.format=clinic, auto_pickle=False
+# cython: binding=False, embedsignature.format=clinic, auto_pickle=False, autotestdict=False
 """The wire core: varints, messages' common part, frames.  Bytes in, values out:
 no socket, no clock, no event loop.
 
@@ -43,6 +43,17 @@ cdef extern from "Python.h":
     Py_ssize_t PyTuple_GET_SIZE(PyObject*)
     object PyDescr_NewMember(PyTypeObject*, PyMemberDef*)
     object PyDescr_NewGetSet(PyTypeObject*, PyGetSetDef*)
+    object PyDescr_NewMethod(PyTypeObject*, PyMethodDef*)
+
+    int METH_VARARGS
+    int METH_KEYWORDS
+    ctypedef PyObject* (*PyCFunction)(PyObject*, PyObject*)
+
+    ctypedef struct PyMethodDef:
+        const char* ml_name
+        PyCFunction ml_meth
+        int ml_flags
+        const char* ml_doc
 
     ctypedef object (*getter)(PyObject*, void*)
     ctypedef int (*setter)(PyObject*, PyObject*, void*) except -1
@@ -65,6 +76,7 @@ cdef extern from "Python.h":
     # The slots that cpython.object leaves out.
     ctypedef struct TypeSlots "PyTypeObject":
         object (*tp_new)(PyTypeObject*, PyObject*, PyObject*)
+        int (*tp_init)(PyObject*, PyObject*, PyObject*) except -1
         void (*tp_dealloc)(PyObject*) noexcept
         vectorcallfunc tp_vectorcall
         PyObject* tp_dict
@@ -829,7 +841,9 @@ cdef MessageClass* register_message(object cls, tuple defaults, dict fields) exc
     _class_count += 1
     _fields[cls] = fields
     _add_members(known, names, defaults)
+    _add_init(known, names, defaults)
     slots.tp_new = _new
+    slots.tp_init = _initialise
     slots.tp_dealloc = _dealloc
     slots.tp_vectorcall = _call
     PyType_Modified(<PyTypeObject*>cls)
@@ -874,6 +888,42 @@ cdef int _add_members(MessageClass* known, tuple names, tuple defaults) except -
             member.flags = 0
             member.doc = NULL
             members[name] = PyDescr_NewMember(<PyTypeObject*>known.type, member)
+    return 0
+
+
+cdef int _add_init(MessageClass* known, tuple names, tuple defaults) except -1:
+    """`__init__`, for who calls it or wants to see what a class takes: `_call` makes objects."""
+    cdef PyMethodDef* method = <PyMethodDef*>malloc(sizeof(PyMethodDef))
+    cdef TypeSlots* slots = <TypeSlots*>known.type
+    cdef dict members = <dict>slots.tp_dict
+    if method == NULL:
+        raise MemoryError
+    parameters = "".join([f", {name}={value!r}" for name, value in zip(names, defaults)])
+    # The form in which CPython keeps a signature in a docstring.
+    doc = f"__init__($self, /, *{parameters})\n--\n\n" if names else "__init__($self, /)\n--\n\n"
+    Py_INCREF(<PyObject*>doc)  # as long as the class
+    method.ml_name = b"__init__"
+    method.ml_meth = <PyCFunction><void*>_init
+    method.ml_flags = METH_VARARGS | METH_KEYWORDS
+    method.ml_doc = PyUnicode_AsUTF8AndSize(doc, NULL)
+    members["__init__"] = PyDescr_NewMethod(<PyTypeObject*>known.type, method)
+    return 0
+
+
+cdef object _init(PyObject* message, PyObject* arguments, PyObject* named):
+    _initialise(message, arguments, named)
+
+
+cdef int _initialise(PyObject* message, PyObject* arguments, PyObject* named) except -1:
+    """tp_init: for callers that do not know the vectorcall protocol, and for `_init`."""
+    cls = <object>(<MessageHead*>message).type
+    if PyTuple_GET_SIZE(arguments):
+        raise TypeError(f"{cls.__name__}() takes keyword arguments only")
+    if named != NULL:
+        for name, value in (<dict>named).items():
+            if name not in cls.__match_args__:
+                raise TypeError(f"{cls.__name__} has no field {name!r}")
+            setattr(<object>message, name, value)
     return 0
 
 
@@ -1016,13 +1066,6 @@ cdef class Message:
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
         raise NotImplementedError
-
-    def __init__(self, **fields):
-        # Seldom called: making an object goes by way of `_call`.
-        for name, value in fields.items():
-            if name not in self.__match_args__:
-                raise TypeError(f"{type(self).__name__} has no field {name!r}")
-            setattr(self, name, value)
 
     def __delattr__(self, name):
         raise AttributeError(f"a message's field cannot be deleted: {name!r}")
@@ -1183,6 +1226,7 @@ def decode_error(payload):
     return message_class(0xFFFF)(code=code, message=text)
 
 
+@cython.final
 cdef class Frame:
     """One frame.  `trace_id` is None in V1."""
 
@@ -1207,6 +1251,7 @@ cdef struct Head:
     size_t size  # of the whole frame
 
 
+@cython.final
 cdef class FrameDecoder:
     """Frames out of a stream of bytes.
 
@@ -1230,7 +1275,7 @@ cdef class FrameDecoder:
     cdef object failure
     cdef bint ended
 
-    def __cinit__(self, max_frame_size=MAX_FRAME_SIZE, version=None):
+    def __init__(self, max_frame_size=MAX_FRAME_SIZE, version=None):
         self.limit = max_frame_size
         self.version = 0 if version is None else version
         if version is not None and not 1 <= self.version <= 2:
@@ -1301,8 +1346,11 @@ cdef class FrameDecoder:
         self.failure = error
         raise error
 
-    cdef int _peek(self, Head* frame) except -1:
-        """Where the next frame is: 1, or 0 while it is not whole."""
+    cdef int _peek(self, Head* frame, bint quiet) except -1:
+        """Where the next frame is: 1, or 0 while it is not whole.
+
+        A broken one raises, or where `quiet` is 0 too: what came before it is given out first.
+        """
         cdef size_t left = self.tail - self.head
         cdef const uint8_t* p = self.base + self.head
         cdef uint32_t length
@@ -1312,9 +1360,9 @@ cdef class FrameDecoder:
         length = u32_at(p)
         # Judged as soon as it is there, and never a reason to take memory.
         if length > self.limit:
-            self._fail(FrameTooLargeError(length, self.limit))
+            return 0 if quiet else self._fail(FrameTooLargeError(length, self.limit))
         if length < 4 or (version == 2 and length < 6):
-            self._fail(FrameTooShortError(length, 6 if version == 2 else 4))
+            return 0 if quiet else self._fail(FrameTooShortError(length, 6 if version == 2 else 4))
         if version == 0:
             # A protobuf message never begins with a byte below 8: field number 0 is illegal.
             if length == 4:
@@ -1324,14 +1372,14 @@ cdef class FrameDecoder:
             else:
                 version = 2 if p[8] < 8 else 1
                 if version == 2 and length < 6:
-                    self._fail(FrameTooShortError(length, 6))
+                    return 0 if quiet else self._fail(FrameTooShortError(length, 6))
         frame.trace = NULL
         frame.trace_size = 0
         if version == 2:
             if left >= 10:
                 frame.trace_size = <size_t>p[8] << 8 | p[9]
                 if frame.trace_size > length - 6:
-                    self._fail(TraceLengthError(frame.trace_size, length - 6))
+                    return 0 if quiet else self._fail(TraceLengthError(frame.trace_size, length - 6))
         if left - 4 < length:
             return 0
         frame.type = u32_at(p + 4)
@@ -1363,7 +1411,7 @@ cdef class FrameDecoder:
         cdef Frame frame
         if self.failure is not None:
             self._raise_failed()
-        if not self._peek(&head):
+        if not self._peek(&head, False):
             if self.ended and self.head != self.tail:
                 self._fail_truncated()
             return None
@@ -1395,7 +1443,7 @@ cdef class FrameDecoder:
         if self.failure is not None:
             self._raise_failed()
         while count < most:
-            if not self._peek(&head):
+            if not self._peek(&head, count > 0):
                 if self.ended and self.head != self.tail and count == 0:
                     self._fail_truncated()
                 break
@@ -1429,7 +1477,7 @@ cdef class FrameDecoder:
         if self.failure is not None:
             self._raise_failed()
         self.ended = True
-        if self.head != self.tail and not self._peek(&head):
+        if self.head != self.tail and not self._peek(&head, False):
             self._fail_truncated()
 
     cdef int _fail_truncated(self) except -1:
@@ -1491,7 +1539,7 @@ def serve_pings(FrameDecoder decoder not None, bytearray out not None, version, 
     place.depth = 0
     try:
         while served < most:
-            if not decoder._peek(&head):
+            if not decoder._peek(&head, served > 0):
                 break
             if head.type != 0x0001:
                 break

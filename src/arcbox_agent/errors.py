@@ -32,7 +32,10 @@ classes for the Error frames it receives.  All of them pickle.
 
 from __future__ import annotations
 
-from typing import Any
+# The guest pays for every import: `typing` is for the type checker alone.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class ArcboxError(Exception):

@@ -25,7 +25,9 @@ _CRI = re.compile(
     + rb" (?P<stream>stdout|stderr) (?P<tag>[FP])(?::[^ ]{0,62}(?= )|)(?: (?P<text>.*)|)",
     re.DOTALL,
 )
-_BRACKETED = re.compile(rb"\[" + _STAMP + rb"\] \[(?P<stream>stdout|stderr)\]: ?(?P<text>.*)", re.DOTALL)
+_BRACKETED = re.compile(
+    rb"\[" + _STAMP + rb"\] \[(?P<stream>stdout|stderr)\]: ?(?P<text>.*)", re.DOTALL
+)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -71,7 +73,9 @@ def parse_stamp(match: re.Match[bytes]) -> int | None:
             return None
         offset = (hours * 3600 + minutes * 60) * (1 if zone[0] == "+" else -1)
     since_epoch = moment - _EPOCH
-    seconds = since_epoch.days * 86400 + since_epoch.seconds + second - offset - cycles * 146097 * 86400
+    seconds = (
+        since_epoch.days * 86400 + since_epoch.seconds + second - offset - cycles * 146097 * 86400
+    )
     if seconds > 9223372035:
         return (1 << 63) - 1
     if seconds < -9223372036:
@@ -138,7 +142,9 @@ def read(
 ) -> list[Entry]:
     """The entries of a log; `files`: oldest first."""
     files = list(files)
-    texts: list[tuple[int, tuple[str, bool], int | None, bytes, bool]] = []  # order, stream, stamp, text, partial
+    texts: list[tuple[int, tuple[str, bool], int | None, bytes, bool]] = (
+        []
+    )  # order, stream, stamp, text, partial
     chains: dict[tuple[str, bool], list[Any]] = {}
     order = 0
     for number, content in enumerate(files):
@@ -156,7 +162,9 @@ def read(
             if since is not None or until is not None:
                 if line.stamp is None:
                     continue
-                if (since is not None and line.stamp < since) or (until is not None and line.stamp > until):
+                if (since is not None and line.stamp < since) or (
+                    until is not None and line.stamp > until
+                ):
                     continue
             chain = chains.setdefault(key, [line.stamp, b"", 0])
             chain[1] += line.text

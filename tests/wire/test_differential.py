@@ -124,9 +124,12 @@ EDGES = [
 
 
 @pytest.mark.parametrize("edge", EDGES)
-@pytest.mark.parametrize("name", ["PingRequest", "ExecRequest", "ContainerStats", "SystemInfo", "Empty"])
+@pytest.mark.parametrize(
+    "name", ["PingRequest", "ExecRequest", "ContainerStats", "SystemInfo", "Empty"]
+)
 def test_the_edges_of_the_format_are_judged_alike(name: str, edge: str) -> None:
     data = b"".join(
-        bytes.fromhex(part.split("*")[0]) * int((part.split("*") + ["1"])[1]) for part in edge.split()
+        bytes.fromhex(part.split("*")[0]) * int((part.split("*") + ["1"])[1])
+        for part in edge.split()
     )
     assert our_decode(getattr(wire, name), data) == google_decode(name, data)

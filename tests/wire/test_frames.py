@@ -140,7 +140,9 @@ def test_there_are_two_versions(version: Any) -> None:
         wire.FrameDecoder(version=version)
 
 
-STREAM = PING_V1 + PING_V2 + EMPTY_V1 + EMPTY_V2 + wire.encode_frame(0x77, bytes(40), "tr") + PING_V1
+STREAM = (
+    PING_V1 + PING_V2 + EMPTY_V1 + EMPTY_V2 + wire.encode_frame(0x77, bytes(40), "tr") + PING_V1
+)
 EXPECTED = split(STREAM, LIMIT)[0]
 
 
@@ -196,9 +198,7 @@ def test_what_was_fed_is_read_as_it_was_when_it_was_fed() -> None:
 
 @pytest.mark.parametrize("length", [0, 1, 2, 3])
 @pytest.mark.parametrize("version", [None, 1, 2])
-def test_a_length_below_the_minimum_is_refused_at_its_four_bytes(
-    length: int, version: Any
-) -> None:
+def test_a_length_below_the_minimum_is_refused_at_its_four_bytes(length: int, version: Any) -> None:
     decoder = wire.FrameDecoder(version=version)
     decoder.feed(length.to_bytes(4, "big"))
     with pytest.raises(wire.FrameTooShortError) as caught:
@@ -217,7 +217,9 @@ def test_a_v2_frame_has_room_for_the_length_of_its_trace_id() -> None:
         fed(bytes.fromhex("00000005 00000001 00")).next_frame()
     assert (caught.value.length, caught.value.minimum) == (5, 6)
     # A byte that a message can begin with is V1, and for its message to judge.
-    assert all_frames(fed(bytes.fromhex("00000005 00000001 08"))) == [PlainFrame(1, 1, None, b"\x08")]
+    assert all_frames(fed(bytes.fromhex("00000005 00000001 08"))) == [
+        PlainFrame(1, 1, None, b"\x08")
+    ]
 
 
 def test_the_limit_passes_and_one_more_is_refused_at_its_four_bytes() -> None:
@@ -333,7 +335,9 @@ _whole = st.builds(
     st.binary(max_size=20),
     st.none() | st.text(max_size=8),
 )
-_broken = st.builds(lambda length, rest: length.to_bytes(4, "big") + rest, _lengths, st.binary(max_size=30))
+_broken = st.builds(
+    lambda length, rest: length.to_bytes(4, "big") + rest, _lengths, st.binary(max_size=30)
+)
 _ERRORS = {
     "too short": wire.FrameTooShortError,
     "too large": wire.FrameTooLargeError,
@@ -360,9 +364,7 @@ def test_any_stream_in_any_pieces_is_split_as_the_plain_rules_say(
         for start, stop in zip([0, *edges], [*edges, len(stream)], strict=True):
             decoder.feed(stream[start:stop])
             while (frame := decoder.next_frame()) is not None:
-                found.append(
-                    PlainFrame(frame.type, frame.version, frame.trace_id, frame.payload)
-                )
+                found.append(PlainFrame(frame.type, frame.version, frame.trace_id, frame.payload))
         decoder.eof()
 
     if wrong:
