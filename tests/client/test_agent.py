@@ -37,6 +37,11 @@ async def until(condition):
         await asyncio.sleep(0.005)
 
 
+def mark():
+    """An argument that no other process on this machine has, to find one by."""
+    return f"arcbox-{os.getpid()}-{time.monotonic_ns()}"
+
+
 def processes_with(word):
     """Pids of the processes that have `word` as one of their arguments."""
     found = []
@@ -334,18 +339,18 @@ def test_exec_collects_more_than_a_frame_holds(agent, run_async):
             result = await client.exec(["head", "-c", str(40 * 1024 * 1024), "/dev/zero"])
             assert len(result.stdout) == 40 * 1024 * 1024
             assert result.stdout.count(0) == len(result.stdout)
+            endless = mark()
             with pytest.raises(OutputLimitError):
-                await client.exec(["yes"], output_limit=1_000_000)
-            await until(lambda: processes_with("yes") == [])
+                await client.exec(["yes", endless], output_limit=1_000_000)
+            await until(lambda: not processes_with(endless))
 
     run_async(main())
 
 
 @pytest.mark.parametrize("way", ["break", "aclose", "cancel", "close the client"])
 def test_leaving_a_command_early_ends_it_in_the_guest(agent, run_async, way):
-    # An argument that no other process has, to find it by.
-    mark = f"arcbox-{os.getpid()}-{time.monotonic_ns()}"
-    script = ["sh", "-c", "while :; do echo tick; sleep 0.01; done", mark]
+    command = mark()
+    script = ["sh", "-c", "while :; do echo tick; sleep 0.01; done", command]
 
     async def main():
         async with connect(agent) as client:
@@ -355,11 +360,11 @@ def test_leaving_a_command_early_ends_it_in_the_guest(agent, run_async, way):
             elif way == "aclose":
                 stream = client.exec_stream(script)
                 await anext(stream)
-                assert processes_with(mark)
+                assert processes_with(command)
                 await stream.aclose()
             elif way == "cancel":
                 call = asyncio.ensure_future(client.exec(script))
-                await until(lambda: processes_with(mark))
+                await until(lambda: processes_with(command))
                 call.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await call
@@ -370,7 +375,7 @@ def test_leaving_a_command_early_ends_it_in_the_guest(agent, run_async, way):
                 with pytest.raises(ConnectionLostError):
                     while True:
                         await anext(stream)
-            await until(lambda: not processes_with(mark))
+            await until(lambda: not processes_with(command))
 
     run_async(main())
 
