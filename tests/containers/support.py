@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import uvloop
+
+from arcbox_agent.errors import RequestError
 
 T = TypeVar("T")
 
@@ -57,3 +60,15 @@ class Counts(Counter[str]):
 
     def gauge(self, name: str, read: Callable[[], float]) -> None:
         self[name] = 0
+
+
+def eventually(condition: Callable[[], bool], timeout: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.01)
+
+
+def text_of(error: RequestError) -> str:
+    """What the agent said, without what the client adds."""
+    return error.message.split("\ntrace id")[0]

@@ -207,8 +207,13 @@ class ProcessRuntime:
             if isinstance(error, OSError):
                 raise StartError(_words(error)) from error
             raise
+        if process.pidfd >= 0:
+            # One of our own: the process's is closed as soon as it has ended.
+            preparation.kept.append(fcntl.fcntl(process.pidfd, fcntl.F_DUPFD_CLOEXEC, 3))
         try:
-            await self.keeper.keep(record.id, [process.pidfd, *preparation.to_keep()])
+            await self.keeper.keep(record.id, preparation.to_keep())
+        except OSError as error:
+            log.error("the keeper cannot take a container's descriptors", container=record.id, error=error)
         finally:
             preparation.close()
         return ProcessRun(
@@ -284,7 +289,7 @@ class ProcessRuntime:
             os.mkfifo(fifo, 0o600)
             if name != "stdin":
                 preparation.fifos[name] = fifo
-                preparation.readers.append(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+                preparation.kept.append(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
             # For reading too: so the container is its own reader when the agent dies, and
             # meets no SIGPIPE and no end of its input.
             fd = preparation.own(os.open(fifo, os.O_RDWR | os.O_CLOEXEC))
@@ -401,7 +406,8 @@ class _Preparation:
     def __init__(self) -> None:
         self._fds: set[int] = set()
         self.fifos: dict[str, str] = {}
-        self.readers: list[int] = []
+        #: What is to outlive the agent: the reading ends of the FIFOs, and the pidfd.
+        self.kept: list[int] = []
         self.master: int | None = None
         self.cgroup: Cgroup | None = None
 
@@ -413,13 +419,13 @@ class _Preparation:
         self._fds -= fds
 
     def to_keep(self) -> list[int]:
-        return [*self.readers, *([self.master] if self.master is not None else [])]
+        return [*self.kept, *([self.master] if self.master is not None else [])]
 
     def close(self) -> None:
         for fd in (*self._fds, *self.to_keep()):
             os.close(fd)
         self._fds.clear()
-        self.readers.clear()
+        self.kept.clear()
         self.master = None
 
 
