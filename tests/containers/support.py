@@ -72,3 +72,17 @@ def eventually(condition: Callable[[], bool], timeout: float = 30.0) -> None:
 def text_of(error: RequestError) -> str:
     """What the agent said, without what the client adds."""
     return error.message.split("\ntrace id")[0]
+
+
+def lines_of(client: Any, ref: str) -> list[bytes]:
+    return [entry.data for entry in client.logs(ref)]
+
+
+def alive(pid: int) -> bool:
+    """Whether that process runs: a zombie does not."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            line = file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return line[line.rindex(b")") + 2 : line.rindex(b")") + 3] not in (b"Z", b"X")

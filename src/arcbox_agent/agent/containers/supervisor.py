@@ -237,6 +237,10 @@ class Supervisor:
         """One signal, to the main process."""
         if container.running is None or not container.running.send_signal(sig):
             raise ConflictError(f"container is not running: {container.id}")
+        if sig == signal.SIGKILL and container.stop_deadline is not None:
+            # Nor is a Stop under way patient with the rest any more.
+            container.stop_deadline = asyncio.get_running_loop().time()
+            container.stop_hastened.set()
 
     # -------------------------------------------------------------- remove
 

@@ -1,0 +1,174 @@
+"""Stop: TERM, then KILL, of everything a container started; and it holds up nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import Any
+
+import arcbox_agent
+from arcbox_agent import sync
+
+from .support import alive, eventually, lines_of, run
+
+#: Ends at TERM only after it was asked twice is not what programs do; this one never does.
+DEAF = "trap '' TERM; echo ready; while :; do sleep 1000; done"
+
+
+def test_a_container_that_ends_at_term_is_stopped_at_once(client: sync.Client) -> None:
+    client.create_container(cmd=["sh", "-c", "trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 0.05; done 2>/dev/null"], name="x")
+    client.start_container("x")
+    eventually(lambda: lines_of(client, "x") == [b"ready"])
+    client.stop_container("x", timeout=60)
+    (info,) = client.list_containers(all=True)
+    assert (info.state, info.status, info.exit_code) == ("stopped", "Stopped", 5)
+    assert lines_of(client, "x") == [b"ready", b"bye"]
+
+
+def test_a_container_that_is_deaf_to_term_is_killed_in_the_end(client: sync.Client) -> None:
+    client.create_container(cmd=["sh", "-c", DEAF], name="x")
+    client.start_container("x")
+    eventually(lambda: lines_of(client, "x") == [b"ready"])
+    began = time.monotonic()
+    client.stop_container("x", timeout=1)
+    assert time.monotonic() - began > 0.9  # it was given its second
+    (info,) = client.list_containers(all=True)
+    assert (info.status, info.exit_code, info.signal) == ("Stopped", 137, 9)
+
+
+def test_a_stop_without_patience_kills_at_once(client: sync.Client) -> None:
+    client.create_container(cmd=["sh", "-c", DEAF], name="x")
+    client.start_container("x")
+    eventually(lambda: lines_of(client, "x") == [b"ready"])
+    client.stop_container("x", timeout=0)
+    assert client.list_containers(all=True)[0].signal == 9
+
+
+def test_a_second_stop_joins_the_first_and_can_make_it_shorter(agent: Any) -> None:
+    async def main() -> None:
+        async with arcbox_agent.connect(agent.address, wait=10) as client:
+            await client.create_container(cmd=["sh", "-c", DEAF], name="x")
+            await client.start_container("x")
+            await asyncio.sleep(0.2)
+            slow = [asyncio.create_task(client.stop_container("x", timeout=50)) for _ in range(3)]
+            await asyncio.sleep(0.2)
+            assert not any(task.done() for task in slow)
+            await client.stop_container("x", timeout=0)
+            await asyncio.gather(*slow)
+
+    run(main(), timeout=40)
+
+
+def test_stop_reaches_grandchildren_and_those_that_made_sessions_of_their_own(client: sync.Client) -> None:
+    script = (
+        "sh -c 'sleep 1000 & echo $!; wait' & setsid sh -c 'sleep 1000 & echo $!; wait' & "
+        "(setsid sh -c 'setsid sleep 1000 & echo $!; exit' &) ; wait"
+    )
+    client.create_container(cmd=["sh", "-c", script], name="x")
+    client.start_container("x")
+    eventually(lambda: len(lines_of(client, "x")) == 3)
+    pids = [int(line) for line in lines_of(client, "x")]
+    assert all(map(alive, pids))
+    client.stop_container("x", timeout=30)
+    assert not any(map(alive, pids))
+
+
+def test_everything_gets_its_time_to_end_even_when_the_main_process_is_gone(client: sync.Client) -> None:
+    child = "trap 'sleep 0.5; echo child is done; exit' TERM; echo ready; while :; do sleep 0.05; done 2>/dev/null"
+    client.create_container(cmd=["sh", "-c", f'setsid sh -c "{child}" & wait'], name="x")
+    client.start_container("x")
+    eventually(lambda: lines_of(client, "x") == [b"ready"])
+    client.stop_container("x", timeout=30)
+    assert lines_of(client, "x") == [b"ready", b"child is done"]
+
+
+def test_what_is_left_when_the_main_process_ends_is_killed(client: sync.Client) -> None:
+    client.create_container(cmd=["sh", "-c", "setsid sleep 1000 & echo $!; sleep 0.2; exit 6"], name="x")
+    client.start_container("x")
+    assert client.wait_container("x").status_code == 6
+    (pid,) = map(int, lines_of(client, "x"))
+    assert not alive(pid)
+    client.start_container("x")
+    client.wait_container("x")
+
+
+def test_a_stop_that_waits_holds_up_nothing_else(agent: Any) -> None:
+    async def main() -> None:
+        async with arcbox_agent.connect(agent.address, wait=10) as client:
+            await client.create_container(cmd=["sh", "-c", DEAF], name="deaf")
+            await client.create_container(cmd=["sleep", "1000"], name="other")
+            await client.start_container("deaf")
+            await asyncio.sleep(0.2)
+            stop = asyncio.create_task(client.stop_container("deaf", timeout=50))
+            await asyncio.sleep(0.1)
+            await client.start_container("other")
+            assert (await client.exec(["echo", "a"], container="deaf")).stdout == b"a\n"
+            assert len(await client.list_containers()) == 2
+            await client.stop_container("other", timeout=10)
+            await client.create_container(cmd=["true"], name="third")
+            await client.remove_container("third")
+            assert not stop.done()
+            await client.kill_container("deaf")
+            await stop
+
+    run(main(), timeout=40)
+
+
+def test_a_client_that_goes_away_does_not_stop_a_stop(agent: Any) -> None:
+    async def main() -> None:
+        async with arcbox_agent.connect(agent.address, wait=10) as client:
+            await client.create_container(cmd=["sh", "-c", DEAF], name="x")
+            await client.start_container("x")
+            await asyncio.sleep(0.2)
+            async with arcbox_agent.connect(agent.address) as other:
+                stop = asyncio.create_task(other.stop_container("x", timeout=1))
+                await asyncio.sleep(0.3)
+                stop.cancel()
+            assert (await client.wait_container("x")).status_code == 137
+
+    run(main(), timeout=40)
+
+
+def test_a_storm_of_stops(agent: Any) -> None:
+    async def main() -> None:
+        async with arcbox_agent.connect(agent.address, wait=10) as client:
+            ids = [(await client.create_container(cmd=["sleep", "1000"])).id for _ in range(60)]
+            await asyncio.gather(*map(client.start_container, ids))
+            assert len(await client.list_containers()) == 60
+            await asyncio.gather(*(client.stop_container(id, timeout=30) for id in ids * 2), return_exceptions=True)
+            assert await client.list_containers() == []
+            assert {each.status for each in await client.list_containers(all=True)} == {"Stopped"}
+
+    run(main())
+
+
+def test_containers_are_stopped_with_the_agent_where_it_is_so_configured(agent: Any) -> None:
+    with sync.connect(agent.address, wait=10) as client:
+        client.create_container(cmd=["sh", "-c", "setsid sleep 1000 & echo $!; wait"], name="x")
+        client.start_container("x")
+        eventually(lambda: len(lines_of(client, "x")) == 1)
+        pids = [client.list_containers()[0].pid, int(lines_of(client, "x")[0])]
+        assert all(map(alive, pids))
+    agent.stop()
+    assert not any(map(alive, pids))
+    agent.restart()
+    with sync.connect(agent.address, wait=10) as client:
+        (info,) = client.list_containers(all=True)
+        assert (info.status, info.signal) == ("Stopped", 15)
+
+
+def test_a_cgroup_is_left_of_no_container(client: sync.Client, agent: Any) -> None:
+    client.create_container(cmd=["sleep", "1000"], name="x")
+    client.start_container("x")
+    pid = client.list_containers()[0].pid
+    with open(f"/proc/{pid}/cgroup") as file:
+        (path,) = [line.rstrip().split("::")[1] for line in file if line.startswith("0::")]
+    with open("/proc/self/mounts") as file:
+        (root,) = [line.split()[1] for line in file if line.split()[2] == "cgroup2"][:1]
+    cgroup = root + path
+    assert os.path.basename(cgroup) == client.list_containers()[0].id
+    client.exec(["true"], container="x")
+    client.exec(["sh", "-c", "sleep 1000 &"], container="x")
+    client.stop_container("x")
+    assert not os.path.exists(cgroup)
