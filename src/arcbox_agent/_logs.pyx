@@ -723,11 +723,11 @@ cdef int take_line(State* state, Output* out, Line* line) noexcept nogil:
     cdef int rc
     if not line.more and not state.chains[line.stream].open and line.length <= state.part_limit:
         return emit(state, out, line.stream, line.stamped, line.stamp, line.canonical,
-                    line.text, line.length, False, True)
+                    line.text, line.length, line.unended, True)
     chain_open(state, line)
     rc = chain_add(state, out, line.stream, line.text, line.length)
     if rc == 0 and not line.more:
-        rc = chain_end(state, out, line.stream, False)
+        rc = chain_end(state, out, line.stream, line.unended)
     return rc
 
 
@@ -894,7 +894,7 @@ cdef class Entry:
 
     `stream`: `stdout` or `stderr`.  `data`: the line, without its newline.
     `timestamp`: Unix ns, 0 where the line has none.  `partial`: the line goes
-    on in the next entry of this stream.
+    on in the next entry of this stream, or ends without a newline.
     """
 
     cdef readonly str stream

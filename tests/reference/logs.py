@@ -22,7 +22,7 @@ _STAMP = (
 _ONLY_STAMP = re.compile(_STAMP)
 _CRI = re.compile(
     _STAMP.replace(b"(?P<date>", b"(?P<date>", 1)
-    + rb" (?P<stream>stdout|stderr) (?P<tag>[FP])(?::[^ ]{0,62}(?= )|)(?: (?P<text>.*)|)",
+    + rb" (?P<stream>stdout|stderr) (?P<tag>[FP])(?P<note>:[^ ]{0,62}(?= )|)(?: (?P<text>.*)|)",
     re.DOTALL,
 )
 _BRACKETED = re.compile(
@@ -38,6 +38,7 @@ class Line(NamedTuple):
     stamp: int | None
     more: bool
     text: bytes
+    unended: bool = False  # written as it is: the process's last line had no newline
 
 
 class Entry(NamedTuple):
@@ -120,7 +121,8 @@ def parse_line(line: bytes) -> Line:
             stamp = parse_stamp(match)
             if stamp is not None:
                 more = pattern is _CRI and match["tag"] == b"P"
-                return Line(match["stream"].decode(), True, stamp, more, match["text"] or b"")
+                unended = pattern is _CRI and match["note"] == b":end"
+                return Line(match["stream"].decode(), True, stamp, more, match["text"] or b"", unended)
     if line.startswith(b"{") and len(line) < LINE_WINDOW:
         found = parse_json(line)
         if found is not None:
@@ -170,7 +172,7 @@ def read(
             chain[1] += line.text
             chain[2] = order = order + 1
             if not line.more and not (cut and index + 1 == len(lines)):
-                texts.append((order, key, chain[0], chain[1], False))
+                texts.append((order, key, chain[0], chain[1], line.unended))
                 del chains[key]
     for key in (("stdout", True), ("stderr", True), ("stdout", False)):
         if key in chains:
