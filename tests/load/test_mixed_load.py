@@ -23,6 +23,8 @@ REQUESTS = 100_000
 #: Requests on the way per connection: far more than one, far fewer than the agent's bound.
 WINDOW = 64
 SEED = 3
+#: Threads are made when they are needed and stay; each pool has its bound.
+MOST_THREADS = 32
 #: What a process may keep of a load that is over: the allocator does not give all back.
 MEMORY_KEPT = 8 << 20
 
@@ -52,8 +54,9 @@ def test_a_mixed_load_loses_and_reorders_nothing_and_leaves_nothing_behind(agent
 
     after = _settled(agent, like=before)
     assert after.files == before.files
-    assert after.threads == before.threads
-    assert after.children == before.children == ()
+    assert after.threads <= MOST_THREADS
+    # The keeper, which stays for the next container.
+    assert after.children == before.children and len(after.children) <= 1
     assert after.memory <= before.memory + MEMORY_KEPT
     assert _leftovers(agent) == []
     assert "Traceback" not in agent.log()
@@ -229,9 +232,7 @@ def _settled(agent: AgentProcess, like: Holdings | None = None) -> Holdings:
     deadline = time.monotonic() + PATIENCE / 4
     while True:
         now = agent.holdings()
-        at_rest = not now.children if like is None else (
-            now.files == like.files and now.threads == like.threads and not now.children
-        )
+        at_rest = like is None or (now.files == like.files and now.children == like.children)
         if at_rest or time.monotonic() > deadline:
             return now
         time.sleep(0.1)
