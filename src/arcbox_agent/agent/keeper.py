@@ -64,8 +64,15 @@ class Keeper:
         """
         # Duplicated before any wait: the caller may close its own in the meantime, and a
         # process that ends at once closes its pidfd.
-        own = [os.dup(fd) for fd in fds if fd >= 0]
+        own: list[int] = []
         there = False
+        try:
+            for fd in fds:
+                if fd >= 0:
+                    own.append(os.dup(fd))
+        except OSError as error:
+            # The container is worth more than what is done for the case of the agent's death.
+            log.error("descriptors cannot be kept", key=key, error=error)
         try:
             there = self._socket is not None or await self._start_one()
         finally:

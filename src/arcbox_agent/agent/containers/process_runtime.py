@@ -125,7 +125,7 @@ class ProcessRuntime:
         self._cgroup_name = _cgroup_name(state_dir)
         self._parent: str | None = None
         self._kept: set[str] = set()
-        self._boot_id = _read_boot_id()
+        self.boot_id = _read_boot_id()
 
     async def in_thread(self, work: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
@@ -176,7 +176,6 @@ class ProcessRuntime:
     # --------------------------------------------------------------- start
 
     async def start(self, record: Record) -> Running:
-        record.boot_id = self._boot_id
         preparation = _Preparation()
         try:
             spec = await self.in_thread(self._prepare, record, preparation)
@@ -192,6 +191,8 @@ class ProcessRuntime:
         try:
             handle = self._attach(record.id, preparation.fifos, preparation.master)
             await handle.ready()
+            # Before there is anybody who could write and end while no agent is there.
+            await self.keeper.keep(record.id, preparation.to_keep())
             spawning = True  # from here on the descriptors of `spec` are not ours
             process = await self._processes.spawn(spec)
         except BaseException as error:
@@ -200,6 +201,7 @@ class ProcessRuntime:
             preparation.close()
             if handle is not None:
                 await handle.finish(0)
+            await self.keeper.drop(record.id)
             await self.in_thread(self.clean, record.id, scope)
             if isinstance(error, SpawnError):
                 targets = [entry[2] for entry in record.mounts]
@@ -207,15 +209,8 @@ class ProcessRuntime:
             if isinstance(error, OSError):
                 raise StartError(_words(error)) from error
             raise
-        if process.pidfd >= 0:
-            # One of our own: the process's is closed as soon as it has ended.
-            preparation.kept.append(fcntl.fcntl(process.pidfd, fcntl.F_DUPFD_CLOEXEC, 3))
-        try:
-            await self.keeper.keep(record.id, preparation.to_keep())
-        except OSError as error:
-            log.error("the keeper cannot take a container's descriptors", container=record.id, error=error)
-        finally:
-            preparation.close()
+        preparation.close()
+        await self.keeper.keep(record.id, [process.pidfd])
         return ProcessRun(
             self,
             record.id,
@@ -321,7 +316,7 @@ class ProcessRuntime:
         path = self._store.run_path(record.id)
         fds = await self.keeper.fetch(record.id) if record.id in self._kept else []
         try:
-            if record.boot_id != self._boot_id:
+            if record.boot_id != self.boot_id:
                 return ProcessRun(self, record.id, 0, 0, None, Session(0, 1 << 62), None)
             found = await self.in_thread(_read_pid_file, os.path.join(path, "pid"))
             if found is None and record.state == STARTING:
@@ -392,7 +387,11 @@ class ProcessRuntime:
             cgroup = cgroups.Cgroup(entry.path)
             if entry.name == COMMANDS or entry.name in keep:
                 # Commands of the former agent: whoever asked for them is gone with it.
-                for below in list(os.scandir(entry.path)):
+                try:
+                    inside = list(os.scandir(entry.path))
+                except FileNotFoundError:
+                    continue  # the container that was found again has ended
+                for below in inside:
                     if below.name.startswith(cgroups.COMMAND_PREFIX):
                         _end(cgroups.Cgroup(below.path))
             else:

@@ -97,6 +97,8 @@ class Runtime(Protocol):
     """How containers are run."""
 
     name: str
+    #: Of the guest's present boot: what ran in another does not run any more.
+    boot_id: str
 
     async def open(self) -> None:
         """Before anything else."""

@@ -80,6 +80,7 @@ class Supervisor:
                 raise AgentFailedError("the agent is stopping")
             before = record.state, record.pid, record.start_time
             record.state, record.pid, record.start_time = states.STARTING, 0, 0
+            record.boot_id = self._runtime.boot_id
             record.run += 1
             try:
                 await self._write(container)
