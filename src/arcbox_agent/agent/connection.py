@@ -257,6 +257,8 @@ class Connection(Protocol):
 
     def _break(self, error: FrameError, out: bytearray) -> None:
         """The stream is broken: `out`, what came before that, is the last but for saying so."""
+        # What was found while an earlier request ran says more than that the decoder failed then.
+        error = self._broken or error
         self._server.counters["frames_broken"] += 1
         log.warning("broken frame, connection closed", peer=self.peer, error=error)
         self._close(out + encode_error(400, f"invalid frame: {error}", "" if self._v2 else None))

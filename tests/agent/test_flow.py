@@ -1,0 +1,343 @@
+"""Slow, silent, vanishing and hostile peers: each costs a bounded part of the agent, and nobody else."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import socket
+import struct
+import threading
+from pathlib import Path
+
+import pytest
+
+from arcbox_agent.wire import (
+    AgentInfo,
+    AgentInfoRequest,
+    Error,
+    ExecOutput,
+    ExecRequest,
+    PingRequest,
+    PingResponse,
+    encode_frame,
+    encode_message,
+)
+from tests.agent.peer import Peer, eventually
+from tests.conftest import RunningAgent
+
+PONG = PingResponse(message="pong", version="0.1.0")
+
+
+def info(agent: RunningAgent) -> AgentInfo:
+    with Peer(agent.socket_path) as peer:
+        reply = peer.ask(AgentInfoRequest())
+    assert isinstance(reply, AgentInfo)
+    return reply
+
+
+def resident(agent: RunningAgent) -> int:
+    """Bytes of memory the agent has in use."""
+    return int(Path(f"/proc/{agent.process.pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def send_until_it_blocks(peer: Peer, data: bytes) -> int:
+    """Send `data` again and again until the agent takes no more; how many bytes it took."""
+    peer.socket.settimeout(2.0)
+    sent = 0
+    try:
+        while True:
+            sent += peer.socket.send(data)
+            assert sent < 1 << 30, "the agent takes without end"
+    except TimeoutError:
+        return sent
+    finally:
+        peer.socket.settimeout(60)
+
+
+# --------------------------------------------------------------------- slow readers
+
+
+def test_a_peer_that_never_reads_is_paused_and_nobody_else_is(start_agent) -> None:
+    agent = start_agent()
+    before = resident(agent)
+    pings = encode_message(PingRequest(message="x" * 1000)) * 100
+    with Peer(agent.socket_path) as deaf:
+        sent = send_until_it_blocks(deaf, pings)
+        # Everything the agent keeps for it fits in a few socket buffers and a read.
+        assert sent < 8 << 20
+        now = info(agent)
+        assert now.counters["bound_slow_reader"] >= 1
+        assert 0 < now.queued_bytes < 4 << 20
+        assert resident(agent) - before < 16 << 20
+        # It begins to read, and misses nothing.
+        received = 0
+        whole = len(encode_message(PingRequest(message="x" * 1000)))
+        for _ in range(sent // whole):
+            reply = deaf.reply()
+            assert reply == PingResponse(message="pong: " + "x" * 1000, version="0.1.0")
+            received += 1
+        assert received == sent // whole
+
+
+def test_a_peer_that_goes_away_without_reading_is_forgotten(start_agent) -> None:
+    agent = start_agent()
+    with Peer(agent.socket_path) as deaf:
+        send_until_it_blocks(deaf, encode_message(PingRequest(message="x" * 1000)) * 100)
+    eventually(lambda: info(agent).connections == 1, "its connection is gone")
+    assert info(agent).queued_bytes == 0
+
+
+# ------------------------------------------------------------------ waiting requests
+
+
+def test_requests_wait_behind_one_that_runs_and_come_in_order(start_agent) -> None:
+    agent = start_agent()
+    with Peer(agent.socket_path) as peer, Peer(agent.socket_path) as other:
+        peer.send(ExecRequest(cmd=["sh", "-c", "sleep 0.3; echo slow"]), PingRequest(), ExecRequest(cmd=["echo", "2"]))
+        # Another connection does not wait.
+        assert other.ask(PingRequest()) == PONG
+        assert peer.reply() == ExecOutput(stream="stdout", data=b"slow\n", done=True)
+        assert peer.reply() == PONG
+        assert peer.reply() == ExecOutput(stream="stdout", data=b"2\n", done=True)
+
+
+def test_too_many_waiting_requests_stop_the_reading_and_none_is_lost(start_agent) -> None:
+    agent = start_agent(max_pipelined="10")
+    go = agent.directory / "go"
+    ping = encode_message(PingRequest(message="x" * 100))
+    with Peer(agent.socket_path) as peer:
+        peer.send(ExecRequest(cmd=["sh", "-c", f"until test -e {go}; do sleep 0.02; done"]))
+        sent = send_until_it_blocks(peer, ping)
+        assert sent < 4 << 20
+        assert info(agent).counters["bound_pipelined"] >= 1
+        go.touch()
+        assert peer.reply() == ExecOutput(stream="stdout", done=True)
+        for _ in range(sent // len(ping)):
+            assert peer.reply() == PingResponse(message="pong: " + "x" * 100, version="0.1.0")
+
+
+def test_too_many_waiting_bytes_stop_the_reading_too(start_agent) -> None:
+    agent = start_agent(max_queued_bytes="1MiB")
+    before = resident(agent)
+    go = agent.directory / "go"
+    ping = encode_message(PingRequest(message="x" * 500_000))
+    with Peer(agent.socket_path) as peer:
+        peer.send(ExecRequest(cmd=["sh", "-c", f"until test -e {go}; do sleep 0.02; done"]))
+        send_until_it_blocks(peer, ping)
+        assert resident(agent) - before < 16 << 20
+        go.touch()
+        assert peer.reply() == ExecOutput(stream="stdout", done=True)
+        assert peer.reply() == PingResponse(message="pong: " + "x" * 500_000, version="0.1.0")
+
+
+def test_all_half_frames_together_have_a_bound_and_the_largest_goes_first(start_agent) -> None:
+    agent = start_agent(max_frame_size="4MiB", max_queued_total="8MiB")
+    before = resident(agent)
+    frame = encode_frame(0x0001, b"\x0a" + bytes(1000))[:4]  # only to show the layout
+    assert len(frame) == 4
+    half = struct.pack(">II", 4 << 20, 1) + bytes([0x0A]) + bytes(3 << 20)
+    peers = []
+    with Peer(agent.socket_path) as small:
+        small.send_bytes(half[: 1 << 20])
+        for _ in range(6):
+            peers.append(Peer(agent.socket_path))
+            sender = threading.Thread(target=_send_and_ignore, args=(peers[-1], half), daemon=True)
+            sender.start()
+        eventually(lambda: info(agent).counters["bound_queued_total"] >= 3, "the largest are closed")
+        assert resident(agent) - before < 40 << 20
+        # The small one is still there: its frame can be finished.
+        rest = (4 << 20) - 4 - ((1 << 20) - 8)
+        small.send_bytes(b"\0" * rest)
+        reply = small.reply()
+        assert isinstance(reply, Error)
+        assert reply.code == 400
+    for peer in peers:
+        peer.close()
+
+
+def _send_and_ignore(peer: Peer, data: bytes) -> None:
+    try:
+        peer.send_bytes(data)
+    except OSError:
+        pass  # closed by the agent, as it should be
+
+
+# ------------------------------------------------------------------------- time-outs
+
+
+def test_a_frame_that_stays_half_is_told_and_closed(start_agent) -> None:
+    agent = start_agent(frame_timeout="0.2")
+    with Peer(agent.socket_path) as half, Peer(agent.socket_path) as idle:
+        half.send_bytes(encode_message(PingRequest()) + b"\0\0\0")
+        assert half.reply() == PONG
+        assert half.reply() == Error(code=400, message="a frame was not whole after 0.2 s (frame_timeout)")
+        assert half.is_closed_by_the_agent()
+        # Who has sent nothing at all has no frame that is late.
+        assert idle.ask(PingRequest()) == PONG
+    assert info(agent).counters["bound_frame_timeout"] == 1
+
+
+def test_bytes_that_trickle_in_do_not_extend_the_time_of_a_frame(start_agent) -> None:
+    agent = start_agent(frame_timeout="0.5")
+    with Peer(agent.socket_path) as slow:
+        slow.send_bytes(struct.pack(">II", 1000, 1))
+        ended = threading.Event()
+
+        def trickle() -> None:
+            while not ended.wait(0.05):
+                _send_and_ignore(slow, b"\x0a")
+
+        sender = threading.Thread(target=trickle)
+        sender.start()
+        try:
+            assert slow.reply() == Error(code=400, message="a frame was not whole after 0.5 s (frame_timeout)")
+        finally:
+            ended.set()
+            sender.join()
+
+
+def test_an_idle_connection_is_closed_where_that_is_configured(start_agent) -> None:
+    agent = start_agent(idle_timeout="0.3")
+    with Peer(agent.socket_path) as peer, Peer(agent.socket_path) as busy:
+        busy.send(ExecRequest(cmd=["sleep", "1.5"]))
+        assert peer.ask(PingRequest()) == PONG
+        assert peer.bytes_until_closed() == b""
+        # A call that runs is not idleness.
+        assert busy.reply() == ExecOutput(stream="stdout", done=True)
+
+
+# --------------------------------------------------------------------- going away
+
+
+def test_a_peer_that_only_stops_sending_gets_all_replies(start_agent) -> None:
+    agent = start_agent()
+    with Peer(agent.socket_path) as peer:
+        peer.send(ExecRequest(cmd=["sh", "-c", "sleep 0.3; echo a"]), PingRequest(), ExecRequest(cmd=["echo", "b"]))
+        peer.socket.shutdown(socket.SHUT_WR)
+        assert peer.reply() == ExecOutput(stream="stdout", data=b"a\n", done=True)
+        assert peer.reply() == PONG
+        assert peer.reply() == ExecOutput(stream="stdout", data=b"b\n", done=True)
+        assert peer.is_closed_by_the_agent()
+
+
+def test_one_that_stops_sending_gets_the_end_of_its_stream_too(start_agent) -> None:
+    agent = start_agent()
+    with Peer(agent.socket_path) as peer:
+        peer.send(ExecRequest(cmd=["sh", "-c", "echo a; sleep 0.3; echo b"], stream=True))
+        peer.socket.shutdown(socket.SHUT_WR)
+        data = b""
+        while not (reply := peer.reply()).done:  # type: ignore[attr-defined]
+            data += reply.data  # type: ignore[attr-defined]
+        assert data + reply.data == b"a\nb\n"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("half_closed_first", [False, True])
+def test_the_command_of_a_peer_that_goes_away_is_ended(start_agent, half_closed_first: bool) -> None:
+    agent = start_agent()
+    pid_file = agent.directory / "pid"
+    peer = Peer(agent.socket_path)
+    peer.send(ExecRequest(cmd=["sh", "-c", f"echo $$ > {pid_file}.new; mv {pid_file}.new {pid_file}; sleep 1000"]))
+    eventually(pid_file.exists, "the command runs")
+    pid = int(pid_file.read_text())
+    if half_closed_first:
+        peer.socket.shutdown(socket.SHUT_WR)
+        with Peer(agent.socket_path) as other:
+            assert other.ask(PingRequest()) == PONG
+        assert os.path.exists(f"/proc/{pid}")
+    peer.close()
+    eventually(lambda: not os.path.exists(f"/proc/{pid}"), "the command is gone")
+    eventually(lambda: info(agent).connections == 1, "the connection is gone")
+
+
+def test_the_command_of_a_peer_that_goes_away_while_it_is_paused_is_ended_too(start_agent) -> None:
+    agent = start_agent(max_pipelined="1")
+    pid_file = agent.directory / "pid"
+    peer = Peer(agent.socket_path)
+    peer.send(ExecRequest(cmd=["sh", "-c", f"echo $$ > {pid_file}.new; mv {pid_file}.new {pid_file}; sleep 1000"]))
+    send_until_it_blocks(peer, encode_message(PingRequest(message="x" * 1000)))
+    eventually(pid_file.exists, "the command runs")
+    pid = int(pid_file.read_text())
+    peer.close()
+    eventually(lambda: not os.path.exists(f"/proc/{pid}"), "the command is gone")
+
+
+# ------------------------------------------------------------------------ hostility
+
+
+def test_garbage_of_any_kind_ends_in_an_error_or_a_close_and_the_agent_lives(start_agent) -> None:
+    agent = start_agent(max_frame_size="64KiB")
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    noise = random.Random(seed)
+    for _ in range(200):
+        with Peer(agent.socket_path) as peer:
+            _send_and_ignore(peer, noise.randbytes(noise.randrange(1, 4000)))
+            try:
+                peer.socket.shutdown(socket.SHUT_WR)
+            except OSError:
+                continue
+            assert peer.is_closed_by_the_agent()
+    eventually(lambda: info(agent).connections == 1, "all of them are gone")
+
+
+def test_whole_frames_of_random_types_and_payloads_are_all_answered(start_agent) -> None:
+    agent = start_agent()
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    noise = random.Random(seed)
+    # Not those that would do something when they happen to parse.
+    harmless = [0x0000, 0x0001, 0x0002, 0x0004, 0x0014, 0x0021, 0x0024, 0x0100, 0x1001, 0x7777, 0xFFFF, 0xFFFFFFFF]
+    with Peer(agent.socket_path) as peer:
+        for _ in range(500):
+            # From 0x08 on: the first byte makes it V1.
+            payload = bytes([noise.randrange(8, 256)]) + noise.randbytes(noise.randrange(40))
+            peer.send_bytes(encode_frame(noise.choice(harmless), payload))
+            assert peer.frame().type in (0xFFFF, 0x1001, 0x1002, 0x1004, 0x1014, 0x1100)
+        assert peer.ask(PingRequest()) == PONG
+
+
+def test_thousands_of_connections_at_once_are_all_served(start_agent) -> None:
+    agent = start_agent(max_connections="6000")
+    descriptors = len(os.listdir(f"/proc/{agent.process.pid}/fd"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    peers: list[Peer] = []
+    try:
+        for _ in range(5000):
+            peers.append(Peer(agent.socket_path))
+        for peer in peers:
+            peer.send(PingRequest())
+        for peer in peers:
+            assert peer.reply() == PONG
+        assert info(agent).connections == 5001
+    finally:
+        for peer in peers:
+            peer.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    eventually(lambda: info(agent).connections == 1, "all of them are gone")
+    eventually(
+        lambda: len(os.listdir(f"/proc/{agent.process.pid}/fd")) == descriptors, "their descriptors are closed"
+    )
+
+
+def test_a_full_descriptor_table_slows_accepting_and_is_logged_once(start_agent) -> None:
+    agent = start_agent()
+    used = len(os.listdir(f"/proc/{agent.process.pid}/fd"))
+    limit = used + 20
+    resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE, (limit, limit))
+    peers = [Peer(agent.socket_path) for _ in range(50)]
+    # Those that got a descriptor are served as ever.
+    for _ in range(10):
+        assert peers[0].ask(PingRequest()) == PONG
+    eventually(lambda: "cannot accept connections" in agent.log(), "it is logged")
+    for peer in peers[:40]:
+        peer.close()
+    # Then it is the others' turn: nobody was turned away.
+    for peer in peers[40:]:
+        assert peer.ask(PingRequest()) == PONG
+        peer.close()
+    lines = [line for line in agent.log().splitlines() if "cannot accept connections" in line]
+    assert len(lines) == 1
+    assert "raise the agent's limit on open files" in lines[0]
+    assert info(agent).counters["accept_errors"] >= 1

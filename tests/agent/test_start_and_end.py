@@ -1,0 +1,250 @@
+"""How the agent starts, refuses to, and ends."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from arcbox_agent.wire import ExecRequest, PingRequest, PingResponse, Error, ExecOutput
+from tests.agent.peer import Peer, eventually
+from tests.agent.test_listeners import directories, run_agent
+from tests.conftest import PATIENCE, REPOSITORY, RunningAgent
+
+PONG = PingResponse(message="pong", version="0.1.0")
+
+
+def test_version_help_and_check_config_start_nothing(tmp_path: Path) -> None:
+    version = run_agent("--version")
+    assert (version.returncode, version.stdout, version.stderr) == (0, "arcbox-agent 0.1.0\n", "")
+    help = run_agent("--help")
+    assert (help.returncode, help.stderr) == (0, "")
+    assert "--state-dir DIR" in help.stdout
+    check = run_agent("--check-config", "--listen", f"unix:{tmp_path}/a.sock", *directories(tmp_path))
+    assert (check.returncode, check.stderr) == (0, "")
+    assert f'state_dir = "{tmp_path}/state"\n' in check.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lsten=unix:/a"], "arcbox-agent: unknown argument '--lsten=unix:/a': see --help\n"),
+        (["serve"], "arcbox-agent: unknown argument 'serve': see --help\n"),
+        (["--state-dir"], "arcbox-agent: --state-dir needs a value\n"),
+        (["--max-connections=0"], "arcbox-agent: max_connections: '0' is below the minimum of 1\n"),
+        (["--config=/no/such"], "arcbox-agent: config: cannot read /no/such: No such file or directory\n"),
+    ],
+)
+def test_a_wrong_setting_ends_with_2_and_names_it(arguments: list[str], message: str) -> None:
+    ended = run_agent(*arguments)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", message)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_0_and_leaves_no_socket(start_agent, number: signal.Signals) -> None:
+    agent = start_agent()
+    agent.process.send_signal(number)
+    assert agent.process.wait(PATIENCE) == 0
+    assert not agent.socket_path.exists()
+    assert f"signal received signal={number.name}" in agent.log()
+
+
+def test_sighup_changes_nothing(agent: RunningAgent) -> None:
+    agent.process.send_signal(signal.SIGHUP)
+    eventually(lambda: "SIGHUP ignored" in agent.log(), "the signal is logged")
+    with Peer(agent.socket_path) as peer:
+        assert peer.ask(PingRequest()) == PONG
+
+
+def test_a_call_that_runs_is_finished_before_the_end(start_agent) -> None:
+    agent = start_agent()
+    with Peer(agent.socket_path) as peer, Peer(agent.socket_path) as idle:
+        marker = agent.directory / "began"
+        peer.send(ExecRequest(cmd=["sh", "-c", f"touch {marker}; sleep 0.5; echo done"]), PingRequest())
+        eventually(marker.exists, "the command runs")
+        agent.process.terminate()
+        # Who asks for nothing is sent away at once.
+        assert idle.bytes_until_closed() == b""
+        assert peer.reply() == ExecOutput(stream="stdout", data=b"done\n", done=True)
+        assert peer.reply() == PONG
+        assert peer.is_closed_by_the_agent()
+    assert agent.process.wait(PATIENCE) == 0
+
+
+def test_a_call_that_takes_longer_than_the_deadline_is_told(start_agent) -> None:
+    agent = start_agent(shutdown_timeout="0.2")
+    with Peer(agent.socket_path) as peer:
+        marker = agent.directory / "began"
+        peer.send(ExecRequest(cmd=["sh", "-c", f"touch {marker}; sleep 1000"]))
+        eventually(marker.exists, "the command runs")
+        agent.process.terminate()
+        assert peer.reply() == Error(code=500, message="the agent is stopping")
+        assert peer.is_closed_by_the_agent()
+    assert agent.process.wait(PATIENCE) == 0
+
+
+def test_nobody_is_accepted_while_it_ends(start_agent) -> None:
+    agent = start_agent(shutdown_timeout="30")
+    with Peer(agent.socket_path) as peer:
+        marker, go = agent.directory / "began", agent.directory / "go"
+        peer.send(ExecRequest(cmd=["sh", "-c", f"touch {marker}; until test -e {go}; do sleep 0.02; done"]))
+        eventually(marker.exists, "the command runs")
+        agent.process.terminate()
+        eventually(lambda: not agent.socket_path.exists(), "the listener is closed")
+        with pytest.raises(OSError):
+            Peer(agent.socket_path)
+        go.touch()
+        assert peer.reply() == ExecOutput(stream="stdout", done=True)
+    assert agent.process.wait(PATIENCE) == 0
+
+
+def test_a_second_signal_ends_it_at_once(start_agent) -> None:
+    agent = start_agent(shutdown_timeout="3000")
+    with Peer(agent.socket_path) as peer:
+        marker = agent.directory / "began"
+        peer.send(ExecRequest(cmd=["sh", "-c", f"touch {marker}; exec sleep 30"]))
+        eventually(marker.exists, "the command runs")
+        agent.process.terminate()
+        eventually(lambda: "stopping action=exit" in agent.log(), "it began to stop")
+        agent.process.terminate()
+        assert agent.process.wait(PATIENCE) == 128 + signal.SIGTERM
+
+
+def test_two_agents_never_share_a_state_directory(agent: RunningAgent) -> None:
+    other = run_agent(
+        "--listen",
+        f"unix:{agent.directory}/other.sock",
+        "--state-dir",
+        str(agent.state_dir),
+        "--run-dir",
+        str(agent.directory / "run2"),
+    )
+    assert other.returncode == 2
+    assert "is in use by another agent: stop it, or name another directory (--state-dir DIR)" in other.stderr
+    assert not (agent.directory / "other.sock").exists()
+
+
+def test_its_directories_are_for_itself_alone(start_agent, tmp_path: Path) -> None:
+    agent = start_agent()
+    for path in (agent.state_dir, agent.run_dir):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    agent.stop()
+    agent.state_dir.chmod(0o755)
+    agent.restart()
+    assert stat.S_IMODE(agent.state_dir.stat().st_mode) == 0o700
+
+
+def test_a_state_directory_that_cannot_be_made_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    ended = run_agent(
+        "--listen",
+        f"unix:{tmp_path}/a.sock",
+        "--run-dir",
+        str(tmp_path / "run"),
+        "--state-dir",
+        str(tmp_path / "file" / "state"),
+    )
+    assert ended.returncode == 2
+    assert "a part of the path is no directory: move it away" in ended.stderr
+    assert "--state-dir DIR" in ended.stderr
+
+
+# ------------------------------------------------------------- service manager
+
+
+class Manager:
+    """A service manager's notification socket."""
+
+    def __init__(self, address: str) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.settimeout(PATIENCE)
+        self.socket.bind("\0" + address[1:] if address.startswith("@") else address)
+
+    def message(self) -> dict[str, str]:
+        return dict(line.split("=", 1) for line in self.socket.recv(4096).decode().splitlines())
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_the_service_manager_is_told_of_start_and_end(tmp_path: Path, abstract: bool) -> None:
+    address = f"@arcbox-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
+    manager = Manager(address)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "arcbox_agent.agent", "--listen", f"unix:{tmp_path}/a.sock", *directories(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY / "src"), "NOTIFY_SOCKET": address, "WATCHDOG_USEC": "200000"},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert manager.message() == {
+            "READY": "1",
+            "STATUS": f"listening on unix:{tmp_path}/a.sock",
+            "MAINPID": str(process.pid),
+        }
+        # It is there as soon as it says so.
+        with Peer(tmp_path / "a.sock") as peer:
+            assert peer.ask(PingRequest()) == PONG
+        assert manager.message() == {"WATCHDOG": "1"}
+        assert manager.message() == {"WATCHDOG": "1"}
+    finally:
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+    while (message := manager.message()) == {"WATCHDOG": "1"}:
+        pass
+    assert message == {"STOPPING": "1", "STATUS": "stopping"}
+    manager.socket.close()
+
+
+# ------------------------------------------------------------------- the process
+
+
+def oom_score_adj_after_asking_for(value: str) -> str:
+    """What a process has that asks for it: root without CAP_SYS_RESOURCE may not lower it."""
+    program = f"echo {value} > /proc/self/oom_score_adj; cat /proc/self/oom_score_adj"
+    return subprocess.run(["sh", "-c", program], capture_output=True, text=True, timeout=PATIENCE).stdout
+
+
+def test_its_descriptor_limit_is_raised_and_its_oom_score_lowered(start_agent) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    try:
+        agent = start_agent()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE)[0] >= hard
+    assert Path(f"/proc/{agent.process.pid}/oom_score_adj").read_text() == oom_score_adj_after_asking_for("-900")
+    with Peer(agent.socket_path) as peer:
+        # What it starts gets both back.
+        reply = peer.ask(ExecRequest(cmd=["sh", "-c", "ulimit -Sn; cat /proc/self/oom_score_adj"]))
+    assert reply == ExecOutput(stream="stdout", data=b"1024\n0\n", done=True)
+
+
+def test_it_imports_neither_tls_nor_subprocess_nor_the_client(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "sys.argv[1:] = ['--version']\n"
+        "from arcbox_agent.agent.__main__ import main\n"
+        "main()\n"
+        "heavy = {'ssl', '_ssl', 'subprocess', 'inspect', 'argparse', 'dataclasses', 'psutil', 'click', 'tomllib',\n"
+        "         'logging.config', 'json', 'arcbox_agent.client', 'arcbox_agent.cli', 'multiprocessing'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+        "import inspect, ssl, subprocess\n"
+        "print(inspect.signature(main), ssl.SSLContext.__name__, subprocess.run.__name__)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY / "src")},
+    )
+    assert ended.stderr == ""
+    # The real modules are there for whoever asks for them later.
+    assert ended.stdout == "arcbox-agent 0.1.0\n[]\n() -> 'int' SSLContext run\n"
