@@ -19,12 +19,13 @@ class Peer:
 
     def __init__(self, path: Path | str, version: int = 1) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(PATIENCE)
         try:
+            # Blocking: with a time-out, a full backlog would be an error instead of a wait.
             self.socket.connect(str(path))
         except BaseException:
             self.socket.close()
             raise
+        self.socket.settimeout(PATIENCE)
         self._decoder = FrameDecoder(version=2 if version == 2 else 1)
 
     def send(self, *messages: Message, trace_id: str | None = None) -> None:

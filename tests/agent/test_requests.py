@@ -85,7 +85,7 @@ def test_a_payload_that_does_not_parse_gets_400_and_the_connection_lives(
         reply = peer.reply()
         assert isinstance(reply, Error)
         assert reply.code == 400
-        assert reply.message.startswith("invalid request: failed to decode protobuf message: PingRequest")
+        assert reply.message.startswith("invalid request: failed to decode Protobuf message: PingRequest")
         assert peer.ask(PingRequest()) == PingResponse(message="pong", version=VERSION)
 
 

@@ -233,7 +233,7 @@ def test_it_imports_neither_tls_nor_subprocess_nor_the_client(tmp_path: Path) ->
         "from arcbox_agent.agent.__main__ import main\n"
         "main()\n"
         "heavy = {'ssl', '_ssl', 'subprocess', 'inspect', 'argparse', 'dataclasses', 'psutil', 'click', 'tomllib',\n"
-        "         'logging.config', 'json', 'arcbox_agent.client', 'arcbox_agent.cli', 'multiprocessing'}\n"
+        "         'logging.config', 'arcbox_agent.client', 'arcbox_agent.cli', 'multiprocessing'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
         "import inspect, ssl, subprocess\n"
         "print(inspect.signature(main), ssl.SSLContext.__name__, subprocess.run.__name__)\n"

@@ -343,7 +343,7 @@ class Connection(Protocol):
             log.debug("request refused", code=error.code, reason=error.message)
             return encode_error(error.code, error.message, trace_id)
         if isinstance(error, DecodeError):
-            return encode_error(400, f"invalid request: failed to decode protobuf message: {error}", trace_id)
+            return encode_error(400, f"invalid request: failed to decode Protobuf message: {error}", trace_id)
         counters["handler_failures"] += 1
         log.exception("request failed", error)
         return encode_error(500, f"internal error: {error!r}; the agent's log has the trace", trace_id)
