@@ -25,6 +25,7 @@ def base_rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small root of static binaries: Debian's busybox-static, and users of its own."""
     assert os.path.exists(BUSYBOX), "these tests need busybox: apt-get install busybox-static"
     root = tmp_path_factory.mktemp("rootfs")
+    root.chmod(0o755)  # users other than root must come in
     for name in ("bin", "etc", "tmp", "proc", "dev", "data"):
         (root / name).mkdir()
     shutil.copy2(BUSYBOX, root / "bin" / "busybox")

@@ -1,334 +1,339 @@
-"""Commands in the guest: output, exit codes, streams, time, and what goes on after them."""
+"""Commands: in the guest and in containers, in one reply and as a stream."""
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import os
 import signal
+import socket
+import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from arcbox_agent import sync
+import arcbox_agent
+from arcbox_agent import sync, wire
+from arcbox_agent.agent.output_frames import OutputFrames
 from arcbox_agent.errors import AgentFailedError, BadRequestError, BusyError, NotFoundError
-from arcbox_agent.wire import ExecOutput, ExecRequest
-from tests.conftest import PATIENCE, RunningAgent
+from arcbox_agent.wire import Mount
+
+from .support import alive, eventually, run, text_of
 
 
-@pytest.fixture
-def client(agent: RunningAgent) -> Iterator[sync.Client]:
-    with sync.connect(agent.address) as client:
-        yield client
+def raw(agent: Any, request: wire.ExecRequest) -> wire.ExecOutput:
+    """One request without a stream, as an old client sends it."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(30)
+        connection.connect(str(agent.socket_path))
+        connection.sendall(wire.encode_message(request))
+        octets = b""
+        while len(octets) < 4 or len(octets) < 4 + struct.unpack(">I", octets[:4])[0]:
+            more = connection.recv(1 << 20)
+            assert more
+            octets += more
+    kind = struct.unpack(">I", octets[4:8])[0]
+    if kind == 0xFFFF:
+        error = wire.decode_error(octets[8:])
+        raise arcbox_agent.errors.RequestError.from_reply(error.code, error.message)
+    return wire.ExecOutput.decode(octets[8:])
 
 
-def until(what: Callable[[], object], message: str = "it never happened") -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not what():
-        assert time.monotonic() < deadline, message
-        time.sleep(0.01)
-
-
-def runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
-
-
-def descriptors(agent: RunningAgent) -> int:
-    return len(os.listdir(f"/proc/{agent.process.pid}/fd"))
-
-
-def sh(script: str) -> list[str]:
-    return ["sh", "-c", script]
-
-
-# --------------------------------------------------------------- one reply
-
-
-def test_stdout_stderr_and_the_exit_code_come_back(client: sync.Client) -> None:
-    result = client.exec(sh("echo out; echo err >&2; exit 42"))
-    assert (result.stdout, result.stderr, result.exit_code, result.signal) == (b"out\n", b"err\n", 42, 0)
-
-
-def test_a_command_ended_by_a_signal_is_128_and_the_signal(client: sync.Client) -> None:
-    result = client.exec(sh("kill -TERM $$"))
-    assert (result.exit_code, result.signal) == (143, 15)
-
-
-def test_an_old_client_gets_one_reply_with_stdout_alone(client: sync.Client) -> None:
-    reply = client.call(ExecRequest(cmd=sh("echo out; echo err >&2; kill -9 $$")), ExecOutput)
-    assert reply == ExecOutput(stream="stdout", data=b"out\n", exit_code=-1, done=True)
-
-
-def test_one_reply_with_detail_has_stderr_and_signal(client: sync.Client) -> None:
-    reply = client.call(ExecRequest(cmd=sh("echo out; echo err >&2; kill -9 $$"), detail=True), ExecOutput)
-    assert reply == ExecOutput(
-        stream="stdout", data=b"out\n", exit_code=-1, done=True, stderr=b"err\n", signal=9
-    )
-
-
-def test_output_that_is_no_text_comes_unchanged(client: sync.Client) -> None:
-    octets = bytes(range(256)) * 3
-    assert client.exec(["cat"], stdin=octets).stdout == octets
-
-
-def test_more_output_than_one_reply_may_have_is_an_error_and_ends_the_command(
-    start_agent: Callable[..., RunningAgent],
-) -> None:
-    agent = start_agent(exec_output_limit="64KiB")
-    with sync.connect(agent.address) as client:
-        with pytest.raises(BadRequestError, match="larger than exec_output_limit = 65536 bytes: ask for a stream"):
-            client.call(ExecRequest(cmd=["yes"]), ExecOutput)
-        assert client.call(ExecRequest(cmd=sh("head -c 65536 /dev/zero")), ExecOutput).data == bytes(65536)
-        # A stream has no such limit.
-        assert len(client.exec(sh("head -c 200000 /dev/zero")).stdout) == 200000
-
-
-# --------------------------------------------------------------- surroundings
-
-
-def test_a_command_gets_the_environment_that_was_asked_and_nothing_else(client: sync.Client) -> None:
-    result = client.exec(["/usr/bin/env", "-0"], env={"A": "b c", "EMPTY": "", "UNICODE": "ä\n"})
-    found = dict(entry.split("=", 1) for entry in result.stdout.decode().split("\0") if entry)
-    assert found == {
-        "A": "b c",
-        "EMPTY": "",
-        "UNICODE": "ä\n",
-        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "HOME": "/root",
-    }
-
-
-def test_a_command_has_three_descriptors_and_no_other(client: sync.Client) -> None:
-    # The fourth is the directory that ls reads.
-    assert client.exec(["ls", "/proc/self/fd"]).stdout.split() == [b"0", b"1", b"2", b"3"]
-
-
-def test_a_command_runs_where_it_was_asked_to(client: sync.Client) -> None:
-    assert client.exec(["pwd"], working_dir="/usr").stdout == b"/usr\n"
-    assert client.exec(["pwd"]).stdout == b"/\n"
-
-
-def test_a_relative_working_directory_is_refused(client: sync.Client) -> None:
-    with pytest.raises(BadRequestError, match="working directory must be an absolute path, not 'usr'"):
-        client.exec(["pwd"], working_dir="usr")
-
-
-def test_a_missing_working_directory_is_named(client: sync.Client) -> None:
-    with pytest.raises(AgentFailedError, match=r"exec failed: .*/no/such: No such file or directory \(os error 2\)"):
-        client.exec(["pwd"], working_dir="/no/such")
-
-
-def test_a_command_runs_as_the_user_that_was_asked(client: sync.Client) -> None:
-    script = 'echo "$(id -u) $(id -g) $(id -G) $HOME"'
-    assert client.exec(sh(script), user="daemon").stdout.split()[0] == b"1"
-    assert client.exec(sh(script), user="1234:5678").stdout == b"1234 5678 5678 /\n"
-
-
-def test_a_user_without_rights_may_open_its_own_output_again(client: sync.Client) -> None:
-    assert client.exec(sh("echo again > /dev/stdout"), user="daemon").stdout == b"again\n"
-
-
-def test_an_unknown_user_is_an_error(client: sync.Client) -> None:
-    with pytest.raises(BadRequestError, match="unknown user 'nobody-at-all'"):
-        client.exec(["true"], user="nobody-at-all")
-
-
-def test_a_missing_program_is_told_as_alpha1_tells_it(client: sync.Client) -> None:
-    with pytest.raises(AgentFailedError, match=r"^exec failed: No such file or directory \(os error 2\)"):
-        client.exec(["/no/such/program"])
-    with pytest.raises(AgentFailedError, match=r"^exec failed: Permission denied \(os error 13\)"):
-        client.exec(["/etc/passwd"])
-
-
-def test_an_empty_command_and_a_bad_environment_are_refused(client: sync.Client) -> None:
-    with pytest.raises(BadRequestError, match="^empty command"):
-        client.exec([])
-    with pytest.raises(BadRequestError, match="invalid environment variable name 'A=B'"):
-        client.exec(["true"], env={"A=B": "c"})
-
-
-def test_an_unknown_container_is_not_found(client: sync.Client) -> None:
-    with pytest.raises(NotFoundError, match="^container not found: nope"):
-        client.exec(["true"], container="nope")
-
-
-# --------------------------------------------------------------------- input
-
-
-def test_more_input_than_a_pipe_holds_goes_in_while_output_comes_out(client: sync.Client) -> None:
-    octets = os.urandom(5 << 20)
-    assert client.exec(["cat"], stdin=octets).stdout == octets
-
-
-def test_input_that_nobody_reads_holds_nothing_up(client: sync.Client) -> None:
-    assert client.exec(sh("exec <&-; echo done"), stdin=bytes(1 << 20)).stdout == b"done\n"
-
-
-def test_without_input_a_command_finds_its_end_at_once(client: sync.Client) -> None:
+def test_streams_exit_code_and_input(client: sync.Client) -> None:
+    result = client.exec(["sh", "-c", "cat; echo err >&2; exit 42"], stdin=b"in\0put\xff")
+    assert (result.stdout, result.stderr, result.exit_code, result.signal) == (b"in\0put\xff", b"err\n", 42, 0)
     assert client.exec(["cat"]).stdout == b""
 
 
-# -------------------------------------------------------------------- streams
+def test_a_signal_is_told(client: sync.Client, agent: Any) -> None:
+    result = client.exec(["sh", "-c", "kill -SEGV $$"])
+    assert (result.exit_code, result.signal) == (139, 11)
+    output = raw(agent, wire.ExecRequest(cmd=["sh", "-c", "echo e >&2; kill -9 $$"], detail=True))
+    assert (output.exit_code, output.signal, output.stderr) == (-1, 9, b"e\n")
+    output = raw(agent, wire.ExecRequest(cmd=["sh", "-c", "echo e >&2; kill -9 $$"]))
+    assert output == wire.ExecOutput(stream="stdout", exit_code=-1, done=True)
 
 
-def test_a_stream_brings_output_while_the_command_runs(client: sync.Client, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "go")
-    with client.exec_stream(sh(f"echo first; read x < {tmp_path}/go; echo second >&2")) as parts:
-        first = next(parts)
-        assert (first.stream, first.data, first.done) == ("stdout", b"first\n", False)
-        (tmp_path / "go").write_text("go\n")
-        second = next(parts)
-        assert (second.stream, second.data) == ("stderr", b"second\n")
-        last = next(parts)
-        assert (last.done, last.exit_code, last.data) == (True, 0, b"")
+def test_much_input_and_much_output_at_once(client: sync.Client) -> None:
+    octets = os.urandom(1 << 20) * 8
+    assert client.exec(["cat"], stdin=octets).stdout == octets
+    assert client.exec(["true"], stdin=octets).exit_code == 0
+    assert client.exec(["sh", "-c", "head -c 3; cat >/dev/null"], stdin=octets).stdout == octets[:3]
 
 
-def test_a_slow_reader_pauses_the_command_and_loses_nothing(agent: RunningAgent, client: sync.Client) -> None:
-    size = 32 << 20
-    with client.exec_stream(sh(f"head -c {size} /dev/zero")) as parts:
-        received = len(next(parts).data)
-        time.sleep(0.5)  # everything on the way is full by now
-        assert client.ping().message == "pong"
-        rss = next(
-            int(line.split()[1])
-            for line in Path(f"/proc/{agent.process.pid}/status").read_text().splitlines()
-            if line.startswith("VmRSS")
-        )
-        assert rss < 100_000, "the agent holds the output in memory"
-        for part in parts:
-            received += len(part.data)
-    assert (received, part.done, part.exit_code) == (size, True, 0)
-
-
-def test_both_streams_at_full_speed_arrive_whole(client: sync.Client) -> None:
-    result = client.exec(sh("head -c 3000000 /dev/zero & head -c 2000000 /dev/zero >&2; wait"))
-    assert (len(result.stdout), len(result.stderr), result.exit_code) == (3000000, 2000000, 0)
-
-
-def test_a_client_that_leaves_a_stream_ends_all_of_the_command(
-    agent: RunningAgent, client: sync.Client, tmp_path: Path
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"cmd": ["/no/such"]}, AgentFailedError, "exec failed: No such file or directory (os error 2)"),
+        ({"cmd": ["nosuchprogram"]}, AgentFailedError, "exec failed: No such file or directory (os error 2)"),
+        ({"cmd": ["/etc/passwd"]}, AgentFailedError, "exec failed: Permission denied (os error 13)"),
+        (
+            {"cmd": ["true"], "working_dir": "/no/such"},
+            AgentFailedError,
+            "exec failed: working directory /no/such: No such file or directory (os error 2)",
+        ),
+        ({"cmd": ["true"], "working_dir": "x"}, BadRequestError, "the working directory must be an absolute path"),
+        ({"cmd": ["true"], "user": "nosuch"}, BadRequestError, "unknown user 'nosuch'"),
+        ({"cmd": ["true"], "env": {"=": ""}}, BadRequestError, "invalid environment variable name '='"),
+        ({"cmd": []}, BadRequestError, "empty command"),
+        ({"cmd": ["true"], "container": "nope"}, NotFoundError, "container not found: nope"),
+    ],
+)
+def test_what_cannot_be_run_says_why(
+    client: sync.Client, options: dict[str, Any], error: type[Exception], text: str
 ) -> None:
-    script = f"setsid sleep 1000 & echo $! > {tmp_path}/pid; echo started; sleep 1000"
-    with client.exec_stream(sh(script)) as parts:
-        assert next(parts).data == b"started\n"
-        pid = int((tmp_path / "pid").read_text())
-        assert runs(pid)
-    until(lambda: not runs(pid), "what the command started goes on")
+    with pytest.raises(error) as caught:
+        client.exec(options.pop("cmd"), **options)
+    assert text_of(caught.value).startswith(text)  # type: ignore[arg-type]
 
 
-# ------------------------------------------------------------------------ end
+def test_environment_user_and_directory(client: sync.Client) -> None:
+    result = client.exec(["env"], env={"A": "b"})
+    assert sorted(result.stdout.split()) == [
+        b"A=b",
+        b"HOME=/root",
+        b"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    ]
+    assert client.exec(["pwd"], working_dir="/usr").stdout == b"/usr\n"
+    assert client.exec(["pwd"]).stdout == b"/\n"
+    assert client.exec(["sh", "-c", "id -u; id -g; echo x >/dev/stdout"], user="4242:4343").stdout == b"4242\n4343\nx\n"
 
 
-def test_a_process_left_behind_holds_the_pipe_and_nobody_up(client: sync.Client, tmp_path: Path) -> None:
-    started = time.monotonic()
-    result = client.exec(sh(f"sleep 1000 & echo $! > {tmp_path}/pid; echo done"))
-    assert (result.stdout, result.exit_code) == (b"done\n", 0)
-    assert time.monotonic() - started < PATIENCE
+def test_a_grandchild_that_holds_the_output_does_not_hold_the_command(client: sync.Client) -> None:
+    result = client.exec(["sh", "-c", "echo out; echo err >&2; (sleep 1000 &) ; exit 3"])
+    assert (result.stdout, result.stderr, result.exit_code) == (b"out\n", b"err\n", 3)
+    # One that writes without end does not either.
+    result = client.exec(["sh", "-c", "(yes >&2 &); echo out; exit 4"])
+    assert (result.stdout, result.exit_code) == (b"out\n", 4)
+    client.exec(["sh", "-c", "kill $(pgrep -x yes) $(pgrep -fx 'sleep 1000') || true"])
+
+
+def test_all_that_the_command_itself_wrote_comes_though_it_has_ended_long_ago(agent: Any) -> None:
+    """The client reads nothing until the command is gone; what lay in its pipe is not cut."""
+
+    async def main() -> None:
+        async with arcbox_agent.connect(agent.address, wait=10) as client:
+            script = "head -c 300000 /dev/zero; (sleep 1000 &); echo end"
+            async with client.exec_stream(["sh", "-c", script]) as parts:
+                await asyncio.sleep(1.5)
+                data = b"".join([part.data async for part in parts])
+            assert data == bytes(300000) + b"end\n"
+            await client.exec(["sh", "-c", "kill $(pgrep -fx 'sleep 1000')"])
+
+    run(main())
+
+
+def test_a_command_that_takes_too_long_is_killed_with_all_it_started(client: sync.Client, agent: Any) -> None:
+    script = "echo $$; setsid sleep 1000 & echo $!; wait"
+    result = client.exec(["sh", "-c", script], timeout=0.5)
+    assert (result.timed_out, result.signal, result.exit_code) == (True, 9, 137)
+    pids = [int(line) for line in result.stdout.split()]
+    assert len(pids) == 2
+    eventually(lambda: not any(map(alive, pids)))
+    output = raw(agent, wire.ExecRequest(cmd=["sleep", "1000"], timeout_ms=200, detail=True))
+    assert (output.timed_out, output.exit_code, output.signal) == (True, -1, 9)
+    assert not client.exec(["true"], timeout=50).timed_out
+
+
+def test_a_client_that_goes_away_ends_its_command_with_all_it_started(agent: Any) -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(agent.socket_path))
+        script = "echo $$; setsid sleep 1000 & echo $!; wait"
+        connection.sendall(wire.encode_message(wire.ExecRequest(cmd=["sh", "-c", script], stream=True)))
+        decoder = wire.FrameDecoder(version=1)
+        text = b""
+        while text.count(b"\n") < 2:
+            decoder.feed(connection.recv(65536))
+            while (frame := decoder.next_frame()) is not None:
+                text += wire.ExecOutput.decode(frame.payload).data
+        pids = [int(line) for line in text.split()]
+        assert all(map(alive, pids))
+    eventually(lambda: not any(map(alive, pids)))
+
+
+def test_a_client_that_goes_away_ends_a_command_without_a_stream_too(agent: Any, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(agent.socket_path))
+        script = f"echo $$ >{tmp_path}/pid.tmp; mv {tmp_path}/pid.tmp {tmp_path}/pid; sleep 1000"
+        connection.sendall(wire.encode_message(wire.ExecRequest(cmd=["sh", "-c", script])))
+        eventually((tmp_path / "pid").exists)
     pid = int((tmp_path / "pid").read_text())
-    assert runs(pid), "what it left behind on purpose goes on"
+    eventually(lambda: not alive(pid))
+
+
+def test_a_detached_command_goes_on_without_its_client(agent: Any) -> None:
+    with sync.connect(agent.address, wait=10) as client:
+        pid = client.exec_detached(["sleep", "1000"])
+        assert alive(pid)
+    assert alive(pid)
+    with sync.connect(agent.address) as client:
+        assert client.exec(["kill", str(pid)]).exit_code == 0
+        eventually(lambda: not os.path.exists(f"/proc/{pid}"))  # it was reaped too
+        assert client.exec_detached(["true"]) > 0
+
+
+def test_what_a_command_leaves_in_the_background_goes_on(client: sync.Client) -> None:
+    result = client.exec(["sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo $!"])
+    pid = int(result.stdout)
+    time.sleep(0.3)
+    assert alive(pid)
     os.kill(pid, signal.SIGKILL)
 
 
-def test_all_that_was_written_before_the_end_is_read_though_another_holds_the_pipe(
-    client: sync.Client, tmp_path: Path
-) -> None:
-    result = client.exec(sh(f"sleep 1000 & echo $! > {tmp_path}/pid; head -c 60000 /dev/zero"))
-    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
-    assert len(result.stdout) == 60000
+def test_output_over_the_limit_ends_the_command_and_says_to_stream(start_agent: Callable[..., Any]) -> None:
+    agent = start_agent(exec_output_limit="100000")
+    at_limit = raw(agent, wire.ExecRequest(cmd=["head", "-c", "100000", "/dev/zero"]))
+    assert at_limit.data == bytes(100000)
+    with pytest.raises(BadRequestError, match="larger than exec_output_limit = 100000 bytes: ask for a stream"):
+        raw(agent, wire.ExecRequest(cmd=["head", "-c", "100001", "/dev/zero"]))
+    with pytest.raises(BadRequestError):
+        raw(agent, wire.ExecRequest(cmd=["sh", "-c", "yes >&2"], detail=True))
+    with sync.connect(agent.address) as client:
+        assert len(client.exec(["head", "-c", "1000000", "/dev/zero"]).stdout) == 1000000
+    # Nobody asked for its errors: they are not read, and do not count.
+    assert raw(agent, wire.ExecRequest(cmd=["sh", "-c", "head -c 1000000 /dev/zero >&2"])).exit_code == 0
 
 
-def test_a_process_left_behind_that_writes_for_ever_does_not_keep_the_call_open(
-    client: sync.Client, tmp_path: Path
-) -> None:
-    script = f"(while :; do echo x; sleep 0.01; done) & echo $! > {tmp_path}/pid; echo done"
-    try:
-        assert client.exec(sh(script)).stdout.startswith((b"done\n", b"x\n"))
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
-
-
-def test_a_command_that_closes_its_output_is_waited_for(client: sync.Client) -> None:
-    assert client.exec(sh("exec >&- 2>&-; sleep 0.3; exit 3")).exit_code == 3
-
-
-def test_a_time_out_kills_all_that_the_command_started(client: sync.Client, tmp_path: Path) -> None:
-    script = f"setsid sleep 1000 & echo $! > {tmp_path}/pid; echo before; trap '' TERM; sleep 1000"
-    result = client.exec(sh(script), timeout=0.5)
-    assert (result.stdout, result.timed_out, result.signal, result.exit_code) == (b"before\n", True, 9, 137)
-    pid = int((tmp_path / "pid").read_text())
-    until(lambda: not runs(pid), "what the command started goes on")
-
-
-def test_commands_leave_no_descriptor_no_process_and_no_cgroup(agent: RunningAgent, client: sync.Client) -> None:
-    client.exec(["true"])
-    before = descriptors(agent)
-    for _ in range(20):
-        client.exec(sh("echo x; sleep 0 &"))
-        with pytest.raises(AgentFailedError):
-            client.exec(["/no/such/program"])
-    until(lambda: descriptors(agent) == before, "descriptors are left open")
-    children = Path(f"/proc/{agent.process.pid}/task/{agent.process.pid}/children")
-    until(lambda: not children.read_text(), "processes are left")
-    until(lambda: client.agent_info().counters["commands_started"] >= 21)
-
-
-def test_no_more_commands_than_allowed_run_at_one_time(start_agent: Callable[..., RunningAgent]) -> None:
+def test_there_is_a_bound_on_commands(start_agent: Callable[..., Any]) -> None:
     agent = start_agent(max_execs="2")
-    with sync.connect(agent.address) as client:
-        with client.exec_stream(sh("echo; sleep 1000")) as one, client.exec_stream(sh("echo; sleep 1000")) as two:
-            next(one), next(two)
+
+    async def main() -> None:
+        async with arcbox_agent.connect(agent.address, wait=10) as client:
+            running = [asyncio.create_task(client.exec(["sleep", "1000"])) for _ in range(2)]
+            await asyncio.sleep(0.5)
             with pytest.raises(BusyError, match="max_execs = 2 commands run already"):
-                client.exec(["true"])
+                await client.exec(["true"])
+            running[0].cancel()
+            async with asyncio.timeout(20):
+                while True:
+                    try:
+                        assert (await client.exec(["true"])).exit_code == 0
+                        break
+                    except BusyError:
+                        await asyncio.sleep(0.02)
+            running[1].cancel()
+            await asyncio.gather(*running, return_exceptions=True)
 
-        def runs_again() -> bool:
-            try:
-                return client.exec(["true"]).exit_code == 0
-            except BusyError:
-                return False
-
-        until(runs_again, "commands that have ended are still counted")
-
-
-# --------------------------------------------------------------------- detach
-
-
-def test_a_detached_command_outlives_client_and_agent(
-    start_agent: Callable[..., RunningAgent], tmp_path: Path
-) -> None:
-    agent = start_agent()
-    script = f"read x < {tmp_path}/go; echo done > {tmp_path}/done"
-    os.mkfifo(tmp_path / "go")
-    with sync.connect(agent.address) as client:
-        pid = client.exec_detached(sh(script))
-        assert runs(pid)
-    agent.kill()
-    agent.restart()
-    assert runs(pid)
-    (tmp_path / "go").write_text("go\n")
-    until(lambda: (tmp_path / "done").exists(), "it did not go on")
+    run(main())
 
 
-def test_a_detached_command_gets_its_input_and_leaves_no_zombie(client: sync.Client, tmp_path: Path) -> None:
-    pid = client.exec_detached(sh(f"cat > {tmp_path}/new && mv {tmp_path}/new {tmp_path}/out"), stdin=b"x" * 100_000)
-    until(lambda: (tmp_path / "out").exists())
-    assert (tmp_path / "out").read_bytes() == b"x" * 100_000
-    until(lambda: not Path(f"/proc/{pid}").exists(), "a zombie is left")
+def test_a_stream_begins_before_the_command_ends(agent: Any) -> None:
+    async def main() -> None:
+        async with arcbox_agent.connect(agent.address, wait=10) as client:
+            async with client.exec_stream(["sh", "-c", "echo one; read x; echo two"], tty=True) as parts:
+                async for part in parts:
+                    assert part.data == b"one\r\n"
+                    break
+
+    run(main())
 
 
-# ------------------------------------------------------------------- terminals
+def test_a_slow_reader_holds_up_its_command_and_nobody_else(agent: Any) -> None:
+    with socket.socket(socket.AF_UNIX) as slow:
+        slow.connect(str(agent.socket_path))
+        slow.sendall(wire.encode_message(wire.ExecRequest(cmd=["yes"], stream=True)))
+        with sync.connect(agent.address) as client:
+            for _ in range(20):
+                assert client.exec(["echo", "a"]).stdout == b"a\n"
+            time.sleep(0.5)
+            memory = client.exec(["sh", "-c", f"grep VmRSS /proc/{agent.process.pid}/status"]).stdout
+            assert int(memory.split()[1]) < 100_000  # kB
 
 
-def test_a_terminal_has_the_size_that_was_asked(client: sync.Client) -> None:
-    result = client.exec(sh("stty size; tty; test -t 0 && test -t 1 && test -t 2"), tty=True, tty_width=101, tty_height=33)
-    size, name = result.stdout.split(b"\r\n")[:2]
-    assert (size, name[:9], result.exit_code) == (b"33 101", b"/dev/pts/", 0)
+def test_a_terminal(client: sync.Client) -> None:
+    result = client.exec(["sh", "-c", "tty; stty size; echo err >&2"], tty=True, tty_width=132, tty_height=50)
+    lines = result.stdout.split(b"\r\n")
+    assert lines[0].startswith(b"/dev/pts/") and lines[1:] == [b"50 132", b"err", b""]
+    assert result.stderr == b""
+    result = client.exec(["sh", "-c", "stty -echo; read a; echo got $a; cat; exit 9"], tty=True, stdin=b"hello\n")
+    assert result.stdout.endswith(b"got hello\r\n")
+    assert result.exit_code == 9
 
 
-def test_a_terminal_is_the_commands_own_and_takes_input(client: sync.Client) -> None:
-    result = client.exec(sh("read line; echo got $line > /dev/tty"), tty=True, stdin=b"hello\n")
-    assert b"got hello\r\n" in result.stdout
+def test_in_a_container(client: sync.Client, rootfs: Path, tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "file").write_text("mounted\n")
+    client.create_container(
+        cmd=["sleep", "1000"],
+        name="x",
+        rootfs=str(rootfs),
+        env={"A": "container", "B": "container"},
+        user="alice",
+        working_dir="/data",
+        mounts=[Mount(source=str(tmp_path / "m"), target="/m"), Mount(type="tmpfs", target="/t")],
+    )
+    with pytest.raises(BadRequestError, match="container is not running: "):
+        client.exec(["true"], container="x")
+    client.start_container("x")
+    info = client.list_containers()[0]
+    script = "echo $A $B $C; id -u; id -G; pwd; cat /m/file; echo t >/t/file; ls /t; ls /"
+    result = client.exec(["sh", "-c", script], container="x", env={"B": "command", "C": "command"})
+    assert result.stdout.decode().splitlines()[:6] == [
+        "container command command",
+        "4100",
+        "4200 4400 4500",
+        "/data",
+        "mounted",
+        "file",
+    ]
+    assert "m" in result.stdout.decode().splitlines() and "usr" not in result.stdout.decode().splitlines()
+    assert client.exec(["id", "-u"], container="x", user="root").stdout == b"0\n"
+    assert client.exec(["pwd"], container="x", working_dir="/tmp").stdout == b"/tmp\n"
+    with pytest.raises(AgentFailedError, match="exec failed: No such file or directory"):
+        client.exec(["/usr/bin/env"], container=info.id[:8])
+    # It is part of the container: it ends with it.
+    pid = client.exec_detached(["sleep", "1000"], container="x")
+    assert alive(pid)
+    client.stop_container("x", timeout=5)
+    assert not alive(pid)
+    with pytest.raises(BadRequestError, match="container is not running: "):
+        client.exec(["true"], container="x")
+
+
+def test_a_command_that_runs_in_a_container_ends_with_it_and_tells_its_client(agent: Any) -> None:
+    async def main() -> None:
+        async with arcbox_agent.connect(agent.address, wait=10) as client:
+            await client.create_container(cmd=["sleep", "1000"], name="x")
+            await client.start_container("x")
+            command = asyncio.create_task(client.exec(["sleep", "1000"], container="x"))
+            await asyncio.sleep(0.3)
+            await client.kill_container("x")
+            assert (await command).signal == 9
+
+    run(main())
+
+
+def test_many_at_once_leave_nothing(agent: Any) -> None:
+    async def main() -> None:
+        async with arcbox_agent.connect(agent.address, wait=10) as client:
+            await client.exec(["true"])
+            descriptors = len(os.listdir(f"/proc/{agent.process.pid}/fd"))
+
+            async def one(n: int) -> None:
+                result = await client.exec(["sh", "-c", f"cat; echo {n} >&2; exit {n % 256}"], stdin=b"x" * n)
+                assert (result.stdout, result.stderr) == (b"x" * n, f"{n}\n".encode())
+                assert result.exit_code == n % 256
+
+            for _ in range(3):
+                await asyncio.gather(*(one(n) for n in range(100)))
+                await asyncio.gather(
+                    *(client.exec(["/no/such"]) for _ in range(50)), return_exceptions=True
+                )
+        eventually(lambda: len(os.listdir(f"/proc/{agent.process.pid}/fd")) <= descriptors)
+
+    run(main())
+    with open(f"/proc/{agent.process.pid}/task/{agent.process.pid}/children") as file:
+        assert file.read().split() == []
+
+
+@pytest.mark.parametrize("trace", [None, "", "8f1c", "x" * 3000])
+@pytest.mark.parametrize("size", [1, 127, 128, 16383, 16384, 262144])
+def test_a_frame_made_in_place_is_the_one_that_the_message_class_makes(trace: str | None, size: int) -> None:
+    frames = OutputFrames(trace)
+    octets = os.urandom(size)
+    for stream in ("stdout", "stderr"):
+        frames.room[:size] = octets
+        expected = wire.encode_message(wire.ExecOutput(stream=stream, data=octets), trace)
+        assert bytes(frames.frame(stream, size)) == expected

@@ -40,9 +40,10 @@ log = Logger("exec")
 PIPE_SIZES = (1 << 20, 1 << 18)
 
 #: After the process has ended and all it wrote itself is read: how long nothing must come,
-#: and how long something may come, from others that hold its output open.
+#: and how long, and how much, something may come from others that hold its output open.
 QUIET = 0.1
 CHATTER = 1.0
+CHATTER_BYTES = 1 << 20
 
 #: Reads without a wait after which the other tasks of the loop get their turn.
 TURN = 8
@@ -114,6 +115,7 @@ class Command:
     async def read(self, room: memoryview, sink: Callable[[Output, int], Awaitable[None]]) -> ExitStatus:
         """Reads everything through `room`, each piece handed to `sink`; then how it ended."""
         turns = 0
+        chatter = 0
         last_read = self._loop.time()
         while self._outputs:
             got_any = False
@@ -124,6 +126,8 @@ class Command:
                 elif size == 0:
                     self._drop(output)
                 else:
+                    if self._ended_at is not None:
+                        chatter += max(0, size - output.owed)
                     output.owed = max(0, output.owed - size)
                     got_any = True
                     await sink(output, size)
@@ -142,7 +146,7 @@ class Command:
                 continue
             now = self._loop.time()
             left = min(last_read + QUIET, self._ended_at + CHATTER) - now
-            if left <= 0:
+            if left <= 0 or chatter > CHATTER_BYTES:
                 break
             if not got_any:
                 await self._wait_for_something(left)
