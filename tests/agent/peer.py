@@ -8,7 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from arcbox_agent.wire import Frame, FrameDecoder, Message, decode_error, encode_message, message_class
+from arcbox_agent.wire import (
+    AgentInfo,
+    AgentInfoRequest,
+    Frame,
+    FrameDecoder,
+    Message,
+    decode_error,
+    encode_message,
+    message_class,
+)
+from tests.conftest import RunningAgent
 
 #: Only what hangs takes this long.
 PATIENCE = 60.0
@@ -94,3 +104,23 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"never happened: {what}"
         time.sleep(0.01)
+
+
+def info(agent: RunningAgent) -> AgentInfo:
+    """What the agent says of itself, on a connection of its own."""
+    with Peer(agent.socket_path) as peer:
+        reply = peer.ask(AgentInfoRequest())
+    assert isinstance(reply, AgentInfo)
+    return reply
+
+
+def only_peer(agent: RunningAgent) -> Peer:
+    """A connection, when the agent has noticed that everybody else has gone."""
+    peer = Peer(agent.socket_path)
+
+    def alone() -> bool:
+        reply = peer.ask(AgentInfoRequest())
+        return isinstance(reply, AgentInfo) and reply.connections == 1
+
+    eventually(alone, "nobody else is connected")
+    return peer

@@ -13,8 +13,6 @@ from pathlib import Path
 import pytest
 
 from arcbox_agent.wire import (
-    AgentInfo,
-    AgentInfoRequest,
     Error,
     ExecOutput,
     ExecRequest,
@@ -23,23 +21,16 @@ from arcbox_agent.wire import (
     encode_frame,
     encode_message,
 )
-from tests.agent.peer import Peer, eventually
+from tests.agent.peer import Peer, eventually, info, only_peer
 from tests.conftest import RunningAgent
 
 PONG = PingResponse(message="pong", version="0.1.0")
 
 
-def info(agent: RunningAgent) -> AgentInfo:
-    with Peer(agent.socket_path) as peer:
-        reply = peer.ask(AgentInfoRequest())
-    assert isinstance(reply, AgentInfo)
-    return reply
-
-
 def descriptors_of(agent: RunningAgent) -> int:
     """How many descriptors it has open, when nobody is connected."""
-    eventually(lambda: info(agent).connections == 1, "everybody else has gone")
-    return len(os.listdir(f"/proc/{agent.process.pid}/fd"))
+    with only_peer(agent):
+        return len(os.listdir(f"/proc/{agent.process.pid}/fd"))
 
 
 def resident(agent: RunningAgent) -> int:

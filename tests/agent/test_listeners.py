@@ -22,7 +22,7 @@ from arcbox_agent.wire import (
     PingResponse,
     ShutdownRequest,
 )
-from tests.agent.peer import Peer, eventually
+from tests.agent.peer import Peer, eventually, only_peer
 from tests.conftest import PATIENCE, REPOSITORY, RunningAgent
 
 PONG = PingResponse(message="pong", version="0.1.0")
@@ -205,7 +205,7 @@ def test_every_route_needs_an_access_that_full_mode_grants() -> None:
 def test_one_connection_more_than_the_bound_gets_429_in_its_own_version(start_agent) -> None:
     agent = start_agent(max_connections="3")
     text = "the agent's bound of 3 connections is reached (max_connections)"
-    peers = [Peer(agent.socket_path) for _ in range(3)]
+    peers = [only_peer(agent), Peer(agent.socket_path), Peer(agent.socket_path)]
     for peer in peers:
         assert peer.ask(PingRequest()) == PONG
     for version, trace_id in ((1, None), (2, "t")):
@@ -229,7 +229,7 @@ def test_one_connection_more_than_the_bound_gets_429_in_its_own_version(start_ag
 
 def test_far_more_connections_than_the_bound_cost_nothing_and_are_told(start_agent) -> None:
     agent = start_agent(max_connections="3")
-    peers = [Peer(agent.socket_path) for _ in range(300)]
+    peers = [only_peer(agent), *(Peer(agent.socket_path) for _ in range(299))]
     # The first three are in; the last, far over the bound, are told at once, in V1.
     assert peers[0].ask(PingRequest()) == PONG
     refused = peers[-1].reply()

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-#: The counters of the daemon's shell, each with what it counts.  They exist, at 0,
-#: from the start, so that a rate over them has no gaps.
+#: The counters of the agent, each with what it counts.  They exist, at 0, from the
+#: start, so that a rate over them has no gaps.
 COUNTERS: dict[str, str] = {
     "connections_accepted": "Connections accepted.",
     "connections_refused_peer": "Connections refused because of who connected.",
@@ -27,7 +27,21 @@ COUNTERS: dict[str, str] = {
     "bound_queued_total": "Connections closed because max_queued_total was reached.",
     "bound_frame_timeout": "Connections closed because a frame took longer than frame_timeout.",
     "bound_idle_timeout": "Connections closed because of idle_timeout.",
+    "bound_execs": "Commands refused because max_execs was reached.",
     "log_lines_dropped": "Lines of the agent's own log that could not be written.",
+    "containers_started": "Starts of containers.",
+    "container_start_failures": "Starts of containers that failed.",
+    "containers_exited": "Ends of containers.",
+    "containers_removed": "Containers removed.",
+    "containers_recovered": "Running containers found again after a restart of the agent.",
+    "processes_spawned": "Processes started, containers and commands alike.",
+    "spawn_failures": "Processes that could not be started.",
+    "orphans_reaped": "Processes of others that the agent reaped as their init.",
+    "exits_lost": "Ends of containers whose exit code could not be known.",
+    "commands_started": "Commands run for clients.",
+    "commands_timed_out": "Commands ended because of their time-out.",
+    "clock_set": "Times the guest's clock was set to the host's.",
+    "clock_refused": "Times the guest's clock could not be set.",
 }
 
 PREFIX = "arcbox_agent_"

@@ -88,10 +88,10 @@ class Capture:
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._loop = asyncio.get_running_loop()
-        metrics.gauge("captured_bytes", lambda: self._pump.bytes)
-        metrics.gauge("capture_dropped_bytes", lambda: self._pump.dropped)
-        metrics.gauge("log_rotations", lambda: self._pump.rotations)
-        metrics.gauge("log_lag_bytes", self.lag)
+        metrics.gauge("captured_bytes", lambda: self._pump.bytes, "Bytes captured from containers.")
+        metrics.gauge("capture_dropped_bytes", lambda: self._pump.dropped, "Bytes lost to full disks.")
+        metrics.gauge("log_rotations", lambda: self._pump.rotations, "Rotations of containers' logs.")
+        metrics.gauge("log_lag_bytes", self.lag, "Bytes written by containers and not yet in a log.")
 
     def lag(self) -> int:
         """Bytes that containers have written and their logs do not have yet."""

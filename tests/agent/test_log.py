@@ -1,0 +1,121 @@
+"""The agent's own log: one line an event, never a stopped loop."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from arcbox_agent.agent import log
+from arcbox_agent.agent.log import EveryMinute, Logger, Sink, quote
+from arcbox_agent.wire import AttachRequest
+from tests.agent.peer import Peer, eventually
+
+
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The reading end of what the log is written to."""
+    reading, writing = os.pipe()
+    monkeypatch.setattr(log, "sink", Sink(writing, log.INFO))
+    yield reading
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_line_has_time_level_component_message_and_values(pipe: int) -> None:
+    Logger("server").warning("connection refused", peer="uid 7 pid 8", bound=3)
+    line = os.read(pipe, 4096).decode()
+    assert re.fullmatch(
+        r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z warning server: connection refused peer="uid 7 pid 8" bound=3\n', line
+    )
+
+
+def test_lines_below_the_level_are_not_written(pipe: int) -> None:
+    Logger("server").debug("nothing")
+    Logger("server").info("something")
+    assert os.read(pipe, 4096).decode().endswith("info    server: something\n")
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        ("plain", "plain"),
+        ("/run/a-b_c.sock", "/run/a-b_c.sock"),
+        (7, "7"),
+        ("", '""'),
+        ("two words", '"two words"'),
+        ("a=b", '"a=b"'),
+        ('say "no"', '"say \\"no\\""'),
+        ("back\\slash", '"back\\\\slash"'),
+        ("line\nbreak", '"line\\nbreak"'),
+        ("\x1b[31mred", '"\\x1b[31mred"'),
+        ("\u202e", '"\\u202e"'),
+        ("é", '"é"'),
+        ("\udc80", '"\\udc80"'),
+    ],
+)
+def test_no_value_can_break_its_line_or_forge_another(value: object, written: str) -> None:
+    assert quote(value) == written
+
+
+def test_an_error_with_its_trace_is_one_line(pipe: int) -> None:
+    try:
+        raise KeyError("x")
+    except KeyError as error:
+        Logger("server").exception("it failed", error)
+    line = os.read(pipe, 4096).decode()
+    assert line.count("\n") == 1
+    assert "Traceback (most recent call last):\\n" in line
+    assert "KeyError: 'x'" in line
+
+
+def test_a_stuck_reader_loses_lines_and_stops_nobody(pipe: int) -> None:
+    logger = Logger("server")
+    for i in range(1000):
+        logger.info("a line", number=i, text="x" * 100)
+    first = os.read(pipe, 1 << 20).decode().splitlines()
+    assert "number=0 " in first[0]
+    dropped = 1000 - len(first)
+    assert dropped > 300
+    assert log.sink.dropped == dropped
+    logger.info("it reads again")
+    lines = os.read(pipe, 1 << 20).decode().splitlines()
+    assert lines[0].endswith(f"warning log: {dropped} lines could not be written and are lost")
+    assert lines[1].endswith("info    server: it reads again")
+    assert log.sink.dropped == 0
+
+
+def test_a_reader_that_is_gone_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    monkeypatch.setattr(log, "sink", Sink(writing, log.INFO))
+    Logger("server").info("nobody hears")
+    assert log.sink.dropped == 1
+    os.close(writing)
+
+
+def test_what_comes_too_often_passes_once_a_minute_with_how_many_were_silent() -> None:
+    gate = EveryMinute(interval=3600)
+    assert [gate.passes("a") for _ in range(3)] == [0, None, None]
+    assert gate.passes("b") == 0
+    gate.interval = 0
+    assert gate.passes("a") == 2
+    assert gate.passes("a") == 0
+
+
+def test_kinds_without_number_are_silent_and_cost_nothing() -> None:
+    gate = EveryMinute(interval=3600)
+    passed = [gate.passes(str(i)) for i in range(1000)]
+    assert passed == [0] * gate.MOST_KEYS + [None] * (1000 - gate.MOST_KEYS)
+
+
+def test_every_line_of_a_request_has_its_peer_and_its_trace_id(start_agent) -> None:
+    agent = start_agent(log_level="debug")
+    with Peer(agent.socket_path, version=2) as peer:
+        peer.ask(AttachRequest(), trace_id="trace\n7")
+    eventually(lambda: "request refused" in agent.log(), "it is logged")
+    (line,) = [line for line in agent.log().splitlines() if "request refused" in line]
+    assert f'peer="uid {os.getuid()} pid {os.getpid()}" trace="trace\\n7"' in line
+    assert "code=400" in line
