@@ -73,11 +73,13 @@ cdef enum:
     _END = 1
     _BLOCKED = 2
     _CHANGED = 3
-    # Bytes before the offset that are read again, to see a file that was
-    # truncated and has grown past the offset since.
-    OVERLAP = 32
+    # To see a file that was truncated and has grown past the offset since, the
+    # line before the offset is read again, and its first bytes, which hold its
+    # time, compared: OVERLAP of them, where the line is not longer than BACK.
+    OVERLAP = 48
+    BACK = 4096
     READ_SIZE = 131072
-    INPUT_SIZE = OVERLAP + LINE_WINDOW + READ_SIZE
+    INPUT_SIZE = BACK + LINE_WINDOW + READ_SIZE
 
 cdef enum:
     FRAMES_V1 = 1
@@ -549,8 +551,9 @@ cdef struct State:
     int stream
     Minute minute
     Chain chains[STREAMS]
-    char overlap[OVERLAP]
+    int back  # so far before the offset the next read begins
     int overlap_length
+    char overlap[OVERLAP]  # what is to be found there
 
 
 cdef int emit(
@@ -736,6 +739,7 @@ cdef struct Input:
     char* scratch  # LINE_WINDOW bytes for unescaping
     size_t start  # first byte not used up
     size_t stop
+    ssize_t last  # where the last line before start begins; below 0: not in here
 
 
 cdef int take_lines(State* state, Input* inp, Output* out, size_t target) noexcept nogil:
@@ -783,6 +787,7 @@ cdef int take_lines(State* state, Input* inp, Output* out, size_t target) noexce
                     rc = chain_end(state, out, line.stream, False)
         if rc:
             return rc
+        inp.last = <ssize_t> inp.start
         inp.start += n + (newline is not NULL)
         state.offset = base + <int64_t> inp.start
     return 0
@@ -813,15 +818,17 @@ cdef int run(
     cdef ssize_t got
     cdef int rc
     cdef bint first = True, last = False
-    cdef int64_t at = state.offset - state.overlap_length  # of the next byte to read
+    cdef int64_t at = state.offset - state.back  # of the next byte to read
     inp.start = inp.stop = 0
+    inp.last = -1
     while True:
-        if not first and inp.start > OVERLAP:
-            # Keep what is not used up, and the overlap before it.
-            keep = inp.start - OVERLAP
+        if not first and inp.start > BACK:
+            # Keep what is not used up, and what may be needed to recognise the place.
+            keep = inp.start - BACK
             memmove(inp.data, inp.data + keep, inp.stop - keep)
             inp.start -= keep
             inp.stop -= keep
+            inp.last -= <ssize_t> keep
         want = INPUT_SIZE - inp.stop
         if want > READ_SIZE:
             want = READ_SIZE
@@ -839,9 +846,9 @@ cdef int run(
         budget -= got
         if first:
             first = False
-            if got < state.overlap_length or memcmp(inp.data, state.overlap, state.overlap_length) != 0:
+            if got < state.back or memcmp(inp.data, state.overlap, state.overlap_length) != 0:
                 return _CHANGED
-            inp.start = state.overlap_length
+            inp.start = state.back
         rc = take_lines(state, inp, out, target)
         if rc < 0:
             return rc
@@ -854,10 +861,13 @@ cdef int run(
         if budget <= 0:
             rc = _MORE
             break
-    if not first:
-        keep = inp.start if inp.start < OVERLAP else OVERLAP
-        memcpy(state.overlap, inp.data + inp.start - keep, keep)
-        state.overlap_length = <int> keep
+    if inp.start > 0 and (inp.last >= 0 or state.back == 0):
+        keep = inp.start - inp.last if inp.last >= 0 else inp.start
+        if keep > BACK:
+            keep = OVERLAP
+        state.back = <int> keep
+        state.overlap_length = <int> keep if keep < OVERLAP else OVERLAP
+        memcpy(state.overlap, inp.data + inp.start - keep, state.overlap_length)
     return rc
 
 
@@ -1021,7 +1031,7 @@ cdef class Engine:
         """
         cdef int stream
         self.state.offset = offset
-        self.state.overlap_length = 0
+        self.state.back = self.state.overlap_length = 0
         self.state.inside = False
         for stream in range(STREAMS):
             self.state.skip[stream] = 0 if skip is None else skip[stream]
@@ -1145,7 +1155,7 @@ cdef class Engine:
                 line.more = line.more or more
                 rc = take_line(&self.state, &buffers.output, &line)
             self.state.offset += got
-            self.state.overlap_length = 0
+            self.state.back = self.state.overlap_length = 0
         return rc
 
 

@@ -350,17 +350,21 @@ class Follow:
             if cursor.engine.offset < theirs.engine.offset:
                 end = theirs.engine.offset
             elif cursor.engine.offset > theirs.engine.offset:
-                # We have read on past it: let it come after us.
-                await flow.advance()
-                return None
+                # We have read on past it: let it come after us.  Where it cannot,
+                # the file was truncated, as our own read will tell.
+                if await flow.advance():
+                    return None
         status, data = cursor.read(nowait=True, end=end)
         if status == BLOCKED:
             loop = asyncio.get_running_loop()
             status, data = await loop.run_in_executor(None, cursor.read, False, end)
-        if not data and (status != END or end is not None):
+        if data:
+            return bytes(data)
+        if status != END or end is not None:
             await asyncio.sleep(0)
             return None
-        return bytes(data)
+        # At the end: let the flow come here too, since it is the one who watches.
+        return None if await flow.advance() or cursor.is_at(flow.cursor) else b""
 
     def _set_until(self) -> None:
         until = self._options.until
@@ -408,6 +412,11 @@ class Followers:
     def follow(self, path: str, options: Options, ended: Callable[[], bool]) -> Follow:
         """Follow a log until `ended` says that nothing more will be written (see Follow.wake)."""
         return Follow(self, path, options, ended)
+
+    def wake_all(self) -> None:
+        """Let every follower look again."""
+        for flow in list(self._flows.values()):
+            flow.changed()
 
     def flow(self, key: tuple[Any, ...], cursor: Cursor) -> Flow:
         flow = self._flows.get(key)

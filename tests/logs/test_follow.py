@@ -1,0 +1,280 @@
+"""Following: every line exactly once and in order, whatever is done to the file."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arcbox_agent import _inotify, wire
+from arcbox_agent.agent.config import Settings
+from arcbox_agent.agent.logs import follower
+from arcbox_agent.agent.logs.follower import Follow, Followers, Options
+from arcbox_agent.agent.metrics import Metrics
+from tests.logs.log_writer_process import line
+from tests.logs.test_capture import start, until
+
+STAMP = b"2026-11-23T17:45:12.255151664Z"
+
+
+def said(lines: range) -> bytes:
+    return b"".join(line(number).split(b" ", 3)[3] for number in lines)
+
+
+@contextlib.asynccontextmanager
+async def followers() -> AsyncIterator[tuple[Followers, Metrics]]:
+    metrics = Metrics()
+    all_of_them = Followers(Settings(), metrics)
+    await all_of_them.start()
+    try:
+        yield all_of_them, metrics
+    finally:
+        await all_of_them.close()
+
+
+def entries(frames: bytes) -> list[wire.LogEntry]:
+    found = []
+    while frames:
+        size = int.from_bytes(frames[:4], "big")
+        assert frames[4:8] == b"\0\0\x10\x21"
+        found.append(wire.LogEntry.decode(frames[8 : 4 + size]))
+        frames = frames[4 + size :]
+    return found
+
+
+async def collect(follow: Follow, into: list[bytes]) -> None:
+    try:
+        while (frames := await follow.next()) is not None:
+            into.extend(bytes(entry.data) for entry in entries(frames))
+    finally:
+        follow.close()
+
+
+@pytest.mark.parametrize("fault", ["none", "rotate", "recreate", "truncate"])
+@pytest.mark.parametrize("stops", [False, True], ids=["", "stopped now and then"])
+def test_a_writer_at_full_speed_is_followed_line_by_line(tmp_path: Path, fault: str, stops: bool) -> None:
+    lines = 60_000
+    log, text = tmp_path / "web.log", tmp_path / "text"
+    reader = start("follow_process", log, text, stdout=subprocess.PIPE)
+    assert reader.stdout is not None
+    assert reader.stdout.readline() == b"following\n"
+    writer = start("log_writer_process", log, 7, lines, fault)
+    rng = random.Random(7)
+    while writer.poll() is None:
+        time.sleep(0.02)
+        if stops:
+            reader.send_signal(signal.SIGSTOP)
+            # Not so long that more is rotated away than is kept.
+            time.sleep(rng.random() * 0.02)
+            reader.send_signal(signal.SIGCONT)
+    assert writer.returncode == 0
+    Path(f"{log}.ended").touch()
+    assert reader.wait(60) == 0
+    reader.stdout.close()
+    found = text.read_bytes()
+    assert len(found) == len(said(range(lines)))
+    assert found == said(range(lines))
+
+
+def test_a_line_in_pieces_is_one_line(tmp_path: Path, run_async: Any) -> None:
+    log = tmp_path / "web.log"
+    whole = STAMP + b" stdout F a line in pieces\n"
+
+    async def scenario() -> None:
+        log.touch()
+        async with followers() as (all_of_them, _):
+            found: list[bytes] = []
+            over = False
+            follow = all_of_them.follow(str(log), Options(), lambda: over)
+            task = asyncio.create_task(collect(follow, found))
+            with log.open("ab", buffering=0) as file:
+                for octet in whole:
+                    assert found == []
+                    file.write(bytes([octet]))
+                    await asyncio.sleep(0.001)
+            await until(lambda: found)
+            over = True
+            follow.wake()
+            await task
+            assert found == [b"a line in pieces"]
+
+    run_async(scenario())
+
+
+def test_many_followers_share_one_reader_and_the_slow_one_catches_up_alone(
+    tmp_path: Path, run_async: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "web.log"
+    lines = 20_000
+    monkeypatch.setattr(follower, "RING_LIMIT", 1 << 18)  # less than that
+
+    async def scenario() -> None:
+        log.touch()
+        async with followers() as (all_of_them, metrics):
+            over = False
+            found: list[list[bytes]] = [[] for _ in range(6)]
+            follows = [all_of_them.follow(str(log), Options(), lambda: over) for _ in found]
+            tasks = [asyncio.create_task(collect(*each)) for each in zip(follows[:-1], found[:-1], strict=True)]
+            slow = follows[-1]
+            await until(lambda: metrics.value("log_followers") == 5)
+            first = asyncio.create_task(slow.next())
+            await until(lambda: metrics.value("log_followers") == 6)
+            assert metrics.value("log_flows") == 1
+            writer = start("log_writer_process", log, 1, lines, "none")
+            found[-1].extend(bytes(entry.data) for entry in entries(await first or b""))
+            # It takes nothing while the others take all.
+            await until(lambda: all(len(each) == lines for each in found[:-1]))
+            assert metrics.value("log_followers_detached") == 1
+            assert metrics.value("log_followers") == 5
+            writer.wait()
+            task = asyncio.create_task(collect(slow, found[-1]))
+            await until(lambda: len(found[-1]) == lines)
+            await until(lambda: metrics.value("log_followers") == 6)  # with the others again
+            over = True
+            slow.wake()
+            await asyncio.gather(*tasks, task)
+            assert metrics.value("log_flows") == 0
+            expected = said(range(lines)).split(b"\n")[:-1]
+            assert all(each == expected for each in found)
+
+    run_async(scenario())
+
+
+def test_a_follower_that_goes_away_is_gone_at_once(tmp_path: Path, run_async: Any) -> None:
+    log = tmp_path / "web.log"
+
+    async def scenario() -> None:
+        log.touch()
+        async with followers() as (all_of_them, metrics):
+            async def one_more() -> asyncio.Task[None]:
+                task = asyncio.create_task(collect(all_of_them.follow(str(log), Options(), lambda: False), []))
+                known = metrics.value("log_followers")
+                await until(lambda: metrics.value("log_followers") == known + 1)
+                return task
+
+            first = await one_more()  # and with it all that the loop opens once
+            before = len(os.listdir("/proc/self/fd"))
+            tasks = [await one_more() for _ in range(8)]
+            tasks.append(first)
+            assert metrics.value("log_followers") == 9
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            assert metrics.value("log_followers") == 0
+            assert metrics.value("log_flows") == 0
+            assert len(os.listdir("/proc/self/fd")) == before - 1  # the log
+
+    run_async(scenario())
+
+
+def test_tail_and_follow_meet_without_a_gap(tmp_path: Path, run_async: Any) -> None:
+    log = tmp_path / "web.log"
+    lines = 60_000
+
+    async def scenario() -> None:
+        log.touch()
+        async with followers() as (all_of_them, _):
+            over = False
+            writer = start("log_writer_process", log, 2, lines, "rotate once")
+            await until(lambda: log.stat().st_size > 0 if log.exists() else False)
+            found: list[list[bytes]] = []
+            tasks = []
+            while writer.poll() is None:
+                found.append([])
+                options = Options(tail=100, stderr=len(found) % 2 == 0)
+                tasks.append(asyncio.create_task(collect(all_of_them.follow(str(log), options, lambda: over), found[-1])))
+                await asyncio.sleep(0.02)
+            await asyncio.sleep(0.1)
+            over = True
+            all_of_them.wake_all()
+            await asyncio.gather(*tasks)
+            assert len(tasks) > 3
+            for index, each in enumerate(found):
+                numbers = [int(data.split(b" ")[1]) for data in each]
+                both = index % 2 == 1
+                wanted = [number for number in range(numbers[0], lines) if both or number % 3]
+                assert numbers == wanted
+
+    run_async(scenario())
+
+
+def test_until_ends_a_follow(tmp_path: Path, run_async: Any) -> None:
+    log = tmp_path / "web.log"
+    log.write_bytes(STAMP + b" stdout F old\n")
+
+    async def scenario() -> None:
+        async with followers() as (all_of_them, _):
+            found: list[bytes] = []
+            soon = time.time_ns() + 300_000_000
+            await collect(all_of_them.follow(str(log), Options(until=soon), lambda: False), found)
+            assert time.time_ns() >= soon
+            assert found == [b"old"]
+            await collect(all_of_them.follow(str(log), Options(until=1), lambda: False), found)
+            assert found == [b"old"]
+
+    run_async(scenario())
+
+
+def test_a_log_that_does_not_exist_yet_is_waited_for(tmp_path: Path, run_async: Any) -> None:
+    log = tmp_path / "web.log"
+
+    async def scenario() -> None:
+        async with followers() as (all_of_them, _):
+            found: list[bytes] = []
+            over = False
+            follow = all_of_them.follow(str(log), Options(), lambda: over)
+            task = asyncio.create_task(collect(follow, found))
+            await asyncio.sleep(0.05)
+            log.write_bytes(STAMP + b" stdout F first\n")
+            await until(lambda: found)
+            # A directory in its place, and then a file again.
+            log.unlink()
+            log.mkdir()
+            await asyncio.sleep(0.05)
+            log.rmdir()
+            log.write_bytes(STAMP + b" stdout F second\n")
+            await until(lambda: len(found) == 2)
+            over = True
+            follow.wake()
+            await task
+            assert found == [b"first", b"second"]
+
+    run_async(scenario())
+
+
+@pytest.mark.parametrize("call", ["init", "add_watch"])
+def test_without_inotify_logs_are_polled_and_the_agent_says_so(
+    tmp_path: Path, run_async: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], call: str
+) -> None:
+    log = tmp_path / "web.log"
+
+    def exhausted(*_: object) -> int:
+        raise OSError(errno.EMFILE if call == "init" else errno.ENOSPC, "exhausted")
+
+    monkeypatch.setattr(_inotify, call, exhausted)
+
+    async def scenario() -> None:
+        async with followers() as (all_of_them, metrics):
+            found: list[bytes] = []
+            over = False
+            follow = all_of_them.follow(str(log), Options(), lambda: over)
+            task = asyncio.create_task(collect(follow, found))
+            await asyncio.sleep(0.05)
+            log.write_bytes(STAMP + b" stdout F polled\n")
+            await until(lambda: found)
+            assert metrics.value("log_watches_polled") > 0
+            over = True
+            await task
+
+    run_async(scenario())
+    assert capfd.readouterr().err.count("followed by polling") == 1
