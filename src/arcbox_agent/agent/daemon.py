@@ -112,7 +112,7 @@ class Agent:
             self.notifier.stopping("stopping")
             log.info("stopping", action=self.action, timeout=self._stop_timeout)
         finally:
-            await self.stop(self.loop.time() + self._stop_timeout)
+            await self.stop(self._stop_timeout)
 
     def request_stop(self, action: str = "exit", timeout: float | None = None) -> None:
         """Ask for the end: `exit`, `poweroff` or `reboot`; what runs has `timeout` seconds."""
@@ -123,12 +123,24 @@ class Agent:
             self._stop_timeout = timeout
         self._stop_asked.set()
 
-    async def stop(self, deadline: float) -> None:
-        """Take all down again, whatever of it was built; `deadline` is loop time."""
-        await self.server.close(deadline)
+    async def stop(self, timeout: float) -> None:
+        """Take all down again, whatever of it was built.  Running calls have `timeout` seconds.
+
+        Where the machine ends, the containers have the same seconds, beside the calls: it
+        is for them that the host gave a time.  Else they are stopped, if they are, after
+        the calls have ended, and have `stop_timeout`.
+        """
+        deadline = self.loop.time() + timeout
+        if self.action == "exit":
+            await self.server.close(deadline)
+        else:
+            await asyncio.gather(self.server.close(deadline), self.containers.stop_all(timeout))
         await self.followers.close()
         await self.commands.close()
-        await self.containers.close(self.settings.containers_at_exit == "stop", deadline)
+        await self.containers.close(
+            stop=self.action != "exit" or self.settings.containers_at_exit == "stop",
+            deadline=self.loop.time() + self.settings.stop_timeout,
+        )
         await self.capture.close()
         await self.processes.close()
         if self._metrics_listener is not None:
