@@ -30,6 +30,8 @@ cdef extern from "Python.h":
     bint PyUnicode_CheckExact(PyObject*)
     bint PyUnicode_IS_COMPACT_ASCII(PyObject*)
     void* PyUnicode_DATA(PyObject*)
+    ctypedef struct PyASCIIObject:
+        pass
     Py_ssize_t PyUnicode_GET_LENGTH(PyObject*)
     bint PyBytes_CheckExact(PyObject*)
     char* PyBytes_AS_STRING(PyObject*)
@@ -204,6 +206,11 @@ cdef inline bint is_ascii(PyObject* value) noexcept:
     return value != NULL and PyUnicode_CheckExact(value) and PyUnicode_IS_COMPACT_ASCII(value)
 
 
+cdef inline const void* ascii_of(PyObject* value) noexcept:
+    """The bytes of such a str: right behind its head."""
+    return <char*>value + sizeof(PyASCIIObject)
+
+
 cdef inline uint8_t* write_str(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
     cdef Py_ssize_t size
     if not is_ascii(value):
@@ -211,7 +218,7 @@ cdef inline uint8_t* write_str(Writer* w, uint8_t* p, uint32_t tag, PyObject* va
     size = PyUnicode_GET_LENGTH(value)
     if size == 0:
         return p
-    return write_block(w, p, tag, PyUnicode_DATA(value), <size_t>size)
+    return write_block(w, p, tag, ascii_of(value), <size_t>size)
 
 
 cdef inline uint8_t* write_bytes(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:

@@ -287,7 +287,7 @@ cdef uint8_t* write_str_list(Writer* w, uint8_t* p, uint32_t tag, PyObject* valu
         i -= 1
         item = PySequence_Fast_GET_ITEM(items, i)
         if is_ascii(item):
-            data = PyUnicode_DATA(item)
+            data = ascii_of(item)
             size = PyUnicode_GET_LENGTH(item)
         else:
             data = utf8_of(w, tag, i, item, &size)
@@ -374,7 +374,7 @@ cdef inline uint8_t* _write_entry_str(
     cdef const void* data
     cdef Py_ssize_t size = 0
     if is_ascii(text):
-        data = PyUnicode_DATA(text)
+        data = ascii_of(text)
         size = PyUnicode_GET_LENGTH(text)
     else:
         data = utf8_of(w, tag, _held(key), text, &size)
