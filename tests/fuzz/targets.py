@@ -2,78 +2,92 @@
 
     python -m tests.fuzz.targets NAME [libFuzzer's options]
 
-libFuzzer changes the input by what code it reaches; Python's own part is instrumented
-here, and the compiled part by what it lets through.  Any exception but those named, a
-crash, a hang, or memory out of proportion is a finding.
+The compiled decoders run beside the plain-Python ones of tests/reference, which are
+instrumented: libFuzzer is led by the branches of the rules, and the two must agree.  Any
+exception but those named, a crash, a hang, memory out of proportion or a difference is a
+finding.
 """
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 
 from arcbox_agent import wire
+from tests.reference import frames as plain_frames
+from tests.reference import messages as plain_messages
 
-CLASSES = [getattr(wire, name) for name in wire.__all__ if hasattr(getattr(wire, name), "FRAME_VERSION")]
-CLASSES.remove(wire.Message)
+CLASSES = [
+    getattr(wire, name) for name in wire.__all__ if hasattr(getattr(wire, name), "FRAME_VERSION")
+]
+# Error is not protobuf and has a target of its own.
+CLASSES = [cls for cls in CLASSES if cls not in (wire.Message, wire.Error)]
 
 
 def messages(data: bytes) -> None:
-    """Every message class on the same bytes: DecodeError, or a message that encodes again."""
+    """A message class on any bytes: DecodeError where the plain rules refuse, else the same."""
     if not data:
         return
     cls = CLASSES[data[0] % len(CLASSES)]
     try:
+        expected = plain_messages.decode(cls, data[1:])
+    except plain_messages.Broken:
+        expected = None
+    try:
         message = cls.decode(data[1:])
     except wire.DecodeError as error:
-        assert str(error).startswith(cls.__name__)
+        assert expected is None, error
+        assert error.path.split(".")[0] == cls.__name__
         return
-    encoded = message.encode()
+    assert expected is not None
     # NaN is not equal to itself, so the bytes are compared.
+    encoded = message.encode()
+    assert encoded == expected.encode()
     assert cls.decode(encoded).encode() == encoded
 
 
 def frames(data: bytes) -> None:
-    """A stream in pieces: FrameError, or the frames that one piece gives."""
+    """A stream in pieces: the frames and the FrameError of the plain rules."""
     if len(data) < 2:
         return
     version = (None, 1, 2, None)[data[0] & 3]
     step = data[1] % 17 + 1
     stream = data[2:]
-
-    def run(pieces: list[bytes]) -> tuple[list[str], str]:
+    expected, wrong = plain_frames.split(stream, 4096, version)
+    for pieces in ([stream], [stream[at : at + step] for at in range(0, len(stream), step)]):
         decoder = wire.FrameDecoder(max_frame_size=4096, version=version)
         found = []
+        failure = ""
         try:
             for piece in pieces:
                 decoder.feed(piece)
                 while (frame := decoder.next_frame()) is not None:
-                    found.append(repr(frame))
+                    found.append((frame.type, frame.version, frame.trace_id, frame.payload))
                 assert decoder.__sizeof__() <= 2 * len(stream) + 16384
             decoder.eof()
         except wire.FrameError as error:
-            return found, type(error).__name__
-        return found, ""
+            failure = FAILURES[type(error)]
+        assert found == expected
+        assert failure == wrong
 
-    whole = run([stream])
-    assert run([stream[at : at + step] for at in range(0, len(stream), step)]) == whole
+
+FAILURES = {
+    wire.FrameTooShortError: "too short",
+    wire.FrameTooLargeError: "too large",
+    wire.TraceLengthError: "trace",
+    wire.TruncatedFrameError: "truncated",
+}
 
 
 def batches(data: bytes) -> None:
-    """next_messages and serve_pings against next_frame: the same frames, FrameError only."""
-    expected = []
-    decoder = wire.FrameDecoder(max_frame_size=4096)
-    decoder.feed(data)
-    failure = ""
-    try:
-        while (frame := decoder.next_frame()) is not None:
-            expected.append(frame.type)
-    except wire.FrameError as error:
-        failure = type(error).__name__
+    """next_messages and serve_pings by turns: the frames of the plain rules, FrameError only."""
+    expected, wrong = plain_frames.split(data, 4096)
     found = []
     out = bytearray()
     decoder = wire.FrameDecoder(max_frame_size=4096)
     decoder.feed(data)
+    failure = ""
     try:
         while True:
             served = wire.serve_pings(decoder, out, "1", 2)
@@ -86,11 +100,11 @@ def batches(data: bytes) -> None:
             if frame is None:
                 break
             found.append(frame.type)
+        decoder.eof()
     except wire.FrameError as error:
-        assert type(error).__name__ == failure
-    else:
-        assert failure == ""
-    assert found == expected
+        failure = FAILURES[type(error)]
+    assert found == [frame.type for frame in expected]
+    assert failure == wrong
     assert len(out) <= 64 * len(data) + 64
 
 
@@ -119,6 +133,10 @@ def main() -> None:
 
     name = sys.argv.pop(1)
     target = TARGETS[name]
+    for module in (plain_frames, plain_messages):
+        for function in vars(module).values():
+            if inspect.isfunction(function) and function.__module__ == module.__name__:
+                atheris.instrument_func(function)
     atheris.instrument_func(target)
     atheris.Setup(sys.argv, target)
     atheris.Fuzz()
