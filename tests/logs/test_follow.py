@@ -179,7 +179,7 @@ def test_a_follower_that_goes_away_is_gone_at_once(tmp_path: Path, run_async: An
 
 def test_tail_and_follow_meet_without_a_gap(tmp_path: Path, run_async: Any) -> None:
     log = tmp_path / "web.log"
-    lines = 60_000
+    lines = 300_000
 
     async def scenario() -> None:
         log.touch()
@@ -193,7 +193,7 @@ def test_tail_and_follow_meet_without_a_gap(tmp_path: Path, run_async: Any) -> N
                 found.append([])
                 options = Options(tail=100, stderr=len(found) % 2 == 0)
                 tasks.append(asyncio.create_task(collect(all_of_them.follow(str(log), options, lambda: over), found[-1])))
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.05)
             await asyncio.sleep(0.1)
             over = True
             all_of_them.wake_all()

@@ -5,6 +5,7 @@ It follows the file, not who writes it, so any writer will do.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from arcbox_agent._logs import BLOCKED, CHANGED, END, Engine
@@ -62,8 +63,10 @@ class Cursor:
         """
         while True:
             if self.file is None:
-                if not self._open(place(self.path, 0)):
+                first = self._oldest_unknown()
+                if first is None:
                     return END, self.engine.nothing
+                self._enter(first)
             file = self.file
             assert file is not None
             status, output = self.engine.read(file.fd, end=end, target=TARGET, budget=BUDGET, nowait=nowait)
@@ -110,7 +113,13 @@ class Cursor:
         number = find(self.path, file)
         if number is not None:
             return open_neighbour(self.path, file, -1)
-        # Ours was removed; the oldest of those that were not there before it is the next.
+        newer = self._oldest_unknown()
+        if newer is not None:
+            log.warning("a log that was being read was removed; it is read on in the next file", path=self.path)
+        return newer
+
+    def _oldest_unknown(self) -> LogFile | None:
+        """The oldest of the files that were not there before ours."""
         oldest = None
         for number in range(1000):
             status = look(place(self.path, number))
@@ -120,20 +129,9 @@ class Cursor:
                 continue
             if _identity(status) in self._older:
                 break
-            try:
+            with contextlib.suppress(OSError):
                 oldest = open_file(place(self.path, number))
-            except OSError:
-                continue
-        if oldest is not None:
-            log.warning("a log that was being read was removed; it is read on in the next file", path=self.path)
         return oldest
-
-    def _open(self, path: str) -> bool:
-        try:
-            self._enter(open_file(path))
-        except OSError:
-            return False
-        return True
 
     def _enter(self, file: LogFile) -> None:
         self.file = file
@@ -143,13 +141,9 @@ class Cursor:
 
     def _look_at_older(self) -> frozenset[int]:
         """What lies behind this file now: so that it is not taken for new when this one is removed."""
-        if self.file is None:
-            return frozenset()
-        number = find(self.path, self.file)
-        if number is None:
-            return frozenset()
+        number = find(self.path, self.file) if self.file is not None else 0
         older = set()
-        while (status := look(place(self.path, number + 1))) is not None:
+        while number is not None and (status := look(place(self.path, number + 1))) is not None:
             older.add(_identity(status))
             number += 1
         return frozenset(older) if older else _NONE

@@ -124,6 +124,7 @@ class Flow:
             if watch is not None:
                 self._inotify.drop(watch)
         self._watch = self._next_watch = None
+        self._watched = self.cursor.file = self.cursor.next_file = None  # closes them
         self.batches.clear()
         self.changed()
 
@@ -162,11 +163,13 @@ class Flow:
             if not waiter.done() or waiter.cancelled():
                 self._waiters = [each for each in self._waiters if each is not waiter]
 
-    async def advance(self) -> bool:
-        """Read on; False: there is nothing more for now."""
+    async def advance(self, follow: Follow | None = None) -> bool:
+        """Read on, for a follower that has had all there is; False: there is nothing more for now."""
         if await self.settled():
             return True
-        start = self.cursor.fork() if len(self.followers) > 1 else None
+        # Where everybody takes it at once, nobody will have to go back to where it begins.
+        alone = follow is not None and len(self.followers) == 1
+        start = None if alone or not self.followers else self.cursor.fork()
         status, output = self.cursor.read(nowait=True)
         if status == BLOCKED:
             # The disk must be waited for: a thread does that, for all, and whoever of them goes away.
@@ -332,7 +335,7 @@ class Follow:
     async def _shared(self, flow: Flow) -> bytes | None:
         """The flow's next batch.  None: look again; empty: that is all for now."""
         data = flow.take(self)
-        if data is None and not await flow.advance():
+        if data is None and not await flow.advance(self):
             return b"" if self._cursor is None and flow.is_taken(self) else None
         return data
 
