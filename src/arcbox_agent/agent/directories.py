@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from typing import TYPE_CHECKING
 
 from arcbox_agent.agent.log import Logger
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.config import Settings
 
 log = Logger("agent")
+
+#: How long a lock may be held by what is only left of an agent.
+LOCK_PATIENCE = 3.0
 
 #: What can be done, by what went wrong.
 _ADVICE = {
@@ -74,12 +78,19 @@ def _make(setting: str, path: str) -> None:
 
 def _lock(path: str) -> int:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(fd)
-        raise ConfigError(
-            "state_dir",
-            f"{path} is in use by another agent: stop it, or name another directory (--state-dir DIR)",
-        ) from error
-    return fd
+    deadline = time.monotonic() + LOCK_PATIENCE
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        except OSError as error:
+            # An agent that was killed in the middle of a spawn leaves a child that has the
+            # lock too, until it comes to close what it need not have.
+            if time.monotonic() < deadline:
+                time.sleep(0.02)
+                continue
+            os.close(fd)
+            raise ConfigError(
+                "state_dir",
+                f"{path} is in use by another agent: stop it, or name another directory (--state-dir DIR)",
+            ) from error

@@ -1,0 +1,394 @@
+"""An agent that is killed and started again: what ran goes on, what ended is known, nothing is half."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arcbox_agent import sync
+from arcbox_agent.errors import NotFoundError
+
+from .support import alive, eventually, lines_of
+
+
+@pytest.fixture
+def left_running(start_agent: Callable[..., Any]) -> Any:
+    return start_agent(containers_at_exit="leave")
+
+
+def connect(agent: Any) -> Any:
+    return sync.connect(agent.address, wait=20)
+
+
+def end_all(agent: Any) -> None:
+    with connect(agent) as client:
+        for each in client.list_containers(all=True):
+            client.remove_container(each.id, force=True)
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_a_running_container_goes_on_and_is_found_again(left_running: Any, how: str, tmp_path: Path) -> None:
+    agent = left_running
+    script = (
+        "i=0; while [ $i -lt 150 ]; do echo $i; i=$((i+1)); sleep 0.01; done; "
+        f"until [ -e {tmp_path}/go ]; do sleep 0.01; done; "
+        "while [ $i -lt 300 ]; do echo $i; i=$((i+1)); sleep 0.01; done; exit 5"
+    )
+    with connect(agent) as client:
+        id = client.create_container(cmd=["sh", "-c", script], name="x").id
+        client.start_container("x")
+        eventually(lambda: len(lines_of(client, "x")) > 10)
+        before = client.list_containers()[0]
+    getattr(agent, how)()
+    assert alive(before.pid)
+    time.sleep(0.3)
+    agent.restart()
+    with connect(agent) as client:
+        after = client.list_containers()[0]
+        assert (after.id, after.pid, after.state, after.started_at) == (id, before.pid, "running", before.started_at)
+        (tmp_path / "go").touch()
+        end = client.wait_container("x")
+        assert (end.status_code, end.error) == (5, "")
+        assert lines_of(client, "x") == [str(n).encode() for n in range(300)]
+        client.start_container("x")
+        client.stop_container("x")
+        assert client.list_containers(all=True)[0].status == "Stopped"
+    end_all(agent)
+
+
+def test_a_container_that_ended_meanwhile_is_told_with_its_exit_code_and_its_output(left_running: Any) -> None:
+    agent = left_running
+    with connect(agent) as client:
+        for name, tail in (("code", "exit 7"), ("signal", "kill -USR1 $$")):
+            client.create_container(
+                cmd=["sh", "-c", f"echo begin; read x; setsid sleep 1000 & echo $!; echo end; {tail}"],
+                name=name,
+                open_stdin=True,
+            )
+            client.start_container(name)
+        pids = [each.pid for each in client.list_containers()]
+        eventually(lambda: all(lines_of(client, name) == [b"begin"] for name in ("code", "signal")))
+        ids = [each.id for each in client.list_containers()]
+    agent.kill()
+    for id in ids:
+        with open(agent.run_dir / "containers" / id / "stdin", "w") as stdin:
+            stdin.write("go\n")
+    eventually(lambda: not any(map(alive, pids)))
+    time.sleep(0.1)
+    agent.restart()
+    with connect(agent) as client:
+        assert (client.wait_container("code").status_code, client.wait_container("signal").signal) == (7, 10)
+        for name in ("code", "signal"):
+            begin, left, end = lines_of(client, name)
+            assert (begin, end) == (b"begin", b"end")
+            assert not alive(int(left))
+    end_all(agent)
+
+
+def test_an_exit_that_nobody_could_see_is_told_as_lost(left_running: Any) -> None:
+    agent = left_running
+    with connect(agent) as client:
+        client.create_container(cmd=["sleep", "1000"], name="x")
+        client.start_container("x")
+        pid = client.list_containers()[0].pid
+    agent.kill()
+    keepers = [
+        int(pid)
+        for pid in os.listdir("/proc")
+        if pid.isdigit() and keeper_of(int(pid), agent.directory)
+    ]
+    for keeper in keepers:
+        os.kill(keeper, signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not os.path.exists(f"/proc/{pid}"))
+    agent.restart()
+    with connect(agent) as client:
+        end = client.wait_container("x")
+        assert (end.status_code, end.signal) == (255, 0)
+        assert end.error == "its end was not seen: the agent was not running then, and the exit code is lost"
+        assert client.list_containers(all=True)[0].status == "Exited (255)"
+        client.start_container("x")
+        assert client.list_containers(all=True)[0].error == ""
+    end_all(agent)
+
+
+def keeper_of(pid: int, directory: Path) -> bool:
+    try:
+        with open(f"/proc/{pid}/comm") as file:
+            if not file.read().startswith("arcbox-keeper"):
+                return False
+        sockets = {os.readlink(f"/proc/{pid}/fd/0").split("[")[1].rstrip("]")}
+        with open("/proc/net/unix") as file:
+            return any(line.split()[6] in sockets and str(directory) in line for line in file.readlines()[1:])
+    except (OSError, IndexError):
+        return False
+
+
+def test_a_terminal_outlives_the_agent(left_running: Any) -> None:
+    agent = left_running
+    script = "trap 'echo hup' HUP; i=0; while [ $i -lt 100 ]; do echo $i; i=$((i+1)); sleep 0.01; done; exit 4"
+    with connect(agent) as client:
+        client.create_container(cmd=["sh", "-c", script], name="x", tty=True)
+        client.start_container("x")
+        eventually(lambda: len(lines_of(client, "x")) > 5)
+    agent.kill()
+    time.sleep(0.2)
+    agent.restart()
+    with connect(agent) as client:
+        assert client.wait_container("x").status_code == 4
+        assert [line.rstrip(b"\r") for line in lines_of(client, "x")] == [str(n).encode() for n in range(100)]
+    end_all(agent)
+
+
+def test_what_is_stopped_or_created_is_still_so(left_running: Any) -> None:
+    agent = left_running
+    with connect(agent) as client:
+        client.create_container(
+            cmd=["sh", "-c", "echo out; exit 3"], name="ended", env={"A": "b"}, image="img", user="root"
+        )
+        client.start_container("ended")
+        client.wait_container("ended")
+        client.create_container(cmd=["true"], name="created")
+        before = client.list_containers(all=True)
+    agent.kill()
+    agent.restart()
+    with connect(agent) as client:
+        assert client.list_containers(all=True) == before
+        assert lines_of(client, "ended") == [b"out"]
+        client.start_container("created")
+        assert client.wait_container("created").status_code == 0
+    end_all(agent)
+
+
+def test_a_number_that_another_process_has_now_is_not_taken_for_the_container(left_running: Any) -> None:
+    agent = left_running
+    with connect(agent) as client:
+        id = client.create_container(cmd=["sleep", "1000"], name="x").id
+        client.start_container("x")
+        pid = client.list_containers()[0].pid
+    agent.kill()
+    os.kill(pid, signal.SIGKILL)
+    other = subprocess.Popen(["sleep", "1000"])
+    try:
+        # As if the kernel had given the number to somebody else.
+        record_path = agent.state_dir / "containers" / f"{id}.json"
+        record = json.loads(record_path.read_text())
+        record["pid"] = other.pid
+        record_path.write_text(json.dumps(record))
+        (agent.run_dir / "containers" / id / "pid").unlink()
+        agent.restart()
+        with connect(agent) as client:
+            client.wait_container("x")
+            client.remove_container("x", force=True)
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_after_a_restart_of_the_machine_nothing_runs(left_running: Any) -> None:
+    agent = left_running
+    with connect(agent) as client:
+        id = client.create_container(cmd=["sleep", "1000"], name="x").id
+        client.start_container("x")
+        pid = client.list_containers()[0].pid
+    agent.kill()
+    record_path = agent.state_dir / "containers" / f"{id}.json"
+    record = json.loads(record_path.read_text())
+    record["boot_id"] = "of another boot"
+    record_path.write_text(json.dumps(record))
+    agent.restart()
+    with connect(agent) as client:
+        end = client.wait_container("x")
+        assert end.status_code == 255 and "lost" in end.error
+        client.remove_container("x")
+    os.kill(pid, signal.SIGKILL) if alive(pid) else None
+
+
+def test_a_start_that_was_cut_off_is_undone(left_running: Any) -> None:
+    agent = left_running
+    with connect(agent) as client:
+        id = client.create_container(cmd=["sh", "-c", "exit 3"], name="x").id
+    agent.kill()
+    record_path = agent.state_dir / "containers" / f"{id}.json"
+    record = json.loads(record_path.read_text())
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        record.update(state="starting", run=1, boot_id=file.read().strip())
+    for pid_file, error in ((None, "the agent was killed"), ("", "the agent was killed")):
+        record_path.write_text(json.dumps(record))
+        run_dir = agent.run_dir / "containers" / id
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if pid_file is not None:
+            (run_dir / "pid").write_text(pid_file)
+        agent.restart()
+        with connect(agent) as client:
+            (info,) = client.list_containers(all=True)
+            assert (info.state, info.status) == ("created", "Created")
+            assert info.error.startswith(error)
+        assert not run_dir.exists()
+        agent.kill()
+    run_dir.mkdir()
+    (run_dir / "pid").write_text("123 (x) S " + "0 " * 50 + "\nfailed 2 18\n")
+    record_path.write_text(json.dumps(record))
+    agent.restart()
+    with connect(agent) as client:
+        assert client.list_containers(all=True)[0].error == "exec: No such file or directory"
+        client.start_container("x")
+        assert client.wait_container("x").status_code == 3
+    end_all(agent)
+
+
+def test_a_removal_that_was_cut_off_is_completed(left_running: Any) -> None:
+    agent = left_running
+    with connect(agent) as client:
+        id = client.create_container(cmd=["echo", "x"], name="x").id
+        client.start_container("x")
+        client.wait_container("x")
+    agent.kill()
+    record_path = agent.state_dir / "containers" / f"{id}.json"
+    record = json.loads(record_path.read_text())
+    record["state"] = "removing"
+    record_path.write_text(json.dumps(record))
+    agent.restart()
+    with connect(agent) as client:
+        assert client.list_containers(all=True) == []
+        with pytest.raises(NotFoundError):
+            client.kill_container("x")
+    assert not record_path.exists()
+    assert list((agent.state_dir / "logs").iterdir()) == []
+
+
+def test_a_damaged_record_is_set_aside_and_the_others_live(left_running: Any) -> None:
+    agent = left_running
+    with connect(agent) as client:
+        good = client.create_container(cmd=["true"], name="good").id
+        bad = client.create_container(cmd=["echo", "kept"], name="bad").id
+        client.start_container("bad")
+        client.wait_container("bad")
+    agent.kill()
+    records = agent.state_dir / "containers"
+    text = (records / f"{bad}.json").read_text()
+    damaged = {
+        bad: text[: len(text) // 2],
+        "empty": "",
+        "list": "[]",
+        "number": "1",
+        "deep": "[" * 100000,
+        "type": text.replace(bad, "type").replace('"run": 1', '"run": "1"'),
+        "other": text,
+        "state": text.replace(bad, "state").replace('"stopped",', '"floating",'),
+        "format": text.replace(bad, "format").replace('"format": 1', '"format": 2'),
+        "mount": text.replace(bad, "mount").replace('"mounts": []', '"mounts": [["bind", 1, "x", true]]'),
+    }
+    for id, content in damaged.items():
+        (records / f"{id}.json").write_text(content)
+    (records / "half.json.tmp").write_text("{")
+    (records / "directory.json").mkdir()
+    agent.restart()
+    with connect(agent) as client:
+        assert [each.id for each in client.list_containers(all=True)] == [good]
+        client.create_container(cmd=["true"], name="bad")
+    names = {path.name for path in records.iterdir() if not path.name.endswith(".json")}
+    assert names == {f"{id}.json.damaged" for id in (*damaged, "directory")}
+    assert agent.log().count("a container's record is damaged and set aside") == len(damaged) + 1
+    assert (agent.state_dir / "logs" / f"{bad}.log").exists()  # somebody may yet repair it
+
+
+def test_what_belongs_to_no_container_is_swept(left_running: Any) -> None:
+    agent = left_running
+    with connect(agent) as client:
+        client.create_container(cmd=["sh", "-c", "setsid sleep 1000 & echo $!; wait"], name="x")
+        client.start_container("x")
+        eventually(lambda: len(lines_of(client, "x")) == 1)
+        info = client.list_containers()[0]
+        orphan = int(lines_of(client, "x")[0])
+    agent.kill()
+    # As if the agent had been killed at the very end of a removal, or its disk replaced.
+    (agent.state_dir / "containers" / f"{info.id}.json").unlink()
+    (agent.state_dir / "logs" / "gone.log").write_text("")
+    (agent.state_dir / "logs" / "gone.log.3").write_text("")
+    (agent.state_dir / "logs" / "notes.txt").write_text("not ours")
+    agent.restart()
+    eventually(lambda: not alive(info.pid) and not alive(orphan))
+    assert [path.name for path in (agent.state_dir / "logs").iterdir()] == ["notes.txt"]
+    assert list((agent.run_dir / "containers").iterdir()) == []
+
+
+def test_a_command_of_a_client_ends_with_the_agent_that_ran_it(left_running: Any, tmp_path: Path) -> None:
+    agent = left_running
+    with connect(agent) as client:
+        client.create_container(cmd=["sleep", "1000"], name="x")
+        client.start_container("x")
+        detached = [client.exec_detached(["sleep", "1000"]), client.exec_detached(["sleep", "1000"], container="x")]
+        script = f"import arcbox_agent.sync as s; c = s.connect({agent.address!r}).__enter__(); "
+        clients = [
+            subprocess.Popen(
+                [sys.executable, "-c", script + f"c.exec(['sh', '-c', 'echo $$ >{tmp_path}/{n}; exec sleep 1000'], container={where!r})"],
+                stderr=subprocess.DEVNULL,
+            )
+            for n, where in enumerate(("", "x"))
+        ]
+        eventually(lambda: all((tmp_path / str(n)).exists() and (tmp_path / str(n)).read_text() for n in (0, 1)))
+        pids = [int((tmp_path / str(n)).read_text()) for n in (0, 1)]
+        main = client.list_containers()[0].pid
+    agent.kill()
+    for process in clients:
+        process.wait(30)
+    assert all(map(alive, pids))
+    agent.restart()
+    eventually(lambda: not any(map(alive, pids)))
+    assert all(map(alive, detached)) and alive(main)
+    end_all(agent)
+    os.kill(detached[0], signal.SIGKILL)
+
+
+def test_kills_at_random_moments_leave_every_container_listed_truthfully(left_running: Any) -> None:
+    agent = left_running
+    chance = random.Random(20261123)
+    made: set[str] = set()
+    removed: set[str] = set()
+    maybe_removed: set[str] = set()
+    number = 0
+    for _ in range(25):
+        killer = subprocess.Popen(
+            ["sh", "-c", f"sleep {chance.uniform(0.0, 0.25):.3f}; kill -9 {agent.process.pid}"]
+        )
+        try:
+            with sync.connect(agent.address) as client:
+                while True:
+                    number += 1
+                    id = f"c{number}"
+                    client.create_container(cmd=["sh", "-c", f"echo {id}; sleep {chance.choice(['0', '1000'])}"], id=id)
+                    made.add(id)
+                    client.start_container(id)
+                    other = chance.choice(sorted(made - removed - maybe_removed))
+                    if chance.random() < 0.5:
+                        maybe_removed.add(other)
+                        client.remove_container(other, force=True)
+                        removed.add(other)
+        except Exception as error:
+            assert agent.process.wait(20) == -9, error
+        killer.wait()
+        agent.restart()
+        with connect(agent) as client:
+            there = {each.id: each for each in client.list_containers(all=True)}
+            assert made - maybe_removed <= there.keys()
+            assert not removed & there.keys()
+            for each in there.values():
+                if each.state == "running":
+                    assert alive(each.pid) or client.wait_container(each.id).status_code in (0, 255)
+            made |= there.keys()
+    names = [path.name for path in (agent.state_dir / "containers").iterdir()]
+    assert not [name for name in names if not name.endswith(".json")]
+    end_all(agent)
+    assert list((agent.state_dir / "logs").iterdir()) == []
