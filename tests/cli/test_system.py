@@ -175,3 +175,13 @@ def test_sync_time_sends_this_hosts_time(ctl: Arcboxctl) -> None:
     assert re.fullmatch(
         rf"sent \d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ to {re.escape(ctl.address)}\n", ctl("sync-time").stdout
     )
+
+
+def test_a_closed_pipe_is_silent(ctl: Arcboxctl) -> None:
+    for arguments in (["ps", "--no-trunc"], ["info"], ["info", "--agent", "--json"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        process = ctl.start(*arguments, stdout=writer)
+        os.close(writer)
+        _, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (141, b"")

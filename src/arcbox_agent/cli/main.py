@@ -38,8 +38,18 @@ COMMANDS = {
 }
 
 
+class OutputClosed(Exception):
+    """What reads our output has had enough of it.  Not an OSError: click would end with 1."""
+
+
 class LazyGroup(click.Group):
     """A group that imports a command's module when the command is asked for."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise OutputClosed from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -106,9 +116,8 @@ def run(arguments: Sequence[str]) -> int:
         code = OWN_FAILURE
     except click.Abort:
         code = 130
-    except BrokenPipeError:
-        # What reads our output has had enough of it.  Python flushes stdout once more
-        # at exit, which would fail again and say so.
+    except (OutputClosed, BrokenPipeError):
+        # Python flushes stdout once more at exit, which would fail again and say so.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except Exception as error:
