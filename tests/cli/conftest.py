@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.conftest import PATIENCE, REPOSITORY
-
-if TYPE_CHECKING:
-    from tests.conftest import RunningAgent
+from arcbox_agent.sync import connect
+from tests.conftest import PATIENCE, REPOSITORY, RunningAgent
 
 ARCBOXCTL = [sys.executable, "-m", "arcbox_agent.cli"]
 
@@ -59,15 +59,33 @@ class Arcboxctl:
         return self("run", "-d", "--name", name, "busybox", *command).stdout.strip()
 
 
+@pytest.fixture(scope="module")
+def shared_agent() -> Iterator[RunningAgent]:
+    """One agent for the tests of a module: arcboxctl's own tests need no new one each."""
+    with tempfile.TemporaryDirectory(prefix="arcbox-") as directory:
+        agent = RunningAgent(Path(directory), {"containers_at_exit": "stop"}, [])
+        try:
+            agent.wait_until_it_answers()
+            yield agent
+            agent.stop()
+        finally:
+            agent.kill()
+
+
 @pytest.fixture
-def ctl(agent: RunningAgent) -> Any:
-    with_agent = Arcboxctl(agent.address)
+def ctl(shared_agent: RunningAgent) -> Iterator[Arcboxctl]:
+    with_agent = Arcboxctl(shared_agent.address)
     yield with_agent
     for process in with_agent.started:
         process.kill()
         process.communicate()
+    # The next test finds an agent without containers.
+    with connect(shared_agent.address) as client:
+        for container in client.list_containers(all=True):
+            client.remove_container(container.id, force=True)
 
 
 @pytest.fixture
 def start_ctl() -> Callable[[str], Arcboxctl]:
+    """`start_ctl(address)`: for an agent of the test's own, or for none."""
     return Arcboxctl

@@ -72,6 +72,11 @@ def test_what_cannot_be_started_has_dockers_exit_codes(ctl: Arcboxctl, command: 
     assert done.stderr.startswith("arcboxctl: exec failed: ")
 
 
+def test_a_missing_working_directory_is_no_missing_command(ctl: Arcboxctl) -> None:
+    done = ctl("exec", "-w", "/no/such/directory", "-", "true", code=125)
+    assert done.stderr.startswith("arcboxctl: exec failed: working directory /no/such/directory: ")
+
+
 def test_a_container_that_is_not_there_or_does_not_run(ctl: Arcboxctl) -> None:
     assert ctl("exec", "nope", "true", code=125).stderr == "arcboxctl: container not found: nope\n"
     ctl("create", "--name", "web", "x", "sleep", "600")

@@ -58,8 +58,8 @@ def test_what_cannot_be_started_has_dockers_exit_codes(ctl: Arcboxctl, command: 
 
 
 def test_a_missing_working_directory_is_our_error_and_no_missing_command(ctl: Arcboxctl) -> None:
-    done = ctl("run", "--rm", "-w", "relative", "x", "true", code=125)
-    assert "relative" in done.stderr
+    for directory in ("relative", "/no/such/directory"):
+        assert directory in ctl("run", "--rm", "-w", directory, "x", "true", code=125).stderr
 
 
 def test_environment_directory_user_and_mounts_reach_it(ctl: Arcboxctl, tmp_path: Path) -> None:

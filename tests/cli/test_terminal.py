@@ -79,7 +79,8 @@ def at_terminal(ctl: Arcboxctl) -> Iterator[type[Terminal]]:
 
 def test_a_commands_terminal_has_the_size_of_ours(at_terminal: type[Terminal]) -> None:
     terminal = at_terminal("exec", "-t", "-", "stty", "size")
-    assert terminal.read_all() == b"50 132\r\n"
+    # Both terminals, the command's and ours, turn a newline into CR LF.
+    assert terminal.read_all() == b"50 132\r\r\n"
     assert terminal.process.returncode == 0
 
 

@@ -16,7 +16,9 @@ OWN_FAILURE = 125
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
 
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+#: How the agent tells that the command itself could not be executed; where it was something
+#: else, its working directory for one, that is named first.
+_OS_ERROR = re.compile(r"^(?:exec failed: [^:]*|failed to start: .*)\(os error (\d+)\)", re.DOTALL)
 
 
 class ForwardedError(click.ClickException):

@@ -129,7 +129,9 @@ class Runtime(Protocol):
 def reason(error: SpawnError, program: str, cwd: str, targets: Sequence[str]) -> str:
     """A failed spawn in words: what it was about, and what the system said."""
     if error.step == "exec":
-        return f"{program}: {error.strerror}"
+        # The number, as in 0.0.1-alpha.1's text for exec, and only here: by it a client tells a
+        # command that is not there (exit code 127) or cannot be executed (126).
+        return f"{program}: {error.strerror} (os error {error.errno})"
     if error.step == "working directory":
         return f"working directory {cwd}: {error.strerror}"
     if 0 <= error.item < len(targets) and error.step.startswith("mount"):
