@@ -96,7 +96,7 @@ class Flow:
     """One reader of one log, for all who want the same of it."""
 
     __slots__ = (
-        "_busy", "_dropped", "_inotify", "_loop", "_name_watch", "_watch", "_watched", "_next_watch", "_waiters",
+        "_busy", "_dropped", "_progress", "_inotify", "_loop", "_name_watch", "_watch", "_watched", "_next_watch", "_waiters",
         "batches", "cursor", "first", "followers", "held", "key", "users",
     )  # fmt: skip
 
@@ -112,6 +112,7 @@ class Flow:
         self._inotify = inotify
         self._waiters: list[asyncio.Future[None]] = []
         self._busy: asyncio.Future[tuple[int, Any]] | None = None
+        self._progress = False  # of the last read in a thread
         # Watched first, read afterwards: nothing falls in between.
         self._name_watch = inotify.watch_name(cursor.path, self.changed)
         self._watch: Watch | None = None
@@ -173,13 +174,11 @@ class Flow:
         status, output = self.cursor.read(nowait=True)
         if status == BLOCKED:
             # The disk must be waited for: a thread does that, for all, and whoever of them goes away.
-            self._busy = self._loop.run_in_executor(None, self.cursor.read)
-            self._busy.add_done_callback(lambda read: self._read_in_thread(read, start))
-            return await self.settled()
-        moved = self._watched is not self.cursor.file
-        self._add(output, start)
-        # In another file, whose watch has just begun: look again.
-        return bool(output) or status != END or moved
+            read = self._busy = self._loop.run_in_executor(None, self.cursor.read)
+            read.add_done_callback(lambda read: self._read_in_thread(read, start))
+            await asyncio.shield(read)
+            return self._progress
+        return self._took(status, output, start)
 
     async def settled(self) -> bool:
         """Wait while a thread moves the cursor; whether one did."""
@@ -191,7 +190,14 @@ class Flow:
     def _read_in_thread(self, read: asyncio.Future[tuple[int, Any]], start: Cursor | None) -> None:
         self._busy = None
         if not read.cancelled() and read.exception() is None:
-            self._add(read.result()[1], start)
+            self._progress = self._took(*read.result(), start)
+
+    def _took(self, status: int, output: Any, start: Cursor | None) -> bool:
+        """The cursor has read; whether there may be more at once."""
+        moved = self._watched is not self.cursor.file
+        self._add(output, start)
+        # In another file, whose watch has just begun: look again.
+        return bool(output) or status != END or moved
 
     def _add(self, output: bytes, start: Cursor | None) -> None:
         if output:
