@@ -17,7 +17,9 @@ PACKAGE = "src/arcbox_agent"
 #: The compiled modules, and whether they need Linux (the others work on a macOS host too).
 MODULES = {
     "_wire": False,
+    "_classes": False,
     "_messages": False,
+    "_frames": False,
     "_logs": False,
     "_capture": True,
     "_inotify": True,

@@ -183,6 +183,7 @@ def pyx(declarations: list[Declaration]) -> Iterator[str]:
     yield '"""The message classes: see schema/agent.proto for what each field means."""\n'
     yield "cimport cython"
     yield "from libc.stdint cimport uint8_t, uint32_t\n"
+    yield "from arcbox_agent._classes cimport *"
     yield "from arcbox_agent._wire cimport *\n"
 
     yield "__all__ = ["
@@ -297,7 +298,7 @@ def _merge(message: Declaration) -> Iterator[str]:
 def pyi(declarations: list[Declaration]) -> Iterator[str]:
     yield HEADER
     yield "from typing import ClassVar, final\n"
-    yield "from arcbox_agent._wire import Message\n"
+    yield "from arcbox_agent._classes import Message\n"
     yield "__all__ = ["
     for message in declarations:
         yield f'    "{message.name}",'

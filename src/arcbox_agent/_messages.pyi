@@ -3,7 +3,7 @@
 
 from typing import ClassVar, final
 
-from arcbox_agent._wire import Message
+from arcbox_agent._classes import Message
 
 __all__ = [
     "Empty",

@@ -7,6 +7,7 @@
 cimport cython
 from libc.stdint cimport uint8_t, uint32_t
 
+from arcbox_agent._classes cimport *
 from arcbox_agent._wire cimport *
 
 __all__ = [

@@ -1,4 +1,4 @@
-# The inline half of the wire core: what the generated message classes are made of.
+# The inline half of the wire's core: what the generated message classes are made of.
 #
 # Encoding runs backwards, from a message's last field to its first, into the end
 # of a scratch buffer.  A sub-message is then already written when its length is
@@ -8,7 +8,7 @@
 # Decoding runs forwards over the caller's bytes; `p` is the place and `end` the
 # first byte that does not belong to the message.  No helper reads at `end`.
 #
-# Neither side keeps a path while all goes well.  `refuse` makes it, when a value
+# Neither side keeps a path while all goes well.  `refuse_...` makes it, when a value
 # or a byte is refused, from the tag at hand and the numbers of the fields around.
 
 from cpython.object cimport PyObject
@@ -43,6 +43,8 @@ cdef extern from "Python.h":
     object PyLong_FromLongLong(long long)
     object PyLong_FromUnsignedLongLong(unsigned long long)
     object PyBytes_FromStringAndSize(const char*, Py_ssize_t)
+    Py_ssize_t PySequence_Fast_GET_SIZE(object)
+    PyObject* PySequence_Fast_GET_ITEM(object, Py_ssize_t)
 
 # Defaults that are one object each in CPython, so that most are known by their address
 # and cost no call.  An equal value that is another object is found out by its helper.
@@ -69,7 +71,7 @@ cdef enum:
     FIXED32 = 5
 
 
-# The fields around the present one, for `refuse`: number and index of each, -1
+# The fields around the present one, for `refuse_...`: number and index of each, -1
 # where the field is not repeated.
 cdef struct Place:
     PyObject* root  # borrowed: the class of the outermost message
@@ -84,32 +86,20 @@ cdef struct Writer:
     uint8_t* end
 
 
-# What is known of a message class; made once (`register_message`), never freed.
-cdef struct MessageClass:
-    PyObject* type       # borrowed: classes live for ever
-    PyObject* prototype  # owned: an instance with all defaults, of which new ones are copies
-    PyObject* names      # owned: the fields' names, a tuple
-    Py_ssize_t count     # of fields
-    PyObject* free       # owned: objects without references, to be used again
-    int free_count
-
-
-cdef class Message:
-    # `p` is the first byte written so far; returns the new one.
-    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1
-
-
 cdef int refuse_value(Place* place, uint32_t tag, object index, object reason) except -1
 cdef int refuse_bytes(Place* place, uint32_t tag, object index, object reason) except -1
-cdef MessageClass* register_message(object cls, tuple defaults, dict fields) except NULL
-cdef Message new_message(MessageClass* known)
+cdef int describe(object cls, dict fields) except -1
+cdef object held(PyObject* value)
+cdef str kind_of(object value)
+cdef object sequence_of(Writer* w, uint32_t tag, PyObject* borrowed)
 
 # ------------------------------------------------------------------ encoding
 #
 # Values are borrowed from the message that holds them (PyObject*, no reference is
 # taken) on the short ways; the long ways (`..._of`, in _wire.pyx) take one.
 
+cdef uint8_t* take_writer(Writer* w, PyObject* cls) except NULL
+cdef void give_writer(Writer* w) noexcept
 cdef uint8_t* grow(Writer* w, uint8_t* p, size_t size) except NULL
 cdef const char* utf8_of(
     Writer* w, uint32_t tag, object index, PyObject* value, Py_ssize_t* size) except NULL
@@ -123,10 +113,6 @@ cdef uint8_t* write_double_list(Writer* w, uint8_t* p, uint32_t tag, PyObject* v
 cdef uint8_t* write_str_map(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL
 cdef uint8_t* write_uint64_map(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL
 cdef uint8_t* write_error_body(Writer* w, uint8_t* p, PyObject* code, PyObject* message) except NULL
-cdef uint8_t* write_message(
-    Writer* w, uint8_t* p, uint32_t tag, PyObject* value, MessageClass* known) except NULL
-cdef uint8_t* write_message_list(
-    Writer* w, uint8_t* p, uint32_t tag, PyObject* value, MessageClass* known) except NULL
 
 
 cdef inline uint8_t* reserve(Writer* w, uint8_t* p, size_t size) except NULL:
@@ -295,6 +281,19 @@ cdef inline uint8_t* write_double(Writer* w, uint8_t* p, uint32_t tag, PyObject*
     p = put_double(p, number)
     return put_varint(p, tag)
 
+cdef inline uint8_t* put_u32(uint8_t* p, uint32_t value) noexcept nogil:
+    """Four bytes, big-endian; the caller has reserved them."""
+    p -= 4
+    p[0] = <uint8_t>(value >> 24)
+    p[1] = <uint8_t>(value >> 16)
+    p[2] = <uint8_t>(value >> 8)
+    p[3] = <uint8_t>value
+    return p
+
+
+cdef inline uint32_t u32_at(const uint8_t* p) noexcept nogil:
+    return <uint32_t>p[0] << 24 | <uint32_t>p[1] << 16 | <uint32_t>p[2] << 8 | p[3]
+
 # ------------------------------------------------------------------ decoding
 
 cdef const uint8_t* long_varint(
@@ -309,11 +308,6 @@ cdef int skip_all(Place* place, const uint8_t* p, const uint8_t* end) except -1
 cdef object text_of(Place* place, uint32_t tag, const uint8_t* p, size_t size)
 cdef const uint8_t* read_str_item(
     Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, list values) except NULL
-cdef const uint8_t* read_message(
-    Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, Message message) except NULL
-cdef const uint8_t* read_message_item(
-    Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, list values, MessageClass* known
-) except NULL
 cdef const uint8_t* read_double_item(
     Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, list values) except NULL
 cdef const uint8_t* read_str_map(

@@ -12,19 +12,18 @@ docs/protocol.md draws the bytes.  The classes are made from schema/agent.proto.
 from __future__ import annotations
 
 from arcbox_agent import _messages
-from arcbox_agent._messages import *
-from arcbox_agent._wire import (
+from arcbox_agent._classes import Message, message_class
+from arcbox_agent._frames import (
     MAX_FRAME_SIZE,
     Frame,
     FrameDecoder,
-    Message,
     decode_error,
     encode_error,
     encode_frame,
     encode_message,
-    message_class,
     serve_pings,
 )
+from arcbox_agent._messages import *
 from arcbox_agent.errors import (
     DecodeError,
     DecoderFailedError,

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "src" / "arcbox_agent"
 ALLOWED = {
     "errors": set(),
     "message_types": set(),
-    "wire": {"errors", "_wire", "_messages", "message_types"},
+    "wire": {"errors", "_classes", "_frames", "_messages", "message_types"},
     "address": {"errors"},
     "logs": {"errors", "wire", "_logs"},
     # The compiled parts that only a guest needs are the agent's alone.

@@ -12,6 +12,8 @@ import pytest
 import arcbox_agent
 from arcbox_agent import wire
 
+#: The compiled modules of the wire.
+COMPILED = ("_wire", "_classes", "_messages", "_frames")
 SOURCE = pathlib.Path(arcbox_agent.__file__).parent
 
 
@@ -35,7 +37,7 @@ def imported_by(module: str) -> set[str]:
 
 
 def test_the_stubs_agree_with_the_compiled_modules() -> None:
-    done = run("-m", "mypy.stubtest", "arcbox_agent._wire", "arcbox_agent._messages")
+    done = run("-m", "mypy.stubtest", *(f"arcbox_agent.{name}" for name in COMPILED))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -48,8 +50,7 @@ def test_the_wire_needs_no_event_loop_and_no_socket() -> None:
     modules = imported_by("arcbox_agent.wire")
     assert {name for name in modules if name.startswith("arcbox_agent")} == {
         "arcbox_agent",
-        "arcbox_agent._messages",
-        "arcbox_agent._wire",
+        *(f"arcbox_agent.{name}" for name in COMPILED),
         "arcbox_agent.errors",
         "arcbox_agent.message_types",
         "arcbox_agent.wire",

@@ -1,0 +1,507 @@
+# cython: binding=False, embedsignature.format=clinic, auto_pickle=False, autotestdict=False
+"""Frames: how a stream of bytes is cut.  Bytes in, values out: no socket, no clock.
+
+    V1  u32 length, u32 type, payload
+    V2  u32 length, u32 type, u16 trace_length, trace id, payload
+
+`length` counts all that follows it.  docs/protocol.md draws both and says how they are
+told apart.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
+from cpython.object cimport Py_TYPE
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcmp, memmove
+
+from arcbox_agent._classes cimport *
+from arcbox_agent._wire cimport *
+
+from arcbox_agent._classes import message_class
+from arcbox_agent.errors import (
+    DecodeError,
+    DecoderFailedError,
+    EncodeError,
+    FrameTooLargeError,
+    FrameTooShortError,
+    TraceLengthError,
+    TruncatedFrameError,
+)
+
+#: The default limit of a frame's length, judged before any memory is taken for it.
+MAX_FRAME_SIZE = 16 * 1024 * 1024
+
+cdef enum:
+    TRACE_LIMIT = 0xFFFF
+    LEAST_COPY = 4 * 1024    # what a decoder keeps of a stream, at first
+    COPY_KEPT = 64 * 1024    # and after a large frame has been taken
+    ERROR_TYPE = 0xFFFF
+
+
+cdef uint8_t* put_frame_header(
+    Writer* w, uint8_t* p, uint32_t type, object trace_id) except NULL:
+    """Before the payload, which is already written."""
+    cdef bytes trace
+    cdef size_t size
+    if trace_id is not None:
+        # surrogateescape: a trace id that is not UTF-8 is echoed as it came.
+        trace = trace_id.encode("utf-8", "surrogateescape")
+        size = <size_t>len(trace)
+        if size > TRACE_LIMIT:
+            raise TraceLengthError(size, TRACE_LIMIT)
+        p = reserve(w, p, size + 2)
+        p = put_block(p, PyBytes_AS_STRING(<PyObject*>trace), size)
+        p -= 2
+        p[0] = <uint8_t>(size >> 8)
+        p[1] = <uint8_t>size
+    p = reserve(w, p, 8)
+    size = <size_t>(w.end - p) + 4
+    p = put_u32(p, type)
+    return put_u32(p, <uint32_t>size)
+
+
+def encode_frame(type, payload, trace_id=None):
+    """A frame: V1 without a trace id, V2 with one, the empty one included."""
+    cdef Writer w
+    cdef Py_buffer view
+    cdef uint8_t* p
+    cdef uint32_t number = type
+    PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
+    try:
+        p = take_writer(&w, <PyObject*>Message)
+        try:
+            p = reserve(&w, p, <size_t>view.len)
+            p = put_block(p, view.buf, <size_t>view.len)
+            p = put_frame_header(&w, p, number, trace_id)
+            return PyBytes_FromStringAndSize(<const char*>p, w.end - p)
+        finally:
+            give_writer(&w)
+    finally:
+        PyBuffer_Release(&view)
+
+
+def encode_message(Message message not None, trace_id=None):
+    """The frame of a message, in one pass."""
+    cdef Writer w
+    cdef uint8_t* p
+    cls = type(message)
+    if cls.TYPE is None:
+        raise EncodeError(cls.__name__, "has no message type, so it travels in no frame of its own")
+    cdef uint32_t number = cls.TYPE
+    p = take_writer(&w, <PyObject*>cls)
+    try:
+        p = message._write(&w, p)
+        p = put_frame_header(&w, p, number, trace_id)
+        return PyBytes_FromStringAndSize(<const char*>p, w.end - p)
+    finally:
+        give_writer(&w)
+
+
+cdef object _error():
+    """The class Error: `_messages`, which defines it, stands above this module."""
+    return message_class(ERROR_TYPE)
+
+
+def encode_error(code, message, trace_id=None):
+    """The frame of an Error."""
+    return encode_message(_error()(code=code, message=message), trace_id)
+
+
+def decode_error(payload):
+    """An Error from whatever a peer sent as one: what cannot be read is made up for.
+
+    A missing code is 500, a text that is cut or not UTF-8 is shown as far as it goes.
+    """
+    body = bytes(payload)
+    code = int.from_bytes(body[:4], "big", signed=True) if len(body) >= 4 else 500
+    size = int.from_bytes(body[4:8], "big")
+    text = body[8:8 + size].decode("utf-8", "replace")
+    return _error()(code=code, message=text)
+
+
+@cython.final
+cdef class Frame:
+    """One frame.  `trace_id` is None in V1."""
+
+    cdef readonly uint32_t type
+    cdef readonly int version
+    cdef readonly bytes payload
+    cdef readonly str trace_id
+
+    def __repr__(self):
+        trace = "" if self.trace_id is None else f", trace_id={self.trace_id!r}"
+        return f"Frame(type={self.type:#06x}, payload={self.payload!r}{trace})"
+
+
+# Where the next frame stands in the decoder's bytes.
+cdef struct Head:
+    uint32_t type
+    int version
+    const uint8_t* trace
+    size_t trace_size
+    const uint8_t* payload
+    size_t payload_size
+    size_t size  # of the whole frame
+
+
+@cython.final
+cdef class FrameDecoder:
+    """Frames out of a stream of bytes.
+
+    `feed` never parses and `next_frame` never reads: the caller owns the socket.
+    After an error the stream cannot be picked up again and the decoder stays failed.
+
+    version: None tells V1 and V2 apart frame by frame, as an agent must; a client
+    knows which version it sent, and so which it gets.
+    """
+
+    # Bytes not yet taken: `head` to `tail` of `base`, which is the last bytes object
+    # fed (`owner`) where nothing was left over, else our own copy (`copy`).
+    cdef const uint8_t* base
+    cdef size_t head
+    cdef size_t tail
+    cdef bytes owner
+    cdef uint8_t* copy  # owner: the decoder (malloc)
+    cdef size_t capacity
+    cdef uint32_t limit
+    cdef int version
+    cdef object failure
+    cdef bint ended
+
+    def __init__(self, max_frame_size=MAX_FRAME_SIZE, version=None):
+        self.limit = max_frame_size
+        self.version = 0 if version is None else version
+        if version is not None and not 1 <= self.version <= 2:
+            raise ValueError(f"version: expected None, 1 or 2, not {version!r}")
+
+    def __dealloc__(self):
+        free(self.copy)
+
+    def __sizeof__(self):
+        return Py_TYPE(self).tp_basicsize + <Py_ssize_t>self.capacity
+
+    @property
+    def buffered(self):
+        """Bytes fed and not yet taken."""
+        return self.tail - self.head
+
+    def feed(self, data):
+        """More of the stream, as it came from the socket."""
+        cdef Py_buffer view
+        if self.failure is not None:
+            self._raise_failed()
+        if self.ended:
+            raise ValueError("fed after eof()")
+        if self.head == self.tail:
+            self.head = self.tail = 0
+            self.owner = None
+            if PyBytes_CheckExact(<PyObject*>data):
+                # Nothing is left over: read straight from the caller's bytes.
+                self.owner = data
+                self.base = <const uint8_t*>PyBytes_AS_STRING(<PyObject*>data)
+                self.tail = <size_t>PyBytes_GET_SIZE(<PyObject*>data)
+                return
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            self._append(<const uint8_t*>view.buf, <size_t>view.len)
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef int _append(self, const uint8_t* data, size_t size) except -1:
+        cdef size_t left = self.tail - self.head
+        cdef size_t capacity
+        cdef uint8_t* copy
+        if self.owner is not None or self.capacity - self.tail < size:
+            if self.owner is None and self.head > left and self.capacity - left >= size:
+                # More than half is taken: moving the rest costs less than was read.
+                memmove(self.copy, self.copy + self.head, left)
+            else:
+                capacity = max(left + size, left + left // 2, <size_t>LEAST_COPY)
+                copy = <uint8_t*>malloc(capacity)
+                if copy == NULL:
+                    raise MemoryError
+                memcpy(copy, self.base + self.head, left)
+                free(self.copy)
+                self.copy = copy
+                self.capacity = capacity
+            self.owner = None
+            self.head = 0
+            self.tail = left
+        self.base = self.copy
+        memcpy(self.copy + self.tail, data, size)
+        self.tail += size
+        return 0
+
+    cdef int _raise_failed(self) except -1:
+        raise DecoderFailedError("the stream failed before") from self.failure
+
+    cdef int _fail(self, object error) except -1:
+        self.failure = error
+        raise error
+
+    cdef int _peek(self, Head* frame, bint quiet) except -1:
+        """Where the next frame is: 1, or 0 while it is not whole.
+
+        A broken one raises, or where `quiet` is 0 too: what came before it is given out first.
+        """
+        cdef size_t left = self.tail - self.head
+        cdef const uint8_t* p = self.base + self.head
+        cdef uint32_t length
+        cdef int version = self.version
+        if left < 4:
+            return 0
+        length = u32_at(p)
+        # Judged as soon as it is there, and never a reason to take memory.
+        if length > self.limit:
+            return 0 if quiet else self._fail(FrameTooLargeError(length, self.limit))
+        if length < 4 or (version == 2 and length < 6):
+            return 0 if quiet else self._fail(FrameTooShortError(length, 6 if version == 2 else 4))
+        if version == 0:
+            # A protobuf message never begins with a byte below 8: field number 0 is illegal.
+            if length == 4:
+                version = 1
+            elif left < 9:
+                return 0
+            else:
+                version = 2 if p[8] < 8 else 1
+                if version == 2 and length < 6:
+                    return 0 if quiet else self._fail(FrameTooShortError(length, 6))
+        frame.trace = NULL
+        frame.trace_size = 0
+        if version == 2:
+            if left >= 10:
+                frame.trace_size = <size_t>p[8] << 8 | p[9]
+                if frame.trace_size > length - 6:
+                    return 0 if quiet else self._fail(TraceLengthError(frame.trace_size, length - 6))
+        if left - 4 < length:
+            return 0
+        frame.type = u32_at(p + 4)
+        frame.version = version
+        frame.size = <size_t>length + 4
+        if version == 2:
+            frame.trace = p + 10
+            frame.payload = p + 10 + frame.trace_size
+            frame.payload_size = length - 6 - frame.trace_size
+        else:
+            frame.payload = p + 8
+            frame.payload_size = length - 4
+        return 1
+
+    cdef void _take(self, size_t size) noexcept:
+        self.head += size
+        if self.head == self.tail:
+            self.owner = None
+            self.head = self.tail = 0
+            if self.capacity > COPY_KEPT:
+                # A large frame has gone: so does its memory.
+                free(self.copy)
+                self.copy = NULL
+                self.capacity = 0
+
+    def next_frame(self):
+        """The next whole frame, or None: more must be fed first."""
+        cdef Head head
+        cdef Frame frame
+        if self.failure is not None:
+            self._raise_failed()
+        if not self._peek(&head, False):
+            if self.ended and self.head != self.tail:
+                self._fail_truncated()
+            return None
+        frame = Frame.__new__(Frame)
+        frame.type = head.type
+        frame.version = head.version
+        frame.payload = PyBytes_FromStringAndSize(<const char*>head.payload, <Py_ssize_t>head.payload_size)
+        if head.version == 2:
+            frame.trace_id = trace_of(&head)
+        self._take(head.size)
+        return frame
+
+    def next_messages(self, limit=256):
+        """Messages of the run of whole frames of one version and trace id: at most `limit`.
+
+        Returns (messages, version, trace_id); version 0 where there are none.  The run stops
+        before a frame of an unknown type, or one whose payload does not parse: `next_frame`
+        gives that one.
+        """
+        cdef Head head
+        cdef Py_ssize_t most = limit, count = 0
+        cdef list messages = []
+        cdef Message message
+        cdef int version = 0
+        cdef const uint8_t* trace = NULL
+        cdef size_t trace_size = 0
+        cdef bytes owner = self.owner  # what `trace` points into is kept until the end
+        trace_id = None
+        if self.failure is not None:
+            self._raise_failed()
+        while count < most:
+            if not self._peek(&head, count > 0):
+                if self.ended and self.head != self.tail and count == 0:
+                    self._fail_truncated()
+                break
+            if version == 0:
+                version = head.version
+                trace = head.trace
+                trace_size = head.trace_size
+                if version == 2:
+                    trace_id = trace_of(&head)
+            elif (
+                head.version != version
+                or head.trace_size != trace_size
+                # Never with size 0: memcmp of no address at all is slow on some processors.
+                or (trace_size and memcmp(head.trace, trace, trace_size) != 0)
+            ):
+                break
+            message = message_of(&head)
+            if message is None:
+                break
+            messages.append(message)
+            count += 1
+            self.head += head.size
+        if count == 0:
+            return messages, 0, None
+        self._take(0)
+        return messages, version, trace_id
+
+    def eof(self):
+        """The stream has ended.  TruncatedFrameError: inside a frame."""
+        cdef Head head
+        if self.failure is not None:
+            self._raise_failed()
+        self.ended = True
+        if self.head != self.tail and not self._peek(&head, False):
+            self._fail_truncated()
+
+    cdef int _fail_truncated(self) except -1:
+        cdef size_t left = self.tail - self.head
+        expected = 4
+        if left >= 4:
+            expected += u32_at(self.base + self.head)
+        self._fail(TruncatedFrameError(left, expected))
+
+
+cdef Message message_of(Head* head):
+    """The message of a frame; None where its type is unknown or its payload broken."""
+    cdef Place place
+    cdef MessageClass* known = class_for(head.type, head.version)
+    cdef Message message
+    if known == NULL:
+        return None
+    message = new_message(known)
+    place.root = known.type
+    place.depth = 0
+    try:
+        message._merge(&place, head.payload, head.payload + head.payload_size)
+    except DecodeError:
+        return None
+    return message
+
+
+cdef str trace_of(Head* head):
+    return (<const char*>head.trace)[:head.trace_size].decode("utf-8", "surrogateescape")
+
+
+# --------------------------------------------------------------------- pings
+
+def serve_pings(FrameDecoder decoder not None, bytearray out not None, version, limit=1024):
+    """Answer the run of plain pings at the decoder's head; returns how many there were.
+
+    At most `limit` replies are appended to `out`.  The run stops before the first frame that
+    is not whole, is no PingRequest, or has more in it than a message: a clock
+    (`timestamp_secs`), an unknown field, anything broken.  `next_frame` gives that one.
+    """
+    cdef Head head
+    cdef bytes agent = version if isinstance(version, bytes) else version.encode()
+    cdef size_t agent_size = <size_t>len(agent)
+    cdef Py_ssize_t most = limit, served = 0
+    cdef const uint8_t* text
+    cdef size_t text_size, prefix, size, need
+    cdef size_t used = <size_t>PyByteArray_GET_SIZE(out), room = used
+    cdef uint8_t* p
+    cdef Place place
+    if agent_size > 0x7F:
+        raise ValueError("the version is longer than 127 bytes")
+    if decoder.failure is not None:
+        decoder._raise_failed()
+    place.root = <PyObject*>Message
+    place.depth = 0
+    try:
+        while served < most:
+            if not decoder._peek(&head, served > 0):
+                break
+            if head.type != 0x0001:
+                break
+            text = head.payload
+            text_size = 0
+            if head.payload_size:
+                # One field, and it fills the payload: 0x0A, length, text.
+                if text[0] != 0x0A:
+                    break
+                try:
+                    text = read_size(&place, 0, text + 1, head.payload + head.payload_size, &text_size)
+                    if text + text_size != head.payload + head.payload_size:
+                        break
+                    if not octets_ascii(text, text_size):
+                        text_of(&place, 0, text, text_size)
+                except DecodeError:
+                    break
+            prefix = 6 if text_size else 4
+            # What goes out is what came in, and at most so much more.
+            need = head.size + agent_size + 16
+            if room - used < need:
+                # One allocation where the pings behind this one are like it.
+                room = max(room * 2, used + need * min((decoder.tail - decoder.head) // head.size + 1, <size_t>LEAST_COPY))
+                PyByteArray_Resize(out, <Py_ssize_t>room)
+            p = <uint8_t*>PyByteArray_AS_STRING(out) + used + 8
+            if head.version == 2:
+                p = append(p, head.trace - 2, head.trace_size + 2)
+            p[0] = 0x0A
+            p = append_varint(p + 1, text_size + prefix)
+            p = append(p, b"pong: ", prefix)
+            p = append(p, text, text_size)
+            if agent_size:
+                p[0] = 0x12
+                p[1] = <uint8_t>agent_size
+                p = append(p + 2, PyBytes_AS_STRING(<PyObject*>agent), agent_size)
+            size = <size_t>(p - <uint8_t*>PyByteArray_AS_STRING(out)) - used
+            # Downwards, as everywhere in this module: length and type stand before `p`.
+            p = put_u32(p - size + 8, 0x1001)
+            put_u32(p, <uint32_t>(size - 4))
+            used += size
+            decoder._take(head.size)
+            served += 1
+    finally:
+        if used != room:
+            PyByteArray_Resize(out, <Py_ssize_t>used)
+    return served
+
+
+cdef inline uint8_t* append(uint8_t* p, const void* data, size_t size) noexcept:
+    memcpy(p, data, size)
+    return p + size
+
+
+cdef inline uint8_t* append_varint(uint8_t* p, size_t value) noexcept:
+    while value > 0x7F:
+        p[0] = <uint8_t>(value | 0x80)
+        value >>= 7
+        p += 1
+    p[0] = <uint8_t>value
+    return p + 1
+
+
+cdef inline bint octets_ascii(const uint8_t* p, size_t size) noexcept:
+    cdef size_t i = 0
+    cdef uint64_t word
+    cdef uint8_t rest = 0
+    while size - i >= 8:
+        memcpy(&word, p + i, 8)
+        if word & 0x8080808080808080ULL:
+            return False
+        i += 8
+    while i < size:
+        rest |= p[i]
+        i += 1
+    return rest < 0x80
