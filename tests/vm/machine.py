@@ -159,7 +159,13 @@ class Machine:
         guarded = ["setpriv", "--pdeathsig", "KILL", *command]
         with open(self.directory / f"{name}.log", "wb") as log:
             self._processes[name] = subprocess.Popen(
-                guarded, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=REPOSITORY
+                guarded,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=REPOSITORY,
+                # Out of the way of a terminal's Ctrl-C, which is for the one who started us.
+                start_new_session=True,
             )
 
     # ---- from the host
