@@ -7,14 +7,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from typing import Any, TypeVar
 
 import pytest
 
 import arcbox_agent
 from arcbox_agent.client import Client
+from arcbox_agent.errors import TransportError
 from tests.vm.machine import Machine, agent_command
 
 T = TypeVar("T")
@@ -29,15 +29,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.vm)
 
 
-def with_client(address: str, work: Callable[[Client], Awaitable[T]], **options: Any) -> T:
-    """Connects to an agent, waiting for its guest to boot, and does `work` with it."""
+_failed = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[_failed] = item.stash.get(_failed, False) or report.failed
+    return report
+
+
+def with_client(machine: Machine, work: Callable[[Client], Awaitable[T]], **options: Any) -> T:
+    """Connects to a machine's agent, waiting for it to boot, and does `work` with it."""
+    machine.wait_until_it_listens()
 
     async def main() -> T:
         async with asyncio.timeout(PATIENCE):
-            async with arcbox_agent.connect(address, wait=PATIENCE, **options) as client:
+            async with arcbox_agent.connect(machine.address, wait=PATIENCE, **options) as client:
                 return await work(client)
 
-    return asyncio.run(main())
+    try:
+        return asyncio.run(main())
+    except (TransportError, TimeoutError) as error:
+        raise machine.failure(str(error)) from error
 
 
 @pytest.fixture(scope="session")
@@ -54,9 +70,14 @@ def guest() -> Iterator[Machine]:
 @pytest.fixture
 def boot(request: pytest.FixtureRequest) -> Iterator[Callable[..., Machine]]:
     """`boot(command, ...)`: a Machine, switched off at the test's end, kept if that failed."""
-    with contextlib.ExitStack() as machines:
+    machines: list[Machine] = []
 
-        def start(command: list[str] | None = None, **options: Any) -> Machine:
-            return machines.enter_context(Machine(command or agent_command(), **options))
+    def start(command: list[str] | None = None, **options: Any) -> Machine:
+        machines.append(Machine(command, **options))
+        return machines[-1]
 
-        yield start
+    yield start
+    for machine in machines:
+        if request.node.stash.get(_failed, False):
+            print(machine.failure("the test failed"))
+        machine.close()

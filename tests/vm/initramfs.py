@@ -11,7 +11,7 @@ import enum
 import shlex
 from pathlib import Path
 
-from tests.vm.cpio import CpioArchive
+from tools.cpio import CpioArchive
 from tests.vm.kernel import ROOT_MODULES, VSOCK_MODULES, GuestKernel
 
 _BUSYBOX = Path("/bin/busybox")

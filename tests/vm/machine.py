@@ -63,15 +63,16 @@ def agent_command(*arguments: str) -> list[str]:
 
 
 class Machine:
-    """One guest.  `command` is its PID 1, a line of words without spaces in them.
+    """One guest.  `command` is its PID 1, words without spaces in them; None: the agent.
 
+    `initramfs`: the guest's only root, with a PID 1 of its own.
     `files`: path in the guest to (content, mode), written over its root.
     `kernel_vsock`: None: the host's own vhost-vsock where there is one.
     """
 
     def __init__(
         self,
-        command: list[str],
+        command: list[str] | None,
         *,
         root: Root = Root.OVERLAY,
         files: dict[str, tuple[str, int]] | None = None,
@@ -100,7 +101,7 @@ class Machine:
 
     def _start(
         self,
-        command: list[str],
+        command: list[str] | None,
         root: Root,
         files: dict[str, tuple[str, int]],
         memory: int,
@@ -109,22 +110,16 @@ class Machine:
     ) -> None:
         kernel = guest_kernel()
         kind = accelerator(kernel)
+        sockets = []
+        # A first root that is handed in is the only one.
+        shared_root = []
         if initramfs is None:
             initramfs = self.directory / "initramfs"
-            initramfs.write_bytes(boot_archive(kernel, root, command, files))
-        sockets = []
-        files_socket = self.directory / "files.sock"
-        shared = self.directory / "root"
-        shared.mkdir()
-        self._run(
-            "virtiofsd",
-            # The host's root as it is on disk, in a mount namespace of its own: without the
-            # host's /proc, /dev and the like, which are for the guest to mount.
-            ["unshare", "--mount", "--propagation", "private", "sh", "-ec", _SHARE_ROOT, "sh", str(shared)]
-            + [_first(_VIRTIOFSD), f"--socket-path={files_socket}", "-o", f"source={shared}"]
-            + ["-o", "cache=always", "-o", "sandbox=chroot", "-f"],
-        )
-        sockets.append(files_socket)
+            initramfs.write_bytes(boot_archive(kernel, root, command or agent_command(), files))
+            files_socket = self._share_root()
+            sockets.append(files_socket)
+            shared_root = ["-chardev", f"socket,id=files,path={files_socket}"]
+            shared_root += ["-device", "vhost-user-fs-pci,chardev=files,tag=hostroot"]
         if self.kernel_vsock:
             vsock = ["-device", f"vhost-vsock-pci,guest-cid={self.cid}"]
         else:
@@ -144,8 +139,7 @@ class Machine:
             ["qemu-system-x86_64", "-M", "q35", "-smp", "2", "-m", str(memory), "-cpu", "max"]
             + ["-accel", "kvm" if kind == "kvm" else "tcg,thread=multi"]
             + ["-object", f"memory-backend-memfd,id=mem,size={memory}M,share=on", "-numa", "node,memdev=mem"]
-            + ["-chardev", f"socket,id=files,path={files_socket}"]
-            + ["-device", "vhost-user-fs-pci,chardev=files,tag=hostroot"]
+            + shared_root
             + vsock
             + ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
             + ["-serial", f"file:{self.console_path}"]
@@ -153,6 +147,21 @@ class Machine:
             + ["-kernel", str(kernel.image), "-initrd", str(initramfs)]
             + ["-append", f"{_KERNEL_ARGUMENTS} {kernel_arguments}"],
         )
+
+    def _share_root(self) -> Path:
+        """The host's root as it is on disk, over virtiofs; the socket it is served on."""
+        path = self.directory / "files.sock"
+        shared = self.directory / "root"
+        shared.mkdir()
+        self._run(
+            "virtiofsd",
+            # In a mount namespace of its own, without the host's /proc, /dev and the like,
+            # which are for the guest to mount.
+            ["unshare", "--mount", "--propagation", "private", "sh", "-ec", _SHARE_ROOT, "sh", str(shared)]
+            + [_first(_VIRTIOFSD), f"--socket-path={path}", "-o", f"source={shared}"]
+            + ["-o", "cache=always", "-o", "sandbox=chroot", "-f"],
+        )
+        return path
 
     def _run(self, name: str, command: list[str]) -> None:
         # The kernel ends it when this process ends, however that comes about.

@@ -211,7 +211,7 @@ _VSOCK_PATIENCE = 10.0
 _MODPROBE_PATIENCE = 30.0
 
 #: Each after those that it needs; where below the modules' directory it is.
-_MODULES = (
+MODULES = (
     ("virtio_ring", "drivers/virtio"),
     ("virtio", "drivers/virtio"),
     ("virtio_pci_modern_dev", "drivers/virtio"),
@@ -261,7 +261,9 @@ def _local_cid() -> int:
 
 
 def _modprobe() -> bool:
-    """Whether there is one; it also knows where the modules are and how they are packed."""
+    """Whether there is one, and its index of modules, which a minimal root has not."""
+    if not os.path.exists(f"/lib/modules/{os.uname().release}/modules.dep"):
+        return False
     for program in _MODPROBE:
         if os.access(program, os.X_OK):
             break
@@ -291,7 +293,7 @@ def _wait_for(pid: int, seconds: float) -> None:
 def _load_by_hand() -> None:
     """For a root without modprobe, such as a minimal initramfs."""
     directory = f"/lib/modules/{os.uname().release}/kernel"
-    for name, below in _MODULES:
+    for name, below in MODULES:
         for ending, flags in ((".ko", 0), *((".ko" + z, _MODULE_INIT_COMPRESSED_FILE) for z in (".xz", ".gz", ".zst"))):
             try:
                 fd = os.open(f"{directory}/{below}/{name}{ending}", os.O_RDONLY | os.O_CLOEXEC)
