@@ -20,7 +20,7 @@ from tests.vm.machine import Machine, agent_command
 T = TypeVar("T")
 
 #: Only what hangs takes this long.
-PATIENCE = 120.0
+PATIENCE = 200.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -45,6 +45,8 @@ overlay)
     # The kernel's modules, where the guest looks for them.
     mkdir -p /newroot/lib/modules
     mount --bind "/host$MODULES" /newroot/lib/modules || fail "no modules"
+    # By this a guest whose host is a container would take itself for one too.
+    rm -f /newroot/.dockerenv
     cp -a /boot/files/. /newroot/
     ;;
 read-only)

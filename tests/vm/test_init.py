@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from arcbox_agent.client import Client
-from arcbox_agent.wire import PingResponse, ShutdownResponse, SystemInfo
+from arcbox_agent.wire import ShutdownResponse, SystemInfo
 from tests.vm.conftest import with_client
 from tests.vm.initramfs import Root
 from tests.vm.kernel import REPOSITORY, guest_kernel
@@ -34,18 +35,39 @@ def test_pid_1_mounts_what_is_missing_and_waits_for_vsock(guest: Machine) -> Non
 
 
 @pytest.mark.parametrize(
-    ("reboot", "farewell"), [(False, "reboot: Power down"), (True, "reboot: Restarting system")]
+    ("end", "farewell"),
+    [
+        ("shutdown", "reboot: Power down"),
+        ("SIGTERM", "reboot: Power down"),
+        # What the kernel makes of Ctrl-Alt-Del for PID 1.
+        ("SIGINT", "reboot: Restarting system"),
+    ],
 )
-def test_shutdown_is_answered_and_then_done(boot: Callable[..., Machine], reboot: bool, farewell: str) -> None:
+def test_the_end_stops_containers_in_order_and_then_the_machine(
+    boot: Callable[..., Machine], end: str, farewell: str
+) -> None:
     machine = boot()
+    script = """
+        trap 'sleep 1; echo the container took its leave > /dev/console; exit 0' TERM
+        echo ready > /dev/console
+        while true; do sleep 0.1; done
+    """
 
-    async def work(client: Client) -> tuple[PingResponse, ShutdownResponse]:
-        return await client.ping("vm"), await client.shutdown(timeout=5, reboot=reboot)
+    async def work(client: Client) -> None:
+        created = await client.create_container(cmd=["/bin/sh", "-c", script])
+        await client.start_container(created.id)
+        while "ready" not in machine.console():
+            await asyncio.sleep(0.05)
+        if end == "shutdown":
+            # The answer comes first.
+            assert (await client.shutdown(timeout=30)).accepted
+        else:
+            await client.exec_detached(["/bin/kill", f"-{end}", "1"])
 
-    pong, answer = with_client(machine, work)
-    assert pong.message == "pong: vm"
-    assert answer.accepted
-    assert farewell in machine.wait_until_off()
+    with_client(machine, work)
+    console = machine.wait_until_off()
+    assert "the container took its leave" in console
+    assert farewell in console
 
 
 def test_a_read_only_root_keeps_its_state_in_run_and_says_so(boot: Callable[..., Machine]) -> None:
@@ -70,9 +92,9 @@ def test_a_minimal_initramfs_needs_nothing_but_the_agent(boot: Callable[..., Mac
     machine = boot(initramfs=image)
 
     async def work(client: Client) -> tuple[SystemInfo, ShutdownResponse]:
-        return await client.system_info(), await client.shutdown()
+        return await client.system_info(), await client.shutdown(reboot=True)
 
     info, _ = with_client(machine, work)
     assert info.kernel_version == kernel.release
     assert info.os_name == "Linux"  # no os-release, as there is no distribution
-    assert "reboot: Power down" in machine.wait_until_off()
+    assert "reboot: Restarting system" in machine.wait_until_off()

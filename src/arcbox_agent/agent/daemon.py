@@ -81,6 +81,8 @@ class Agent:
         self.metrics.gauge(
             "uptime_seconds", lambda: time.monotonic() - self.started_at, "Seconds since the agent started."
         )
+        if os.getpid() == 1:
+            self.processes.watch_orphans()
         await self.capture.start()
         await self.containers.open()
         await self.followers.start()

@@ -1,0 +1,225 @@
+"""Life in a guest whose PID 1 is the agent: children, clock, faults, memory, disk."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+import arcbox_agent
+from arcbox_agent import wire
+from arcbox_agent.client import Client
+from arcbox_agent.errors import BadRequestError, TransportError
+from tests.vm.conftest import with_client
+from tests.vm.machine import Machine, agent_command
+
+
+#: PingRequest("ping") and its answer, in V1, up to the agent's version.
+PING = bytes.fromhex("0000000a000000010a0470696e67")
+PONG = bytes.fromhex("00000017000010010a0a706f6e673a2070696e671205")
+
+
+async def shell(client: Client, script: str) -> str:
+    """What a shell in the guest prints."""
+    return (await client.exec(["/bin/sh", "-ec", script], check=True)).stdout.decode()
+
+
+# ------------------------------------------------------------------------ children
+
+
+def test_orphans_are_reaped_and_nobodys_exit_code_is_stolen(guest: Machine) -> None:
+    # Each command leaves a grandchild that outlives it for a moment, and ends as an orphan.
+    script = "setsid sh -c 'sleep 0.2; exit 7' </dev/null >/dev/null 2>&1 & exit $0"
+
+    async def work(client: Client) -> tuple[list[int], str]:
+        results = await asyncio.gather(
+            *(client.exec(["/bin/sh", "-c", script, str(code)]) for code in range(40))
+        )
+        while zombies := await shell(client, "cat /proc/[0-9]*/stat 2>/dev/null | grep -c ') Z 1 ' || true"):
+            if int(zombies) == 0:
+                break
+            await asyncio.sleep(0.2)
+        return [result.exit_code for result in results], zombies
+
+    codes, _ = with_client(guest, work)
+    assert codes == list(range(40))
+
+
+def test_a_container_whose_processes_are_reparented_ends_with_its_own_code(guest: Machine) -> None:
+    async def work(client: Client) -> tuple[int, str]:
+        created = await client.create_container(
+            cmd=["/bin/sh", "-c", "setsid sleep 300 & sh -c 'sleep 300 & ' ; echo done; exit 3"]
+        )
+        await client.start_container(created.id)
+        ended = await client.wait_container(created.id)
+        left = await shell(client, "cat /proc/[0-9]*/comm 2>/dev/null | grep -cx sleep || true")
+        await client.remove_container(created.id)
+        return ended.status_code, left.strip()
+
+    assert with_client(guest, work) == (3, "0")
+
+
+def test_the_agent_is_protected_from_the_oom_killer_and_its_children_are_not(guest: Machine) -> None:
+    async def work(client: Client) -> list[str]:
+        script = "cat /proc/1/oom_score_adj /proc/self/oom_score_adj; ulimit -n; grep '^Max open' /proc/1/limits"
+        return (await shell(client, script)).splitlines()
+
+    agent, child, descriptors, limit = with_client(guest, work)
+    assert (agent, child) == ("-900", "0")
+    # The kernel starts PID 1 with 1024 of 4096, and its children have that still.
+    assert descriptors == "1024"
+    assert limit.split()[3:5] == ["65536", "65536"]
+
+
+# --------------------------------------------------------------------------- clock
+
+
+def test_a_ping_with_the_hosts_time_repairs_a_wrong_clock(guest: Machine) -> None:
+    async def work(client: Client) -> None:
+        for wrong in ("2001-01-01", "2099-01-01"):
+            await shell(client, f"date -s {wrong}")
+            await client.sync_time()
+            there, here = float(await shell(client, "date +%s.%N")), time.time()
+            assert abs(there - here) < 60
+
+    seen = len(guest.console())
+    with_client(guest, work)
+    lines = guest.console()[seen:]
+    assert len(re.findall("clock: clock set by the host behind=[0-9]", lines)) == 1
+    assert len(re.findall("clock: clock set by the host behind=-[0-9]", lines)) == 1
+    assert lines.count("random pool reseeded") == 2
+
+
+def test_a_small_difference_leaves_the_clock_alone(guest: Machine) -> None:
+    async def work(client: Client) -> tuple[int, int]:
+        await client.sync_time()
+        before = (await client.agent_info()).counters.get("clock_set", 0)
+        guests = float(await shell(client, "date +%s.%N"))
+        await client.call(wire.PingRequest(timestamp_secs=round(guests)), wire.PingResponse)
+        return before, (await client.agent_info()).counters.get("clock_set", 0)
+
+    before, after = with_client(guest, work)
+    assert before == after
+
+
+def test_an_impossible_time_is_refused(guest: Machine) -> None:
+    async def work(client: Client) -> None:
+        for impossible in (1, 2**62):
+            with pytest.raises(BadRequestError, match=f"timestamp_secs {impossible} is no time"):
+                await client.call(wire.PingRequest(timestamp_secs=impossible), wire.PingResponse)
+
+    with_client(guest, work)
+
+
+# ------------------------------------------------------------------- runtime status
+
+
+def test_the_runtime_is_told_truthfully(guest: Machine) -> None:
+    async def work(client: Client) -> tuple[wire.RuntimeEnsureResponse, wire.RuntimeStatusResponse]:
+        return await client.ensure_runtime(), await client.runtime_status()
+
+    ensured, status = with_client(guest, work)
+    assert (ensured.ready, ensured.status, ensured.endpoint) == (True, "ready", "")
+    assert (status.containerd_ready, status.docker_ready) == (False, False)
+    assert [(service.name, service.status) for service in status.services] == [("process", "running")]
+
+
+# ------------------------------------------------------------------------ connections
+
+
+def test_two_thousand_connections_to_the_agent_leave_none_behind(guest: Machine) -> None:
+    async def connections(client: Client) -> int:
+        return (await client.agent_info()).connections
+
+    before = with_client(guest, connections)
+    for _ in range(2000):
+        with guest.dial() as stream:
+            stream.sendall(PING)
+            assert stream.recv(len(PONG), socket.MSG_WAITALL) == PONG
+    after = with_client(guest, connections)
+    assert after == before
+
+
+def test_clients_that_reset_their_connections_harm_nobody(guest: Machine) -> None:
+    async def work(client: Client) -> None:
+        for size in (0, 1, 7, 13, 14, 15, 28 * 100):
+            for _ in range(10):
+                with guest.dial() as stream:
+                    # Closed with replies unread, and in the middle of a frame.
+                    stream.sendall((PING * 200)[:size])
+                assert (await client.ping("still")).message == "pong: still"
+        while (await client.agent_info()).connections > 1:
+            await asyncio.sleep(0.05)
+
+    with_client(guest, work)
+
+
+def test_a_client_that_stops_reading_stops_its_command_and_loses_nothing(guest: Machine) -> None:
+    script = "import sys; sys.stdout.buffer.write(b''.join(b'%015d\\n' % n for n in range(1 << 19)))"
+
+    async def memory(client: Client) -> int:
+        status = await shell(client, "grep VmRSS /proc/1/status")
+        return int(status.split()[1]) << 10
+
+    async def work(client: Client) -> None:
+        before = await memory(client)
+        received = bytearray()
+        async with client.exec_stream([sys.executable, "-c", script]) as parts:
+            async for part in parts:
+                if not received:
+                    await asyncio.sleep(3)  # 8 MiB want to come meanwhile
+                    assert await memory(client) < before + (4 << 20)
+                if part.stream == "stdout":
+                    received += part.data
+        assert received == b"".join(b"%015d\n" % number for number in range(1 << 19))
+
+    with_client(guest, work)
+
+
+def test_a_host_that_vanishes_leaves_an_agent_that_serves_its_guest(boot: Callable[..., Machine]) -> None:
+    machine = boot(
+        agent_command("--listen", "vsock:1024", "--listen", "unix:/run/a.sock", "--idle-timeout", "2"),
+        kernel_vsock=False,
+    )
+    # Speaks over the unix socket, and on the console: the only way out that is left.
+    script = """
+import socket, time
+ping = bytes.fromhex("0000000a000000010a0470696e67")
+while True:
+    with socket.socket(socket.AF_UNIX) as stream, open("/dev/console", "w") as console:
+        stream.connect("/run/a.sock")
+        stream.sendall(ping)
+        print("ANSWERED" if stream.recv(100)[8:] else "SILENT", file=console)
+    time.sleep(0.5)
+"""
+
+    async def work() -> None:
+        async with arcbox_agent.connect(machine.address, wait=60) as client:
+            await client.exec_detached([sys.executable, "-c", script])
+            output = client.exec_stream(["/bin/sh", "-c", "while echo tick; do sleep 0.1; done"])
+            async for _ in output:
+                break
+            machine.kill("vsock")
+            with pytest.raises(TransportError):
+                while True:
+                    await client.ping()
+            try:
+                await output.aclose()
+            except TransportError:
+                pass
+
+    machine.wait_until_it_listens()
+    asyncio.run(work())
+    answers = machine.console().count("ANSWERED")
+    deadline = time.monotonic() + 60
+    while machine.console().count("ANSWERED") < answers + 3:
+        assert time.monotonic() < deadline, machine.failure("the agent does not answer in its guest")
+        time.sleep(0.1)
+    assert "SILENT" not in machine.console()
+
+
