@@ -106,6 +106,22 @@ def test_a_keeper_that_was_killed_is_missed_but_not_needed() -> None:
     asyncio.run(run())
 
 
+def test_a_keeper_whose_socket_was_removed_ends_though_it_keeps_something() -> None:
+    async def run() -> None:
+        async with agents() as (next_agent, processes):
+            keeper = await next_agent()
+            reading, writing = os.pipe()
+            await keeper.keep("container", [reading, writing])
+            os.close(writing)
+            os.unlink(keeper._path)
+            await keeper.close()
+            await until(lambda: not len(processes))
+            assert os.read(reading, 1) == b""  # the last to hold the other end was the keeper
+            os.close(reading)
+
+    asyncio.run(run())
+
+
 def test_it_keeps_what_came_in_several_calls_and_no_more_than_it_may() -> None:
     async def run() -> None:
         async with agents() as (next_agent, _):

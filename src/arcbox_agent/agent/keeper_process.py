@@ -18,10 +18,12 @@ One request a packet, one packet back:
     l                     list                              -> ok NUL KEY NUL KEY ...
 
 The agent of the day is the last that connected.  When it is gone and nothing is
-kept, the keeper ends.
+kept, the keeper ends; so it does when its socket was removed from its directory,
+because then no agent can ever find it again.
 """
 
 import _socket
+import posix
 import select
 import sys
 
@@ -29,8 +31,10 @@ import sys
 MOST_EACH = 8
 MOST_KEYS = 16384
 PACKET = 4096
-#: A list longer than this is cut: the agent drops what it knows not, and asks again.
+#: A list longer than this is cut: what is not in it is found only by its key.
 LIST = 65536
+#: Milliseconds between two looks at the socket's path, while there is no agent.
+LOOK = 10_000
 
 
 def main() -> None:
@@ -44,8 +48,10 @@ def main() -> None:
     agent: _socket.socket | None = None
     poll = select.poll()
     poll.register(listener, select.POLLIN)
+    path = listener.getsockname()
+    mine = identity(path)
     while True:
-        for fd, _ in poll.poll():
+        for fd, _ in poll.poll(LOOK if agent is None else None):
             if fd == listener.fileno():
                 accepted, _ = listener._accept()  # type: ignore[attr-defined]
                 if agent is not None:
@@ -57,8 +63,16 @@ def main() -> None:
                 poll.unregister(agent)
                 agent.close()
                 agent = None
-        if agent is None and not kept:
+        if agent is None and not (kept and identity(path) == mine):
             return
+
+
+def identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = posix.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def serve(agent: _socket.socket, kept: dict[bytes, list[int]]) -> bool:

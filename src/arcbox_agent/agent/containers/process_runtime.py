@@ -314,7 +314,7 @@ class ProcessRuntime:
 
     async def recover(self, record: Record) -> Running | NotStarted:
         path = self._store.run_path(record.id)
-        fds = await self.keeper.fetch(record.id) if record.id in self._kept else []
+        fds = await self.keeper.fetch(record.id)
         try:
             if record.boot_id != self.boot_id:
                 return ProcessRun(self, record.id, 0, 0, None, Session(0, 1 << 62), None)
