@@ -227,31 +227,40 @@ class Commands:
         if self._active >= self._settings.max_execs:
             self._metrics.add("bound_execs")
             raise BusyError(f"max_execs = {self._settings.max_execs} commands run already: try again later")
+        place = self._place(request)
         self._active += 1
+        task = asyncio.get_running_loop().create_task(self._start(request, place, stderr))
         try:
-            return await self._start(request, stderr)
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(self._abandon)
+            raise
+
+    def _abandon(self, task: asyncio.Task[Command]) -> None:
+        """The client went away while its command was being started."""
+        if not task.cancelled() and task.exception() is None:
+            self.leave(task.result())
+
+    async def _start(self, request: ExecRequest, place: Callable[[], Place], stderr: bool) -> Command:
+        try:
+            return await self._spawn(request, place, stderr)
         except BaseException:
             self._active -= 1
             raise
 
-    async def _start(self, request: ExecRequest, stderr: bool) -> Command:
-        place = await self._place(request)
-        preparation = _Preparation()
+    async def _spawn(self, request: ExecRequest, place: Callable[[], Place], stderr: bool) -> Command:
+        self._number += 1
+        preparation = _Preparation(f"{os.getpid()}-{self._number}")
         try:
-            spec = await self._containers.runtime.in_thread(self._prepare, request, place, preparation, stderr)
-        except OSError as error:
-            raise AgentFailedError(f"exec failed: {error.strerror} (os error {error.errno})") from error
-        try:
-            process = await self._processes.spawn(spec)
+            process = await self._processes.prepare_and_spawn(
+                lambda: _prepare(request, place(), preparation, stderr)
+            )
         except SpawnError as error:
             await self._containers.runtime.in_thread(preparation.undo)
-            words = error.strerror if error.step == "exec" else reason(error, request.cmd[0], place.cwd, ())
+            words = error.strerror if error.step == "exec" else reason(error, request.cmd[0], preparation.cwd, ())
             raise AgentFailedError(f"exec failed: {words} (os error {error.errno})") from error
-        except asyncio.CancelledError:
-            # The process, if there is one, is killed by its owner.
-            preparation.close()
-            self._end_later(self._remove_scope(preparation.scope))
-            raise
+        except OSError as error:
+            raise AgentFailedError(f"exec failed: {error.strerror} (os error {error.errno})") from error
         self._metrics.add("commands_started")
         command = Command(
             process,
@@ -267,58 +276,28 @@ class Commands:
             process.on_exit(lambda _: timer.cancel())
         return command
 
-    async def _place(self, request: ExecRequest) -> Place:
+    def _place(self, request: ExecRequest) -> Callable[[], Place]:
+        """Where the command is to run.  What needs files is done by what is returned, in a thread."""
         if request.container_id:
-            container = self._containers.resolve(request.container_id)
-            if container.running is not None:
-                environment.check_working_dir(request.working_dir)
-            return await self._containers.place(
+            # An unknown container is told before a directory that is wrong.
+            self._containers.resolve(request.container_id)
+            environment.check_working_dir(request.working_dir)
+            return self._containers.place(
                 request.container_id, request.env, request.working_dir, request.user
             )
         environment.check_working_dir(request.working_dir)
-        user = await self._containers.runtime.in_thread(users.look_up, "/", request.user)
-        return Place(
-            env=environment.environment(request.env, user.home),
-            cwd=request.working_dir or "/",
-            ids=None if not request.user and os.geteuid() != 0 else user.ids,
-            scope=self._containers.runtime.command_scope(),
-        )
+        scope = self._containers.runtime.command_scope()
 
-    def _prepare(
-        self, request: ExecRequest, place: Place, preparation: _Preparation, stderr: bool
-    ) -> SpawnSpec:
-        """In a thread.  `preparation` holds what was opened, whatever fails."""
-        try:
-            preparation.own(place.join_pidfd)
-            uid = place.ids[0] if place.ids else -1
-            stdio = preparation.stdio(request, uid, stderr)
-            cgroup_fd = -1
-            if isinstance(place.scope, cgroups.Cgroup):
-                # One of a detached command is not ended with the agent.
-                self._number += 1
-                prefix = cgroups.DETACHED_PREFIX if request.detach else cgroups.COMMAND_PREFIX
-                scope = place.scope.child(f"{prefix}{os.getpid()}-{self._number}")
-                scope.create()
-                preparation.scope = scope
-                preparation.above = place.scope
-                cgroup_fd = preparation.own(scope.open_procs())
-            spec = SpawnSpec(
-                request.cmd,
-                programs=environment.programs(request.cmd[0], place.env),
-                env=environment.strings(place.env),
-                stdio=stdio,
-                cwd=place.cwd,
-                root=place.root,
-                join_pidfd=place.join_pidfd,
-                ids=place.ids,
-                terminal=request.tty and not request.detach,
-                cgroup_fd=cgroup_fd,
+        def in_guest() -> Place:
+            user = users.look_up("/", request.user)
+            return Place(
+                env=environment.environment(request.env, user.home),
+                cwd=request.working_dir or "/",
+                ids=None if not request.user and os.geteuid() != 0 else user.ids,
+                scope=scope,
             )
-        except BaseException:
-            preparation.undo()
-            raise
-        preparation.give_away(spec.descriptors())
-        return spec
+
+        return in_guest
 
     # ----------------------------------------------------------------- end
 
@@ -378,6 +357,38 @@ class Commands:
         await asyncio.gather(*self._endings, return_exceptions=True)
 
 
+def _prepare(request: ExecRequest, place: Place, preparation: _Preparation, stderr: bool) -> SpawnSpec:
+    """In a thread.  `preparation` holds what was opened, whatever fails."""
+    try:
+        preparation.own(place.join_pidfd)
+        preparation.cwd = place.cwd
+        stdio = preparation.stdio(request, place.ids[0] if place.ids else -1, stderr)
+        cgroup_fd = -1
+        if place.scope is not None:
+            # One of a detached command is not ended with the agent.
+            prefix = cgroups.DETACHED_PREFIX if request.detach else cgroups.COMMAND_PREFIX
+            preparation.scope = place.scope.child(prefix + preparation.name)
+            preparation.scope.create()
+            cgroup_fd = preparation.own(preparation.scope.open_procs())
+        spec = SpawnSpec(
+            request.cmd,
+            programs=environment.programs(request.cmd[0], place.env),
+            env=environment.strings(place.env),
+            stdio=stdio,
+            cwd=place.cwd,
+            root=place.root,
+            join_pidfd=place.join_pidfd,
+            ids=place.ids,
+            terminal=request.tty and not request.detach,
+            cgroup_fd=cgroup_fd,
+        )
+    except BaseException:
+        preparation.undo()
+        raise
+    preparation.give_away(spec.descriptors())
+    return spec
+
+
 def _remove(scope: Scope) -> None:
     """What still runs in a command's cgroup moves up: to that of the container, or of all commands."""
     if not isinstance(scope, cgroups.Cgroup):
@@ -391,11 +402,12 @@ def _remove(scope: Scope) -> None:
 class _Preparation:
     """What was opened for a command."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         self._fds: set[int] = set()
+        self.name = name
+        self.cwd = ""
         self.outputs: list[Output] = []
         self.scope: cgroups.Cgroup | None = None
-        self.above: cgroups.Cgroup | None = None
 
     def own(self, fd: int) -> int:
         if fd >= 0:

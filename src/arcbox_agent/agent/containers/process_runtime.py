@@ -16,6 +16,7 @@ import asyncio
 import errno
 import fcntl
 import os
+import signal
 import struct
 import termios
 import time
@@ -350,29 +351,42 @@ class ProcessRuntime:
 
     # ------------------------------------------------------------ commands
 
-    async def place(
+    def place(
         self, record: Record, running: Running, env: Mapping[str, str], cwd: str, user: str
-    ) -> Place:
+    ) -> Callable[[], Place]:
         assert isinstance(running, ProcessRun)
+        gone = BadRequestError(f"container is not running: {record.id}")
         process = running.process
         if process is None or process.pidfd < 0:
-            raise BadRequestError(f"container is not running: {record.id}")
-        # What the container itself sees of its root: with its mounts.
-        root = f"/proc/{process.pid}/root"
-        try:
-            found = await self.in_thread(users.look_up, root, user or record.user)
-        except FileNotFoundError:
-            raise BadRequestError(f"container is not running: {record.id}") from None
-        if process.pidfd < 0 or not process.send_signal(0):
-            raise BadRequestError(f"container is not running: {record.id}")
-        return Place(
-            env=environment.environment({**record.env, **env}, found.home),
-            cwd=cwd or record.working_dir or "/",
-            ids=_ids(found, user or record.user),
-            root=record.rootfs or None,
-            join_pidfd=fcntl.fcntl(process.pidfd, fcntl.F_DUPFD_CLOEXEC, 3) if record.mounts else -1,
-            scope=self._cgroup(record.id),
-        )
+            raise gone
+        # One of our own: the process's is closed in the loop as soon as it has ended.
+        pidfd = fcntl.fcntl(process.pidfd, fcntl.F_DUPFD_CLOEXEC, 3)
+        pid, asked, has_mounts = process.pid, user or record.user, bool(record.mounts)
+        own_env, own_cwd, root, scope = dict(record.env), record.working_dir, record.rootfs, self._cgroup(record.id)
+
+        def in_thread() -> Place:
+            try:
+                # What the container itself sees of its root: with its mounts.
+                found = users.look_up(f"/proc/{pid}/root", asked)
+                # It still ran after that: so the number was its own.
+                signal.pidfd_send_signal(pidfd, 0)
+            except BaseException as error:
+                os.close(pidfd)
+                if isinstance(error, (FileNotFoundError, ProcessLookupError)):
+                    raise gone from None
+                raise
+            if not has_mounts:
+                os.close(pidfd)
+            return Place(
+                env=environment.environment({**own_env, **env}, found.home),
+                cwd=cwd or own_cwd or "/",
+                ids=_ids(found, asked),
+                root=root or None,
+                join_pidfd=pidfd if has_mounts else -1,
+                scope=scope,
+            )
+
+        return in_thread
 
     async def remove(self, record: Record) -> None:
         await self.keeper.drop(record.id)

@@ -11,8 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from arcbox_agent.agent.containers.cgroups import Cgroup
     from arcbox_agent.agent.containers.record import Record
     from arcbox_agent.agent.processes import ExitStatus, SpawnError
     from arcbox_agent.wire import Mount
@@ -81,7 +82,7 @@ class Place:
         ids: tuple[int, int, Sequence[int]] | None,
         root: str | None = None,
         join_pidfd: int = -1,
-        scope: object = None,
+        scope: Cgroup | None = None,
     ) -> None:
         self.env = env
         self.cwd = cwd
@@ -115,10 +116,10 @@ class Runtime(Protocol):
     async def recover(self, record: Record) -> Running | NotStarted:
         """The run that `record` speaks of, after a restart of the agent; it may have ended."""
 
-    async def place(
+    def place(
         self, record: Record, running: Running, env: Mapping[str, str], cwd: str, user: str
-    ) -> Place:
-        """To run a command in a running container."""
+    ) -> Callable[[], Place]:
+        """To run a command in a running container.  What is returned looks at files: for a thread."""
 
     async def remove(self, record: Record) -> None:
         """What the runtime still has of a container that does not run."""

@@ -25,7 +25,7 @@ from arcbox_agent.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from arcbox_agent.agent.config import Settings
     from arcbox_agent.agent.containers.runtime import Place
@@ -260,13 +260,13 @@ class Containers:
         finally:
             waiters.discard(waiter)
 
-    async def place(self, ref: str, env: Mapping[str, str], cwd: str, user: str) -> Place:
+    def place(self, ref: str, env: Mapping[str, str], cwd: str, user: str) -> Callable[[], Place]:
         """Where a command in a container is to run."""
         container = self.resolve(ref)
         running = container.running
         if running is None:
             raise BadRequestError(f"container is not running: {container.id}")
-        return await self.runtime.place(container.record, running, env, cwd, user)
+        return self.runtime.place(container.record, running, env, cwd, user)
 
 
 def parse_signal(text: str) -> int:
