@@ -10,7 +10,7 @@ and counts them in one), and the log itself counts what was written of it.
 Spool: a header, then what was taken from the FIFO and may not be in the log yet.
 
     0        8       16        24      32          40          48     56      64
-    | magic  | inode | offset  | skip  | lost bytes| lost lines| open | 0     | bytes ...
+    | magic  | inode | offset  | skip  | lost bytes| lost lines| open | cut   | bytes ...
                `-- the mark: --'  `-- so many of the bytes are accounted for before the mark
 
 After a crash, what the log has of this stream behind the mark, counted in bytes
@@ -142,7 +142,7 @@ cdef struct Header:
     int64_t lost_bytes
     int64_t lost_lines
     uint64_t open
-    uint64_t unused
+    uint64_t cut
 
 cdef struct Log:
     int fd
@@ -172,6 +172,7 @@ cdef struct Stream:
     bint open  # the last line in the log is a part
     int64_t lost_bytes  # not yet told in the log
     int64_t lost_lines
+    bint cut  # the lost bytes end inside a line, whose rest is lost with it
 
 cdef struct Totals:
     int64_t bytes
@@ -189,6 +190,7 @@ cdef int save_mark(Stream* s, int64_t skip) noexcept nogil:
     header.lost_bytes = s.lost_bytes
     header.lost_lines = s.lost_lines
     header.open = s.open
+    header.cut = s.cut
     return 0 if pwrite(s.spool, &header, HEADER, 0) == HEADER else -errno
 
 
@@ -344,7 +346,7 @@ cdef int tell_gap(Stream* s, char* out, const char* stamp, int64_t now, Totals* 
 cdef int deliver(
     Stream* s, char* data, char* out, bint parts, bint last, int64_t now, Totals* totals,
 ) noexcept nogil:
-    """Bring the spool's lines into the log; 0 or -errno.
+    """Bring the spool's lines into the log; 0, -errno, or 1: nothing to write yet.
 
     parts: write a started line as a part.  last: nothing more will come, so a
     started line is the last one.
@@ -356,6 +358,8 @@ cdef int deliver(
     cdef const char* newline
     cdef int rc
     format_stamp(arcbox_realtime(), stamp)
+    if s.cut and not lose_rest_of_line(s, data, last, totals):
+        return 1
     if s.lost_bytes:
         rc = tell_gap(s, out, stamp, now, totals)
         if rc < 0:
@@ -426,6 +430,29 @@ cdef int deliver(
     return 0
 
 
+cdef bint lose_rest_of_line(Stream* s, char* data, bint last, Totals* totals) noexcept nogil:
+    """A reader must not take the end of a line that is lost for a line; False: it has not come yet."""
+    cdef ssize_t got
+    cdef const char* newline
+    while s.done < s.size:
+        got = pread(s.spool, data, INPUT if s.size - s.done > INPUT else <size_t> (s.size - s.done), HEADER + s.done)
+        if got <= 0:
+            return True
+        newline = <const char*> memchr(data, c"\n", got)
+        if newline is not NULL:
+            got = newline + 1 - data
+        count_lost(s, data, got, totals)
+        s.done += got
+        if newline is not NULL:
+            s.cut = False
+            return True
+    if s.size:
+        empty(s)
+    if last:
+        s.cut = False
+    return last
+
+
 cdef void drop(Stream* s, char* data, Totals* totals) noexcept nogil:
     """The log cannot be written and the spool is full: count, and let go."""
     cdef ssize_t got
@@ -438,6 +465,7 @@ cdef void drop(Stream* s, char* data, Totals* totals) noexcept nogil:
             break
         count_lost(s, data, got, totals)
         s.done += got
+        s.cut = data[got - 1] != c"\n"
     s.done = s.size
     s.searched = 0
     empty(s)
@@ -467,7 +495,7 @@ cdef void write_out(
         rc = deliver(s, data, out, s.size >= SPOOL_FULL, last, now, totals)
         if rc == 0:
             log.error = 0
-        else:
+        elif rc < 0:
             log.error = -rc
             log.retry_at = now + SECOND // 5
     if rc == 0:
@@ -664,6 +692,7 @@ cdef class Source:
             s.size = size - HEADER
             s.lost_bytes = header.lost_bytes
             s.lost_lines = header.lost_lines
+            s.cut = header.cut != 0
             open_ = header.open != 0
             s.done = header.skip if s.size else 0
             # No mark: the log could not be opened yet, so it has nothing of this.

@@ -97,7 +97,9 @@ class Keeper:
         if self._executor is not None:
             # Behind the request that may still be under way.
             await self._in_thread(self._disconnect)
-            self._executor.shutdown(wait=False)
+            executor, self._executor = self._executor, None
+            if executor is not None:
+                executor.shutdown(wait=False)
 
     # --------------------------------------------------------------- private
 
