@@ -57,6 +57,9 @@ REQUESTS_A_TURN = 64
 #: Replies are written when this many bytes have come together, and at the end of a turn.
 WRITE_SIZE = 128 << 10
 
+#: What is shorter is cheaper to copy than to refer to.
+COPIED = 4 << 10
+
 #: A connection's bytes in flight count towards max_queued_total from here on: the small
 #: change of every connection is bounded by max_connections.
 UNCOUNTED = 16 << 10
@@ -164,13 +167,15 @@ class Connection(Protocol):
                 return
             if pings:
                 counters["requests"] += pings
-                self._last_request = server.now()
-                self._write(out)
+                counters["bytes_sent"] += len(out)
+                # uvloop sends bytes, and only them, without making a memoryview first.
+                self._transport.write(bytes(out))  # type: ignore[union-attr]
                 if self._blocked:
                     self._settle()
                     return
-                if not (decoder.buffered or self._frame_since or self.held):
+                if not (decoder.buffered or self._frame_since or self.held or server.idle_timeout):
                     return
+                self._last_request = server.now()
         self._advance()
 
     def eof_received(self) -> bool:
@@ -467,7 +472,8 @@ class Connection(Protocol):
 
     def _write(self, data: bytes | bytearray) -> None:
         self._server.counters["bytes_sent"] += len(data)
-        self._transport.write(data)  # type: ignore[union-attr]
+        # Small replies as bytes: uvloop makes a memoryview of anything else.
+        self._transport.write(bytes(data) if len(data) < COPIED else data)  # type: ignore[union-attr]
 
     async def send(self, data: bytes | bytearray | memoryview) -> None:
         """Send; returns when the kernel has all of it."""
