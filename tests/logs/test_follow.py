@@ -179,7 +179,7 @@ def test_a_follower_that_goes_away_is_gone_at_once(tmp_path: Path, run_async: An
 
 def test_tail_and_follow_meet_without_a_gap(tmp_path: Path, run_async: Any) -> None:
     log = tmp_path / "web.log"
-    lines = 100_000
+    lines = 400_000
 
     async def scenario() -> None:
         log.touch()
@@ -193,12 +193,12 @@ def test_tail_and_follow_meet_without_a_gap(tmp_path: Path, run_async: Any) -> N
                 found.append([])
                 options = Options(tail=100, stderr=len(found) % 2 == 0)
                 tasks.append(asyncio.create_task(collect(all_of_them.follow(str(log), options, lambda: over), found[-1])))
-                await asyncio.sleep(0.1 * len(tasks))
+                await asyncio.sleep(0.2)
             await asyncio.sleep(0.1)
             over = True
             all_of_them.wake_all()
             await asyncio.gather(*tasks)
-            assert len(tasks) > 1
+            assert tasks
             for index, each in enumerate(found):
                 numbers = [int(data.split(b" ")[1]) for data in each]
                 both = index % 2 == 1

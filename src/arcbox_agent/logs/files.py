@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import stat
 
+from arcbox_agent._logs import open_cached
+
 #: A shift leaves one place empty for a moment; more empty ones are the end of the row.
 _HOLES = 3
 #: Nobody keeps more.
@@ -36,10 +38,16 @@ class LogFile:
         return status is not None and status.st_ino == self.inode and status.st_dev == self.device
 
 
-def open_file(path: str) -> LogFile:
-    """OSError: it cannot be opened, or is not a regular file."""
-    # O_NONBLOCK: a FIFO put in the log's place must not hold us.
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+def open_file(path: str, nowait: bool = False) -> LogFile:
+    """OSError: it cannot be opened, or is not a regular file.
+
+    nowait: BlockingIOError where the disk would have to be waited for.
+    """
+    if nowait:
+        fd = open_cached(path)
+    else:
+        # O_NONBLOCK: a FIFO put in the log's place must not hold us.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         os.close(fd)
@@ -71,8 +79,13 @@ def find(path: str, file: LogFile) -> int | None:
     return None
 
 
-def open_neighbour(path: str, file: LogFile, step: int) -> LogFile | None:
-    """The next older (step 1) or newer (step -1) file; None: there is none, or not at this moment."""
+def open_neighbour(path: str, file: LogFile, step: int, nowait: bool = False) -> LogFile | None:
+    """The next older (step 1) or newer (step -1) file; None: there is none, or not at this moment.
+
+    nowait: BlockingIOError where the disk would have to be waited for.
+    """
+    if nowait and not file.is_same(look(path)):
+        raise BlockingIOError  # more to look at than what was opened just now
     for _ in range(100):
         number = find(path, file)
         if number is None or number + step < 0:
@@ -80,8 +93,10 @@ def open_neighbour(path: str, file: LogFile, step: int) -> LogFile | None:
         neighbour = None
         for hole in range(1 if step < 0 else _HOLES):
             try:
-                neighbour = open_file(place(path, number + step * (1 + hole)))
+                neighbour = open_file(place(path, number + step * (1 + hole)), nowait)
                 break
+            except BlockingIOError:
+                raise
             except OSError:
                 continue
         if file.is_same(look(place(path, number))):
@@ -89,12 +104,14 @@ def open_neighbour(path: str, file: LogFile, step: int) -> LogFile | None:
     return None
 
 
-def open_newest(path: str) -> LogFile:
+def open_newest(path: str, nowait: bool = False) -> LogFile:
     """The log itself, or the newest of its siblings while there is none.  OSError: there is nothing."""
     first: OSError | None = None
     for number in range(_HOLES):
         try:
-            return open_file(place(path, number))
+            return open_file(place(path, number), nowait)
+        except BlockingIOError:
+            raise
         except OSError as error:
             # The log itself tells what is wrong; but where it is only missing, a sibling will do.
             if not isinstance(error, FileNotFoundError) and number == 0:

@@ -82,11 +82,6 @@ class LogReader:
         self._nowait = nowait
         return next(self._steps, None)
 
-    @property
-    def begun(self) -> bool:
-        """The files have been opened."""
-        return bool(self._files)
-
     def _run(self) -> Iterator[Any]:
         starts = None
         for attempt in range(_ATTEMPTS):
@@ -130,9 +125,16 @@ class LogReader:
         self._files.clear()
         self._bounds.clear()
         scan = TailScan(self.tail, unended=self._unended, **self._filters) if self.tail else None
-        file: LogFile | None = open_newest(self.path)
+        file: LogFile | None = None
+        while file is None:
+            try:
+                file = open_newest(self.path, self._nowait)
+            except BlockingIOError:
+                yield BLOCKED
         while file is not None:
             low, high, complete = 0, file.size(), False
+            if high > BISECT_FROM and self._nowait and (self._since is not None or self._until is not None):
+                yield BLOCKED
             if high > BISECT_FROM and self._since is not None:
                 low = bisect(file.fd, high, self._since - SLACK)
                 complete = low > 0
@@ -149,7 +151,11 @@ class LogReader:
                     break
             if complete:
                 break
-            file = open_neighbour(self.path, file, 1)
+            try:
+                file = open_neighbour(self.path, file, 1, self._nowait)
+            except BlockingIOError:
+                yield BLOCKED
+                file = open_neighbour(self.path, file, 1)
         return None if scan is None else scan.starts
 
 

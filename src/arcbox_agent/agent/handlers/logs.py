@@ -23,11 +23,20 @@ async def logs(agent: Agent, request: LogsRequest, call: Call) -> Message:
     container = agent.containers.resolve(request.container_id)
     options = _options(request, call)
     try:
-        if request.follow:
-            return await _follow(agent, container, options, call)
-        if request.stream:
-            return await _stream(container, options, call)
-        return await _all_in_one(agent, container, options, call)
+        if not request.follow:
+            answer = _stream if request.stream else _all_in_one
+            return await answer(agent, container, options, call)
+        # Not a function of its own: a thousand follows are a thousand frames of it.
+        call.open_ended = True
+        follow = agent.followers.follow(container.log_path, options, lambda: _is_over(container))
+        container.add_output_listener(follow.wake)
+        try:
+            while (frames := await follow.next()) is not None:
+                await call.send_bytes(frames)
+        finally:
+            container.remove_output_listener(follow.wake)
+            follow.close()
+        return Empty()
     except OSError as error:
         raise AgentFailedError(f"cannot read the log of container {container.id}: {error.strerror or error}") from error
 
@@ -60,20 +69,7 @@ def _is_over(container: Container) -> bool:
     return container.state != "running" and container.output_finished
 
 
-async def _follow(agent: Agent, container: Container, options: Options, call: Call) -> Message:
-    call.open_ended = True
-    follow = agent.followers.follow(container.log_path, options, lambda: _is_over(container))
-    container.add_output_listener(follow.wake)
-    try:
-        while (frames := await follow.next()) is not None:
-            await call.send_bytes(frames)
-    finally:
-        container.remove_output_listener(follow.wake)
-        follow.close()
-    return Empty()
-
-
-async def _stream(container: Container, options: Options, call: Call) -> Message:
+async def _stream(agent: Agent, container: Container, options: Options, call: Call) -> Message:
     # While the container runs, a last line without its newline is one in the making.
     reader = options.reader(container.log_path, trace=options.trace, unended=_is_over(container))
     try:

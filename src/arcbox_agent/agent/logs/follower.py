@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from typing import TYPE_CHECKING
 
 from arcbox_agent._logs import BLOCKED, END, with_trace
@@ -103,8 +102,9 @@ class Flow:
     def __init__(self, key: tuple[Any, ...], cursor: Cursor, inotify: Inotify, loop: asyncio.AbstractEventLoop) -> None:
         self.key = key
         self.cursor = cursor
-        self.followers: set[Follow] = set()
-        self.batches: deque[Batch] = deque()
+        # Lists: most flows have one follower, and an empty set or deque is larger than all the rest.
+        self.followers: list[Follow] = []
+        self.batches: list[Batch] = []
         self.first = 0  # the number of batches[0]
         self.held = 0
         self.users = 0
@@ -155,14 +155,11 @@ class Flow:
                 if not waiter.done():
                     waiter.set_result(None)
 
-    async def wait(self) -> None:
+    def wait(self) -> asyncio.Future[None]:
+        """Done at the next change.  (No coroutine: there may be thousands, and each has its frame.)"""
         waiter = self._loop.create_future()
         self._waiters.append(waiter)
-        try:
-            await waiter
-        finally:
-            if not waiter.done() or waiter.cancelled():
-                self._waiters = [each for each in self._waiters if each is not waiter]
+        return waiter
 
     async def advance(self, follow: Follow | None = None) -> bool:
         """Read on, for a follower that has had all there is; False: there is nothing more for now."""
@@ -217,12 +214,12 @@ class Flow:
 
     def _forget_taken(self) -> None:
         while self.batches and self.batches[0].waiting <= 0:
-            self.held -= len(self.batches.popleft().data)
+            self.held -= len(self.batches.pop(0).data)
             self.first += 1
 
     def join(self, follow: Follow) -> None:
         follow.number = self.first + len(self.batches)
-        self.followers.add(follow)
+        self.followers.append(follow)
 
     def take(self, follow: Follow) -> bytes | None:
         """The next batch for a follower, if there is one."""
@@ -241,7 +238,8 @@ class Flow:
 
     def part(self, follow: Follow) -> None:
         """A follower leaves; what it has not taken does not wait for it."""
-        self.followers.discard(follow)
+        self.followers.remove(follow)
+        self._waiters = [waiter for waiter in self._waiters if not waiter.done()]
         for index in range(follow.number - self.first, len(self.batches)):
             self.batches[index].waiting -= 1
         self._forget_taken()
@@ -269,6 +267,12 @@ class Follow:
         self._finished = False
         self._until_timer: asyncio.TimerHandle | None = None
         self._set_until()
+
+    def set_flow(self, flow: Flow) -> None:
+        self._flow = flow
+
+    def stand_alone(self, cursor: Cursor) -> None:
+        self._cursor = cursor
 
     def leave(self, cursor: Cursor) -> None:
         """Too slow for the flow: read alone from here."""
@@ -334,8 +338,7 @@ class Follow:
             data = None  # the container has not written yet
         if data is None:
             self._reader = None
-            self._cursor = Cursor(self._path, reader.engine, reader.file)
-            self._flow = self._followers.flow(self._options.key(self._path), self._cursor)
+            self._followers.enter(self, self._options.key(self._path), Cursor(self._path, reader.engine, reader.file))
         return data
 
     async def _shared(self, flow: Flow) -> bytes | None:
@@ -427,12 +430,16 @@ class Followers:
         for flow in list(self._flows.values()):
             flow.changed()
 
-    def flow(self, key: tuple[Any, ...], cursor: Cursor) -> Flow:
+    def enter(self, follow: Follow, key: tuple[Any, ...], cursor: Cursor) -> None:
+        """A follower has read what there was, up to `cursor`, and goes on with the flow of its kind."""
         flow = self._flows.get(key)
         if flow is None:
-            flow = self._flows[key] = Flow(key, cursor.fork(), self._inotify, self._loop)
+            flow = self._flows[key] = Flow(key, cursor, self._inotify, self._loop)
+            flow.join(follow)
+        else:
+            follow.stand_alone(cursor)
         flow.users += 1
-        return flow
+        follow.set_flow(flow)
 
     def release(self, flow: Flow) -> None:
         flow.users -= 1
@@ -443,12 +450,10 @@ class Followers:
 
 async def read_on(reader: LogReader) -> Any:
     """A reader's next output; None: that was all.  What must wait for the disk does so in a thread."""
-    loop = asyncio.get_running_loop()
-    waits = not reader.begun  # its files must be opened
     while True:
-        piece = await loop.run_in_executor(None, reader.step) if waits else reader.step(nowait=True)
-        waits = piece is BLOCKED
-        if piece is None or (piece and not waits):
+        piece = reader.step(nowait=True)
+        if piece is BLOCKED:
+            piece = await asyncio.get_running_loop().run_in_executor(None, reader.step)
+        if piece is None or piece:
             return piece
-        if not waits:
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)
