@@ -9,9 +9,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# pip tells of every package that is there already; of the new ones it may.
-PIP_INSTALL := set -o pipefail; $(PIP) install
-QUIETER := | { grep -v '^Requirement already satisfied' || true; }
+# pip may say what it collects and what it has installed; its errors are on stderr.
+PIP_INSTALL := set -o pipefail; $(PIP) install --progress-bar off
+QUIETER := | { grep -E '^(Collecting|Successfully installed)' || true; }
 
 SOURCES := setup.py $(wildcard src/arcbox_agent/*.pyx src/arcbox_agent/*.pxd src/arcbox_agent/*.h)
 

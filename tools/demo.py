@@ -18,10 +18,11 @@ from pathlib import Path
 #: Only what hangs takes this long.
 PATIENCE = 60
 
-SERVICE = """trap 'echo closing; exit 0' TERM
+SERVICE = """bye() { echo closing; exit; }
+trap bye TERM
 echo listening
 n=0
-while sleep 0.2; do n=$((n + 1)); echo "request $n served"; done"""
+while :; do sleep 0.2; n=$((n + 1)); echo "request $n served"; done"""
 
 
 class Failed(Exception):
@@ -96,10 +97,12 @@ def demonstrate() -> None:
     step("ps", "-a", "-q", expect="^$")
 
     say("All of that in one go")
-    step("run", "--rm", "demo:1", "sh", "-c", "echo out; echo err >&2; exit 3", expect=r"(?m)^out$", code=3)
+    step("run", "--rm", "demo:1", "sh", "-c", "echo out; echo err >&2; exit 3", expect="(?m)^out$", code=3)
 
 
 def main() -> int:
+    # A shell that starts us in the background has SIGINT ignored, which arcboxctl would respect.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="arcbox-demo-") as directory:
         address = f"unix://{directory}/agent.sock"
         log = Path(directory, "agent.log")

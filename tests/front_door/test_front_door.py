@@ -139,3 +139,21 @@ def test_arcboxctl_without_click_says_what_to_install() -> None:
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "arcboxctl needs click: pip install 'arcbox-agent[cli]'\n"
+
+
+def test_the_demo_shows_what_it_says(tmp_path: Path) -> None:
+    for program, module in (("arcboxctl", "arcbox_agent.cli"), ("arcbox-agent", "arcbox_agent.agent")):
+        (tmp_path / program).write_text(f'#!/bin/sh\nexec {sys.executable} -m {module} "$@"\n')
+        (tmp_path / program).chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "tools/demo.py")],
+        capture_output=True,
+        text=True,
+        timeout=4 * PATIENCE,
+        check=False,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY / "src")},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("\nAll of it was as expected.\n")
+    commands = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("$ arcboxctl ")]
+    assert done.stdout.count("$ arcboxctl ") == len(commands) == 15

@@ -42,7 +42,7 @@ class User:
 
 
 def look_up(root: str, spec: str) -> User:
-    """The user that `name|uid[:group|gid]` means below `root`; "" is root.
+    """The user that `name|uid[:group|gid]` means below `root`; "" is the agent's own, root.
 
     An unknown name is an error, an unknown number is not.  Supplementary groups are
     set only where no group is named.  It reads files: for a thread.
@@ -52,7 +52,8 @@ def look_up(root: str, spec: str) -> User:
         raise BadRequestError(f"invalid user {spec!r}: no group follows the colon")
     if len(spec) > 256 or "\0" in spec or "\n" in spec:
         raise BadRequestError("invalid user: too long, or with a NUL or a line break in it")
-    name = name or "0"
+    # An agent that an ordinary user has started can run what it is itself, and nothing else.
+    name = name or str(os.geteuid())
     entry = _find(_rows(root, "etc/passwd", 6), name, 2)
     if entry is not None:
         login: str | None = entry[0]
