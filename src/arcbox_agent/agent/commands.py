@@ -289,7 +289,7 @@ class Commands:
         scope = self._containers.runtime.command_scope()
 
         def in_guest() -> Place:
-            user = users.look_up("/", request.user)
+            user = users.look_up_in_guest(request.user)
             return Place(
                 env=environment.environment(request.env, user.home),
                 cwd=request.working_dir or "/",
