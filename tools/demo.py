@@ -18,7 +18,7 @@ from pathlib import Path
 #: Only what hangs takes this long.
 PATIENCE = 60
 
-SERVICE = """bye() { echo closing; exit; }
+SERVICE = """bye() { echo closing; exit 0; }
 trap bye TERM
 echo listening
 n=0
