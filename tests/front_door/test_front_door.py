@@ -155,5 +155,7 @@ def test_the_demo_shows_what_it_says(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("\nAll of it was as expected.\n")
-    commands = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("$ arcboxctl ")]
-    assert done.stdout.count("$ arcboxctl ") == len(commands) == 15
+    commands = [line.split()[2] for line in done.stdout.splitlines() if line.startswith("$ arcboxctl ")]
+    assert commands == [
+        "--wait", "info", "create", "start", "ps", "logs", "exec", "exec", "stop", "ps", "logs", "rm", "ps", "run",
+    ]  # fmt: skip
