@@ -573,7 +573,7 @@ cdef int count_output(
     cdef const char* newline
     cdef Line line
     cdef Minute minute
-    minute.known = False
+    minute.known = minute.whole_known = False
     while True:
         got = pread(fd, data + have, OUTPUT - have, at)
         if got < 0:

@@ -33,11 +33,15 @@ cdef struct Line:
     const char* text
     size_t length
 
-# The minute of the last stamp read: most lines share it with the one before.
+# The last stamp read, and its minute: most lines share the minute with the one
+# before, and those that were captured in one batch share all of it.
 cdef struct Minute:
     char text[17]
-    int64_t seconds
     bint known
+    bint whole_known
+    int64_t seconds
+    char whole[STAMP_LENGTH]
+    int64_t stamp
 
 
 cdef inline int64_t days_from_civil(int64_t y, int64_t m, int64_t d) noexcept nogil:

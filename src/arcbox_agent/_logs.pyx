@@ -158,6 +158,10 @@ cdef size_t parse_stamp(
     cdef int64_t nanos = 0, seconds
     if n < 20:
         return 0
+    if n > STAMP_LENGTH and minute.whole_known and memcmp(minute.whole, p, STAMP_LENGTH) == 0:
+        stamp[0] = minute.stamp
+        canonical[0] = True
+        return STAMP_LENGTH
     if not (minute.known and memcmp(minute.text, p, 17) == 0):
         if not parse_minute(p, minute):
             return 0
@@ -207,6 +211,10 @@ cdef size_t parse_stamp(
         canonical[0] = False
     else:
         stamp[0] = seconds * NANOSECONDS + nanos
+    if canonical[0]:
+        memcpy(minute.whole, p, STAMP_LENGTH)
+        minute.stamp = stamp[0]
+        minute.whole_known = True
     return i
 
 
@@ -1435,7 +1443,7 @@ def bisect(int fd, int64_t size, int64_t stamp, bint after=False):
     cdef size_t i
     cdef const char* newline
     cdef bint later, known
-    minute.known = False
+    minute.known = minute.whole_known = False
     if data is NULL or scratch is NULL:
         free(data)
         free(scratch)
@@ -1504,7 +1512,7 @@ def parse_time(bytes text):
     cdef Minute minute
     cdef int64_t stamp = 0
     cdef bint canonical = False
-    minute.known = False
+    minute.known = minute.whole_known = False
     if not text or parse_stamp(PyBytes_AS_STRING(text), len(text), &minute, &stamp, &canonical) != <size_t> len(text):
         return None
     return stamp

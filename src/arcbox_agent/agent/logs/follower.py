@@ -161,6 +161,16 @@ class Flow:
         self._waiters.append(waiter)
         return waiter
 
+    def read_for_one(self) -> bytes | None:
+        """Read on for an only follower, without keeping it for others; None: see `advance`."""
+        if self._busy is not None or len(self.followers) != 1 or self.batches:
+            return None
+        status, output = self.cursor.read(nowait=True)
+        if not output and (status != END or self._watched is not self.cursor.file):
+            return None
+        self._follow_file()
+        return output  # type: ignore[no-any-return]
+
     async def advance(self, follow: Follow | None = None) -> bool:
         """Read on, for a follower that has had all there is; False: there is nothing more for now."""
         if await self.settled():
@@ -344,6 +354,8 @@ class Follow:
     async def _shared(self, flow: Flow) -> bytes | None:
         """The flow's next batch.  None: look again; empty: that is all for now."""
         data = flow.take(self)
+        if data is None:
+            data = flow.read_for_one()
         if data is None and not await flow.advance(self):
             return b"" if self._cursor is None and flow.is_taken(self) else None
         return data
