@@ -219,7 +219,7 @@ def spawn(
 ):
     """Starts a process; returns (pid, pidfd).  Raises SpawnError.
 
-    `programs` are tried in order until one executes.  `stdio` are three
+    `cgroup_fd` is a directory of cgroup2.  `programs` are tried in order until one executes.  `stdio` are three
     descriptors, each 3 or above.  `mounts` are (kind, source, target, options,
     readonly, create) with kind "bind" or "tmpfs".  `ids` is (uid, gid, groups).
     `rlimits` are (resource, soft, hard).  It blocks until the program executes

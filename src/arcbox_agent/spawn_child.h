@@ -59,6 +59,11 @@
 #define CLONE_PIDFD 0x00001000
 #endif
 
+#ifndef SYS_clone3
+#define SYS_clone3 435
+#endif
+#define SPAWN_CLONE_INTO_CGROUP 0x200000000ull
+
 #define SPAWN_P_PIDFD 3            /* idtype of waitid */
 #define SPAWN_RESOLVE_IN_ROOT 0x10 /* openat2: the directory is the root of every `..` and symlink */
 #define SPAWN_AT_RECURSIVE 0x8000
@@ -117,7 +122,8 @@ struct spawn_plan {
     int stdio[3]; /* all of them 3 or more */
     int keep_fd;  /* stays open in the program; -1: none */
     int pid_fd;   /* takes the child's stat line; -1: none */
-    int cgroup_fd; /* an open cgroup.procs; -1: stay where the agent is */
+    int cgroup_fd; /* a cgroup2 directory; -1: stay where the agent is */
+    int born_there; /* the child is in that cgroup from its first instruction on */
     int join_pidfd; /* enter this process's mount namespace; -1: do not */
     int new_namespace;
     int new_session;
@@ -364,7 +370,11 @@ static int spawn_child(void *argument) {
         struct spawn_sigaction action = {SIG_DFL, 0, NULL, 0};
         if (sig != SIGKILL && sig != SIGSTOP) syscall(SYS_rt_sigaction, sig, &action, NULL, SPAWN_KERNEL_SIGSET);
     }
-    if (plan->cgroup_fd >= 0 && write(plan->cgroup_fd, "0", 1) < 0) spawn_fail(plan, SPAWN_CGROUP, -1);
+    if (plan->cgroup_fd >= 0 && !plan->born_there) {
+        int fd = openat(plan->cgroup_fd, "cgroup.procs", O_WRONLY | O_CLOEXEC);
+        if (fd < 0 || write(fd, "0", 1) < 0) spawn_fail(plan, SPAWN_CGROUP, -1);
+        close(fd);
+    }
     if (plan->reset_oom) {
         int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
         if (fd < 0 || write(fd, "0", 1) < 0) spawn_fail(plan, SPAWN_OOM, -1);
@@ -421,6 +431,78 @@ static int spawn_child(void *argument) {
     spawn_fail(plan, SPAWN_EXEC, -1);
 }
 
+/* struct clone_args of Linux 5.7. */
+struct spawn_clone_args {
+    uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup;
+};
+
+/* clone3(2), with the child on a stack of its own, where it calls spawn_child and never
+ * comes back.  glibc has no wrapper for it.  -errno on failure, ENOSYS where this
+ * architecture has none here. */
+static inline long spawn_clone3(struct spawn_clone_args *args, struct spawn_plan *plan) {
+#if defined(__x86_64__)
+    long result;
+    __asm__ volatile("syscall\n\t"
+                     "test %%rax, %%rax\n\t"
+                     "jnz 1f\n\t"
+                     "xor %%ebp, %%ebp\n\t"
+                     "mov %[plan], %%rdi\n\t"
+                     "call *%[child]\n\t"
+                     "hlt\n"
+                     "1:"
+                     : "=a"(result)
+                     : "0"((long)SYS_clone3), "D"(args), "S"(sizeof *args), [child] "r"(spawn_child), [plan] "r"(plan)
+                     : "rcx", "r11", "memory", "cc");
+    return result;
+#elif defined(__aarch64__)
+    register long x0 __asm__("x0") = (long)args;
+    register long x1 __asm__("x1") = (long)sizeof *args;
+    register long x8 __asm__("x8") = SYS_clone3;
+    __asm__ volatile("svc #0\n\t"
+                     "cbnz x0, 1f\n\t"
+                     "mov x29, #0\n\t"
+                     "mov x0, %[plan]\n\t"
+                     "blr %[child]\n\t"
+                     "brk #1\n"
+                     "1:"
+                     : "+r"(x0)
+                     : "r"(x1), "r"(x8), [child] "r"(spawn_child), [plan] "r"(plan)
+                     : "x30", "memory", "cc");
+    return x0;
+#else
+    (void)args;
+    (void)plan;
+    return -ENOSYS;
+#endif
+}
+
+/* The child, in its cgroup from the start where it is to be in one: to move it there
+ * afterwards makes it wait for the kernel's RCU, some 15 ms.  pid, or -1 and errno. */
+static pid_t spawn_clone(struct spawn_plan *plan, char *stack) {
+    const uint64_t flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD;
+    plan->born_there = 0;
+    if (plan->cgroup_fd >= 0) {
+        struct spawn_clone_args args = {0};
+        args.flags = flags | SPAWN_CLONE_INTO_CGROUP;
+        args.pidfd = (uint64_t)(uintptr_t)&plan->pidfd;
+        args.exit_signal = SIGCHLD;
+        args.stack = (uint64_t)(uintptr_t)stack;
+        args.stack_size = SPAWN_STACK;
+        args.cgroup = (uint64_t)plan->cgroup_fd;
+        plan->born_there = 1;
+        long pid = spawn_clone3(&args, plan);
+        if (pid > 0) return (pid_t)pid;
+        if (pid == -EAGAIN || pid == -ENOMEM) {
+            errno = (int)-pid;
+            return -1;
+        }
+        /* Before Linux 5.7, or forbidden by a filter; or the cgroup is at fault, which the
+         * child finds out for itself. */
+        plan->born_there = 0;
+    }
+    return clone(spawn_child, stack + SPAWN_STACK, (int)flags | SIGCHLD, plan, &plan->pidfd);
+}
+
 /* Runs the plan.  0: plan->pid and plan->pidfd are a new child.  -1: plan->error and
  * plan->step say why not, and nothing is left of it, no zombie and no descriptor. */
 static int spawn_run(struct spawn_plan *plan) {
@@ -440,7 +522,7 @@ static int spawn_run(struct spawn_plan *plan) {
     }
     /* No handler of the agent's may run in the child, on memory that is the agent's. */
     syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all_signals, &old_signals, SPAWN_KERNEL_SIGSET);
-    plan->pid = clone(spawn_child, stack + SPAWN_STACK, CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD, plan, &plan->pidfd);
+    plan->pid = spawn_clone(plan, stack);
     if (plan->pid < 0) {
         plan->error = errno;
         plan->step = SPAWN_CLONE;

@@ -369,7 +369,7 @@ def _prepare(request: ExecRequest, place: Place, preparation: _Preparation, stde
             prefix = cgroups.DETACHED_PREFIX if request.detach else cgroups.COMMAND_PREFIX
             preparation.scope = place.scope.child(prefix + preparation.name)
             preparation.scope.create()
-            cgroup_fd = preparation.own(preparation.scope.open_procs())
+            cgroup_fd = preparation.own(preparation.scope.open())
         spec = SpawnSpec(
             request.cmd,
             programs=environment.programs(request.cmd[0], place.env),

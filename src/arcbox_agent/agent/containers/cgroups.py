@@ -55,9 +55,9 @@ class Cgroup:
     def create(self) -> None:
         os.makedirs(self.path, mode=0o755, exist_ok=True)
 
-    def open_procs(self) -> int:
-        """For a child to write its way in."""
-        return os.open(os.path.join(self.path, "cgroup.procs"), os.O_WRONLY | os.O_CLOEXEC)
+    def open(self) -> int:
+        """For a child to be born in."""
+        return os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def child(self, name: str) -> Cgroup:
         return Cgroup(os.path.join(self.path, name))

@@ -245,7 +245,7 @@ class ProcessRuntime:
         if self._parent is not None:
             preparation.cgroup = cgroups.Cgroup(os.path.join(self._parent, record.id))
             preparation.cgroup.create()
-            cgroup_fd = preparation.own(preparation.cgroup.open_procs())
+            cgroup_fd = preparation.own(preparation.cgroup.open())
         spec = SpawnSpec(
             record.command,
             programs=environment.programs(record.command[0], env),
