@@ -66,13 +66,13 @@ def test_much_input_and_much_output_at_once(client: sync.Client) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
-        ({"cmd": ["/no/such"]}, AgentFailedError, "exec failed: No such file or directory (os error 2)"),
-        ({"cmd": ["nosuchprogram"]}, AgentFailedError, "exec failed: No such file or directory (os error 2)"),
-        ({"cmd": ["/etc/passwd"]}, AgentFailedError, "exec failed: Permission denied (os error 13)"),
+        ({"cmd": ["/no/such"]}, AgentFailedError, "exec failed: No such file or directory (os error 2): /no/such"),
+        ({"cmd": ["nosuchprogram"]}, AgentFailedError, "exec failed: No such file or directory (os error 2): nosuch"),
+        ({"cmd": ["/etc/passwd"]}, AgentFailedError, "exec failed: Permission denied (os error 13): /etc/passwd"),
         (
             {"cmd": ["true"], "working_dir": "/no/such"},
             AgentFailedError,
-            "exec failed: working directory /no/such: No such file or directory (os error 2)",
+            "exec failed: working directory /no/such: No such file or directory",
         ),
         ({"cmd": ["true"], "working_dir": "x"}, BadRequestError, "the working directory must be an absolute path"),
         ({"cmd": ["true"], "user": "nosuch"}, BadRequestError, "unknown user 'nosuch'"),

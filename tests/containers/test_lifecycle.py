@@ -63,9 +63,9 @@ def test_a_stopped_container_can_be_started_again_and_its_log_goes_on(client: sy
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"cmd": ["/no/such/program"]}, "failed to start: /no/such/program: No such file or directory"),
-        ({"cmd": ["nosuchprogram"]}, "failed to start: nosuchprogram: No such file or directory"),
-        ({"cmd": ["/etc/passwd"]}, "failed to start: /etc/passwd: Permission denied"),
+        ({"cmd": ["/no/such/program"]}, "failed to start: /no/such/program: No such file or directory (os error 2)"),
+        ({"cmd": ["nosuchprogram"]}, "failed to start: nosuchprogram: No such file or directory (os error 2)"),
+        ({"cmd": ["/etc/passwd"]}, "failed to start: /etc/passwd: Permission denied (os error 13)"),
         ({"cmd": ["true"], "working_dir": "/no/such"}, "failed to start: working directory /no/such: No such file"),
     ],
 )

@@ -257,8 +257,11 @@ class Commands:
             )
         except SpawnError as error:
             await self._containers.runtime.in_thread(preparation.undo)
-            words = error.strerror if error.step == "exec" else reason(error, request.cmd[0], preparation.cwd, ())
-            raise AgentFailedError(f"exec failed: {words} (os error {error.errno})") from error
+            words = reason(error, request.cmd[0], preparation.cwd, ())
+            if error.step == "exec":
+                # As 0.0.1-alpha.1 says it, and then which program.
+                words = f"{error.strerror} (os error {error.errno}): {request.cmd[0]}"
+            raise AgentFailedError(f"exec failed: {words}") from error
         except OSError as error:
             raise AgentFailedError(f"exec failed: {error.strerror} (os error {error.errno})") from error
         self._metrics.add("commands_started")
