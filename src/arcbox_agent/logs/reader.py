@@ -151,11 +151,12 @@ class LogReader:
                     break
             if complete:
                 break
+            newer = file
             try:
-                file = open_neighbour(self.path, file, 1, self._nowait)
+                file = open_neighbour(self.path, newer, 1, self._nowait)
             except BlockingIOError:
                 yield BLOCKED
-                file = open_neighbour(self.path, file, 1)
+                file = open_neighbour(self.path, newer, 1)
         return None if scan is None else scan.starts
 
 
