@@ -575,6 +575,7 @@ cdef struct State:
     bint inside
     bint dropped
     bint more
+    bint unended
     int stream
     Minute minute
     Chain chains[STREAMS]
@@ -795,7 +796,7 @@ cdef int take_lines(State* state, Input* inp, Output* out, size_t target) noexce
             if not state.dropped:
                 rc = chain_add(state, out, state.stream, p, n)
                 if rc == 0 and newline is not NULL and not state.more:
-                    rc = chain_end(state, out, state.stream, False)
+                    rc = chain_end(state, out, state.stream, state.unended)
             state.inside = newline is NULL
         elif newline is not NULL and n < LINE_WINDOW:
             parse_line(p, n, True, &state.minute, inp.scratch, &line)
@@ -806,12 +807,13 @@ cdef int take_lines(State* state, Input* inp, Output* out, size_t target) noexce
             state.dropped = not wanted(state, &line, base + <int64_t> inp.start)
             state.stream = line.stream
             state.more = line.more
+            state.unended = line.unended
             state.inside = newline is NULL
             if not state.dropped:
                 chain_open(state, &line)
                 rc = chain_add(state, out, line.stream, line.text, line.length)
                 if rc == 0 and newline is not NULL and not line.more:
-                    rc = chain_end(state, out, line.stream, False)
+                    rc = chain_end(state, out, line.stream, line.unended)
         if rc:
             return rc
         inp.last = <ssize_t> inp.start

@@ -1,4 +1,4 @@
-"""A process that does nothing but follow: `python -m tests.logs.follow_process PATH OUTPUT`.
+"""A process that does nothing but follow: `python -m tests.logs.follow_process PATH OUTPUT [STREAM]`.
 
 Writes the text of what it follows to OUTPUT, and how many lines that are to
 PATH.read; ends when there is a file PATH.ended and all is delivered.
@@ -24,10 +24,10 @@ class TextOptions(Options):
         return super().reader(path, "text", **options)  # type: ignore[arg-type]
 
 
-async def main(path: str, target: str) -> None:
+async def main(path: str, target: str, stream: str) -> None:
     followers = Followers(Settings(), Metrics())
     await followers.start()
-    follow = followers.follow(path, TextOptions(), lambda: os.path.exists(f"{path}.ended"))
+    follow = followers.follow(path, TextOptions(stdout=stream != "stderr", stderr=stream != "stdout"), lambda: os.path.exists(f"{path}.ended"))
 
     async def look_for_the_end() -> None:
         while not os.path.exists(f"{path}.ended"):
@@ -50,4 +50,4 @@ async def main(path: str, target: str) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main(sys.argv[1], sys.argv[2]))
+    uvloop.run(main(*sys.argv[1:3], sys.argv[3] if len(sys.argv) > 3 else ""))

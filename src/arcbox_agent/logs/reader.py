@@ -5,6 +5,7 @@ Needs no agent: it works in a rescue shell, and on any host that has the files.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from arcbox_agent import _logs
@@ -82,7 +83,14 @@ class LogReader:
         self._nowait = nowait
         return next(self._steps, None)
 
-    def _run(self) -> Iterator[Any]:
+    def close(self) -> None:
+        """Let go of the files now, where the end is not waited for."""
+        with suppress(ValueError):  # a thread is in the middle of a step, and the last to hold on
+            self._steps.close()
+        self._files.clear()
+        self.file = None
+
+    def _run(self) -> Generator[Any, None, None]:
         starts = None
         for attempt in range(_ATTEMPTS):
             try:
@@ -185,5 +193,8 @@ def read_log(
     reader = LogReader(
         path, stdout=stdout, stderr=stderr, tail=tail, since=since, until=until, timestamps=timestamps
     )
-    while (entries := reader.step()) is not None:
-        yield from entries
+    try:
+        while (entries := reader.step()) is not None:
+            yield from entries
+    finally:
+        reader.close()

@@ -77,6 +77,8 @@ async def _stream(agent: Agent, container: Container, options: Options, call: Ca
             await call.send_bytes(frames)
     except FileNotFoundError:
         pass  # nothing has been written yet
+    finally:
+        reader.close()
     return Empty()
 
 
@@ -95,6 +97,8 @@ async def _all_in_one(agent: Agent, container: Container, options: Options, call
                 )
     except FileNotFoundError:
         pass
+    finally:
+        reader.close()
     if text.endswith(b"\n"):
         del text[-1:]
     # The streams are mixed in it, so it can name only one.

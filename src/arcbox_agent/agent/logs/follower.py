@@ -305,6 +305,8 @@ class Follow:
             if self._cursor is None:
                 flow.part(self)
             self._followers.release(flow)
+        if self._reader is not None:
+            self._reader.close()
         self._cursor = self._reader = None
         self._finished = True
 

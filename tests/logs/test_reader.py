@@ -1,0 +1,120 @@
+"""Reading logs where there is no agent: many files, huge files, odd files."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from arcbox_agent.logs import read_log
+from arcbox_agent.logs import reader as reader_module
+from tests.logs.support import plain, write_log
+from tests.reference import logs as reference
+
+STAMP = b"2026-11-23T17:45:12.255151664Z"
+
+
+def test_ten_thousand_tiny_files(tmp_path: Path) -> None:
+    # Each log has a hundred files of one line.
+    for log in range(100):
+        for number in range(100):
+            path = tmp_path / f"{log}.log{f'.{number}' if number else ''}"
+            path.write_bytes(STAMP + b" stdout F %d\n" % number)
+    before = len(os.listdir("/proc/self/fd"))
+    for log in range(100):
+        path = str(tmp_path / f"{log}.log")
+        assert [int(entry.data) for entry in read_log(path)] == list(range(99, -1, -1))
+        assert [int(entry.data) for entry in read_log(path, tail=3)] == [2, 1, 0]
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_line_of_one_gib_is_read_in_parts_with_bounded_memory(tmp_path: Path) -> None:
+    log = tmp_path / "huge.log"
+    with log.open("wb") as file:
+        file.write(STAMP + b" stdout F before\n" + STAMP + b" stderr F ")
+        file.truncate(1 << 30)  # sparse: NUL bytes are as good as any
+        file.seek(0, os.SEEK_END)
+        file.write(b"\n" + STAMP + b" stdout F after\n")
+    program = (
+        "import sys\n"
+        "from arcbox_agent.logs import read_log\n"
+        "def peak(): return int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) * 1024\n"
+        "before = peak()\n"
+        "last = [e.data for e in read_log(sys.argv[1], tail=1)]\n"
+        "assert last == [b'after'], last\n"
+        "size = parts = 0\n"
+        "for entry in read_log(sys.argv[1], tail=2):\n"
+        "    size += len(entry.data); parts += entry.partial\n"
+        "assert peak() - before < 8 << 20, peak() - before\n"
+        "print(size, parts)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, log], check=True, stdout=subprocess.PIPE, text=True, timeout=120)
+    text = (1 << 30) - len(STAMP + b" stdout F before\n" + STAMP + b" stderr F ")
+    assert done.stdout.split() == [str(text + len(b"after")), str((text - 1) // (1 << 20))]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_since_and_until_find_their_place_in_a_large_file(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    stamp = 1795455912 * 10**9
+    lines = []
+    for _ in range(2500):
+        stamp += rng.choice([0, 10**6, 10**9, 90 * 10**9])
+        shown = stamp + rng.randrange(-30, 30) * 10**9  # not quite in order
+        stream = rng.choice([b"stdout", b"stderr"])
+        lines.append(reference.format_stamp(shown) + b" " + stream + b" F %d " % len(lines) + b"x" * rng.choice([1, 50, 500, 9000]) + b"\n")
+        if rng.random() < 0.05:
+            lines.append(b"a line without a time\n")
+    content = b"".join(lines)
+    path = write_log(tmp_path, [content])
+    assert len(content) > reader_module.BISECT_FROM
+    for _ in range(15):
+        since = rng.choice([None, rng.randrange(1795455912 * 10**9, stamp)])
+        until = rng.choice([None, rng.randrange(since or 1795455912 * 10**9, stamp + 10**12)])
+        tail = rng.choice([0, 1, 10, 1000])
+        expected = reference.read([content], since=since, until=until, tail=tail)
+        assert plain(list(read_log(path, since=since, until=until, tail=tail))) == expected
+
+
+def test_what_cannot_be_read_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="missing.log"):
+        list(read_log(str(tmp_path / "missing.log")))
+    (tmp_path / "directory.log").mkdir()
+    with pytest.raises(IsADirectoryError, match="not a regular file.*directory.log"):
+        list(read_log(str(tmp_path / "directory.log")))
+    os.mkfifo(tmp_path / "fifo.log")
+    with pytest.raises(IsADirectoryError, match="not a regular file.*fifo.log"):
+        list(read_log(str(tmp_path / "fifo.log")))
+
+
+def test_a_file_that_may_not_be_read_is_an_error(tmp_path: Path) -> None:
+    log = tmp_path / "secret.log"
+    log.write_bytes(STAMP + b" stdout F secret\n")
+    log.chmod(0)
+    # Root may read all: somebody else has to try.
+    program = "from arcbox_agent.logs import read_log\nimport os, sys\nos.setuid(65534)\nlist(read_log(sys.argv[1]))\n"
+    for directory in (tmp_path, *list(tmp_path.parents)[:3]):
+        if directory.stat().st_mode & 0o001 == 0:
+            directory.chmod(directory.stat().st_mode | 0o001)
+    done = subprocess.run([sys.executable, "-c", program, log], stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert "PermissionError: [Errno 13] Permission denied" in done.stderr
+    assert str(log) in done.stderr
+
+
+def test_a_log_whose_newest_file_is_missing_is_read_from_its_siblings(tmp_path: Path) -> None:
+    path = write_log(tmp_path, [STAMP + b" stdout F old\n", STAMP + b" stdout F new\n", b""])
+    os.unlink(path)
+    assert [entry.data for entry in read_log(path)] == [b"old", b"new"]
+
+
+def test_reading_leaves_no_descriptor_behind(tmp_path: Path) -> None:
+    path = write_log(tmp_path, [STAMP + b" stdout F x\n"] * 5)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(50):
+        next(iter(read_log(path)))
+    assert len(os.listdir("/proc/self/fd")) == before
