@@ -16,7 +16,7 @@ from arcbox_agent.wire import Mount
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
-        ({"cmd": []}, BadRequestError, "empty command"),
+        ({"cmd": []}, BadRequestError, "empty command: name one"),
         ({"cmd": [""]}, BadRequestError, "empty command"),
         ({"cmd": ["a\0b"]}, BadRequestError, "the command has a NUL in it"),
         ({"working_dir": "tmp"}, BadRequestError, "the working directory must be an absolute path, not 'tmp'"),

@@ -174,6 +174,17 @@ def test_a_detached_command_goes_on_without_its_client(agent: Any) -> None:
         assert client.exec_detached(["true"]) > 0
 
 
+def test_the_agent_ends_without_a_word_of_failure_while_detached_commands_go_on(agent: Any) -> None:
+    with sync.connect(agent.address, wait=10) as client:
+        reply = raw(agent, wire.ExecRequest(cmd=["sleep", "1000"], detach=True, detail=True, timeout_ms=900_000))
+        also = client.exec_detached(["sleep", "1000"])
+    agent.stop()
+    assert alive(reply.pid) and alive(also)
+    for pid in (reply.pid, also):
+        os.kill(pid, signal.SIGKILL)
+    assert " error " not in agent.log()
+
+
 def test_what_a_command_leaves_in_the_background_goes_on(client: sync.Client) -> None:
     result = client.exec(["sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo $!"])
     pid = int(result.stdout)

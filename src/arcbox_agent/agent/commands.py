@@ -218,6 +218,8 @@ class Commands:
         #: Slots taken: by what runs, and by what is being started.
         self._active = 0
         self._endings: set[asyncio.Task[None]] = set()
+        #: Until each detached command ends: nobody waits for these.
+        self._detached: set[asyncio.Task[None]] = set()
         metrics.gauge("commands_running", lambda: self._active, "Commands that run for clients.")
 
     async def start(self, request: ExecRequest, *, stderr: bool) -> Command:
@@ -324,7 +326,7 @@ class Commands:
     def detach(self, command: Command) -> None:
         """Nobody waits for `command`."""
         command.done = True
-        self._end_later(self._finish(command, kill=False))
+        self._end_later(self._finish(command, kill=False), self._detached)
 
     async def _finish(self, command: Command, kill: bool) -> None:
         try:
@@ -343,21 +345,23 @@ class Commands:
         if scope is not None:
             await self._containers.runtime.in_thread(_remove, scope)
 
-    def _end_later(self, work: Awaitable[None]) -> None:
+    def _end_later(self, work: Awaitable[None], among: set[asyncio.Task[None]] | None = None) -> None:
         async def run() -> None:
             await work
 
+        tasks = self._endings if among is None else among
         task = asyncio.get_running_loop().create_task(run())
-        self._endings.add(task)
-        task.add_done_callback(self._endings.discard)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
     async def close(self) -> None:
         """Every client is gone by now; waits, not for long, until what they started is."""
         if self._endings:
             await asyncio.wait(self._endings, timeout=2)
-        for task in list(self._endings):
+        left = [*self._endings, *self._detached]
+        for task in left:
             task.cancel()
-        await asyncio.gather(*self._endings, return_exceptions=True)
+        await asyncio.gather(*left, return_exceptions=True)
 
 
 def _prepare(request: ExecRequest, place: Place, preparation: _Preparation, stderr: bool) -> SpawnSpec:

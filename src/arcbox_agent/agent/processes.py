@@ -209,7 +209,13 @@ class Process:
         return await asyncio.shield(self._ended)
 
     def on_exit(self, callback: Callable[[ExitStatus], None]) -> None:
-        self._ended.add_done_callback(lambda future: callback(future.result()))
+        """Not called where the agent ends before the process does."""
+
+        def tell(future: asyncio.Future[ExitStatus]) -> None:
+            if not future.cancelled():
+                callback(future.result())
+
+        self._ended.add_done_callback(tell)
 
     def send_signal(self, sig: int) -> bool:
         """False where it has ended already."""

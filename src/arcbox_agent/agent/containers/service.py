@@ -189,6 +189,8 @@ class Containers:
         if request.name:
             ids.check(request.name, "container name")
         command = [*request.entrypoint, *request.cmd]
+        if not command:
+            raise BadRequestError("empty command: name one, as this runtime takes none from an image")
         environment.check_command(command)
         environment.check_env(request.env)
         environment.check_working_dir(request.working_dir)
