@@ -26,7 +26,11 @@ class AgentEndedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """What a process holds.  `memory`: its private bytes; `files`: what each descriptor is."""
+    """What a process holds.
+
+    `memory`: its private bytes.  `files`: what each descriptor is.  `children`: but for
+    the keeper, which stays.
+    """
 
     files: tuple[str, ...]
     threads: int
@@ -158,7 +162,16 @@ def holdings(pid: int) -> Holdings:
             children.update(map(int, (task / "children").read_text().split()))
         except (FileNotFoundError, ProcessLookupError):
             continue
+    # The keeper stays for the next container.
+    children = {child for child in children if _name(child) != "arcbox-keeper"}
     return Holdings(tuple(sorted(files)), len(tasks), tuple(sorted(children)), memory(pid)["Private"])
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def memory(pid: int) -> dict[str, int]:

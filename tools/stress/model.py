@@ -56,6 +56,8 @@ class Asked:
     exists: bool | None = None
     starts_sent: int = 0
     starts_answered: int = 0
+    #: Runs that were signalled: perhaps before they could leave any evidence.
+    silent: int = 0
     #: The present run may have been signalled: its end is not only its own.
     signalled: bool = False
     #: A call on the present run was under way when the agent was killed.
@@ -66,6 +68,7 @@ class Asked:
 
     def start_sent(self) -> None:
         self.starts_sent += 1
+        self.silent += self.signalled
         self.signalled = self.interrupted = False
 
     def codes(self, run: Run) -> set[int]:

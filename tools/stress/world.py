@@ -13,6 +13,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import time
 from collections import Counter
@@ -45,7 +46,9 @@ class World:
         self.agent = agent
         self.evidence = directory / "evidence"
         self.evidence.mkdir()
-        self.writer = compiled(WRITER)
+        # A copy of its own: who runs it belongs to this world and to no other.
+        self.writer = directory / "writer"
+        shutil.copy(compiled(WRITER), self.writer)
         self.faults: list[str] = []
         self.counts: Counter[str] = Counter()
         self.outages = Outages()
@@ -84,7 +87,7 @@ class World:
         """Follows one container after the other, now and then slowly, to the end of each."""
         try:
             async with connect(self.agent.address, timeout=PATIENCE) as client:
-                while not self.pausing:
+                while not self.pausing and self.agent.running:
                     running = [asked for asked in self._asked.values() if asked.running and not asked.kind.endless]
                     if not running:
                         await asyncio.sleep(0.02)
@@ -177,7 +180,9 @@ class World:
             await self._guarded("kill", asked, lambda: client.kill_container(asked.id, signal="KILL"))
             await self._wait(client, asked)
             return
-        await self._guarded("stop", asked, lambda: client.stop_container(asked.id, timeout=20))
+        # What is left behind ignores SIGTERM, and is killed when the time is up.
+        timeout = 1 if "brood" in asked.kind.options else 20
+        await self._guarded("stop", asked, lambda: client.stop_container(asked.id, timeout=timeout))
         asked.running = False
         self._nothing_lives(asked, "stop was answered")
 
@@ -259,7 +264,7 @@ class World:
         id, last = asked.id, runs[-1] if runs else None
         if len(runs) > asked.starts_sent:
             return [f"{id} ran {len(runs)} times for {asked.starts_sent} starts"]
-        if len(runs) < asked.starts_answered and not asked.signalled:
+        if len(runs) + asked.silent + asked.signalled < asked.starts_answered:
             return [f"{id} ran {len(runs)} times, but {asked.starts_answered} starts were answered"]
         alive = last is not None and last.alive
         if info.state == "running":
