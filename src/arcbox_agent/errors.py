@@ -286,7 +286,9 @@ class CommandFailedError(ArcboxError):
     stderr: bytes
 
     def __init__(self, cmd: list[str], exit_code: int, stdout: bytes, stderr: bytes) -> None:
-        super().__init__(f"command {cmd!r} ended with exit code {exit_code}")
+        # What it said last is most often why.
+        said = stderr.decode(errors="replace").strip().rpartition("\n")[2].strip()[-200:]
+        super().__init__(f"command {cmd!r} ended with exit code {exit_code}" + (f": {said}" if said else ""))
         self.cmd, self.exit_code, self.stdout, self.stderr = cmd, exit_code, stdout, stderr
 
 

@@ -415,6 +415,7 @@ def test_exec_with_check_raises_what_the_command_wrote(run_async):
         exec_answered_with(run_async, reply, cmd=["grep", "x"], check=True)
     failed = caught.value
     assert (failed.cmd, failed.exit_code, failed.stdout, failed.stderr) == (["grep", "x"], 2, b"out", b"err")
+    assert str(failed) == "command ['grep', 'x'] ended with exit code 2: err"
 
 
 def test_exec_with_more_output_than_allowed_is_ended_and_says_what_to_use(run_async):

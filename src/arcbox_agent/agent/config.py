@@ -295,7 +295,8 @@ class Settings:
     )
     stop_timeout: float = setting(
         "SECONDS", _seconds, 10.0,
-        "Between SIGTERM and SIGKILL, where a stop of a container gives no time of its own.",
+        "Between SIGTERM and SIGKILL where the agent stops containers by itself: at its own end "
+        "and at the machine's. A host's stop gives its own time.",
         low=0, high=3600,
     )
 
