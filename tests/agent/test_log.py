@@ -119,3 +119,21 @@ def test_every_line_of_a_request_has_its_peer_and_its_trace_id(start_agent) -> N
     (line,) = [line for line in agent.log().splitlines() if "request refused" in line]
     assert f'peer="uid {os.getuid()} pid {os.getpid()}" trace="trace\\n7"' in line
     assert "code=400" in line
+
+
+def test_what_asyncio_reports_is_a_line_of_the_agents_log(pipe: int) -> None:
+    logger = log.AsyncioLogger()
+    logger.warning("Executing %s took %.3f seconds", "x", 1.5)
+    logger.error("two\nlines")
+    logger.log(31, "between two levels")
+    try:
+        raise OSError("gone")
+    except OSError:
+        logger.exception("exception calling callback for %r", 7)
+    lines = os.read(pipe, 1 << 16).decode().splitlines()
+    assert [line.partition(" ")[2] for line in lines[:3]] == [
+        "warning loop: Executing x took 1.500 seconds",
+        'error   loop: "two\\nlines"',
+        "warning loop: between two levels",
+    ]
+    assert 'error   loop: exception calling callback for 7 error=OSError(\'gone\') traceback="Traceback' in lines[3]

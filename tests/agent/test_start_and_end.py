@@ -233,10 +233,10 @@ def test_it_imports_neither_tls_nor_subprocess_nor_the_client(tmp_path: Path) ->
         "from arcbox_agent.agent.__main__ import main\n"
         "main()\n"
         "heavy = {'ssl', '_ssl', 'subprocess', 'inspect', 'argparse', 'dataclasses', 'psutil', 'click', 'tomllib',\n"
-        "         'logging.config', 'arcbox_agent.client', 'arcbox_agent.cli', 'multiprocessing'}\n"
+        "         'arcbox_agent.client', 'arcbox_agent.cli', 'multiprocessing'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
-        "import inspect, ssl, subprocess\n"
-        "print(inspect.signature(main), ssl.SSLContext.__name__, subprocess.run.__name__)\n"
+        "import inspect, logging, ssl, subprocess\n"
+        "print(inspect.signature(main), ssl.SSLContext.__name__, subprocess.run.__name__, logging.Logger.__name__)\n"
     )
     ended = subprocess.run(
         [sys.executable, "-c", program],
@@ -247,4 +247,4 @@ def test_it_imports_neither_tls_nor_subprocess_nor_the_client(tmp_path: Path) ->
     )
     assert ended.stderr == ""
     # The real modules are there for whoever asks for them later.
-    assert ended.stdout == "arcbox-agent 0.1.0\n[]\n() -> 'int' SSLContext run\n"
+    assert ended.stdout == "arcbox-agent 0.1.0\n[]\n() -> 'int' SSLContext run Logger\n"

@@ -1,9 +1,10 @@
 """Imports the event loop without the parts of the standard library that nothing here uses.
 
-asyncio and uvloop import ssl, subprocess and inspect when they are imported
-themselves, for TLS, for `create_subprocess_exec` and for `ensure_future`.  The agent
-has no TLS, waits for its children itself, and awaits only coroutines and futures;
-yet the three would cost it a quarter of its start-up time and 5 MB.
+asyncio and uvloop import ssl, subprocess, inspect and logging when they are imported
+themselves, for TLS, for `create_subprocess_exec`, for `ensure_future` and for what
+they have to report.  The agent has no TLS, waits for its children itself, awaits only
+coroutines and futures, and has a log of its own; yet the four would cost it a quarter
+of its start-up time and 5 MB.  What asyncio reports goes into the agent's own log.
 
 So while asyncio and uvloop are imported, and only then, `import ssl` fails, which
 asyncio takes to mean a Python without TLS, and the other names stand for small
@@ -19,8 +20,11 @@ from __future__ import annotations
 import sys
 from types import CoroutineType, FunctionType, GeneratorType, ModuleType
 
+from arcbox_agent.agent.log import AsyncioLogger
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 _CO_COROUTINE = 0x80
@@ -30,12 +34,17 @@ class _Unused(Exception):
     """Stands for classes and functions that uvloop binds at import and uses never here."""
 
 
-def _load_inspect(name: str) -> Any:
-    """The rest of inspect, for whoever asks for it after all."""
-    sys.modules.pop("inspect", None)
-    import inspect
+def _the_rest_of(module: str) -> Callable[[str], Any]:
+    """A module's `__getattr__`: the real one, for whoever asks for more after all."""
 
-    return getattr(inspect, name)
+    def get(name: str) -> Any:
+        from importlib import import_module
+
+        if sys.modules.get(module) is not None and getattr(sys.modules[module], "__getattr__", None) is get:
+            del sys.modules[module]
+        return getattr(import_module(module), name)
+
+    return get
 
 
 def _iscoroutinefunction(value: object) -> bool:
@@ -63,7 +72,17 @@ def _stand_ins() -> dict[str, dict[str, Any]]:
             "isgenerator": lambda value: isinstance(value, GeneratorType),
             "iscoroutine": lambda value: isinstance(value, CoroutineType),
             "iscoroutinefunction": _iscoroutinefunction,
-            "__getattr__": _load_inspect,
+            "__getattr__": _the_rest_of("inspect"),
+        },
+        "logging": {
+            "getLogger": lambda name=None: AsyncioLogger(),
+            "StreamHandler": lambda stream=None: None,
+            "DEBUG": 10,
+            "INFO": 20,
+            "WARNING": 30,
+            "ERROR": 40,
+            "CRITICAL": 50,
+            "__getattr__": _the_rest_of("logging"),
         },
     }
 
@@ -79,8 +98,7 @@ def import_event_loop() -> None:
         module.__dict__.update(contents)
         modules[name] = module
     try:
-        sys.modules["subprocess"] = modules["subprocess"]
-        sys.modules["inspect"] = modules["inspect"]
+        sys.modules |= modules
         sys.modules["ssl"] = None  # type: ignore[assignment]
         import asyncio
 

@@ -130,6 +130,9 @@ class Logger:
             f"{_now()} {_NAMES[level]} {self.component}: {message}{fields(values)}{_of_request()}\n"
         )
 
+    def log(self, level: int, message: str, **values: Any) -> None:
+        self._log(max((known for known in _NAMES if known <= level), default=DEBUG), message, values)
+
     def debug(self, message: str, **values: Any) -> None:
         self._log(DEBUG, message, values)
 
@@ -191,6 +194,49 @@ def handle_loop_exception(loop: AbstractEventLoop, context: dict[str, Any]) -> N
 
 
 loop_log = Logger("loop")
+
+
+class AsyncioLogger:
+    """What asyncio and concurrent.futures take for a logger of the logging module."""
+
+    def debug(self, message: object, *arguments: object, **options: object) -> None:
+        loop_log.debug(_formatted(message, arguments))
+
+    def info(self, message: object, *arguments: object, **options: object) -> None:
+        loop_log.info(_formatted(message, arguments))
+
+    def warning(self, message: object, *arguments: object, **options: object) -> None:
+        loop_log.warning(_formatted(message, arguments))
+
+    def error(self, message: object, *arguments: object, exc_info: object = None, **options: object) -> None:
+        error = exc_info if isinstance(exc_info, BaseException) else sys.exc_info()[1] if exc_info else None
+        if error is not None:
+            loop_log.exception(_formatted(message, arguments), error)
+        else:
+            loop_log.error(_formatted(message, arguments))
+
+    critical = error
+
+    def exception(self, message: object, *arguments: object, **options: object) -> None:
+        self.error(message, *arguments, exc_info=True)
+
+    def log(self, level: int, message: object, *arguments: object, **options: object) -> None:
+        loop_log.log(level, _formatted(message, arguments))
+
+    def addHandler(self, handler: object) -> None:  # noqa: N802 (the logging module's name)
+        """concurrent.futures adds one that writes to stderr; here all goes there."""
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802
+        return level >= sink.level
+
+    def getEffectiveLevel(self) -> int:  # noqa: N802
+        return sink.level
+
+
+def _formatted(message: object, arguments: tuple[object, ...]) -> str:
+    # As a quoted value is, so that what is named in it cannot begin another line.
+    text = str(message) % arguments if arguments else str(message)
+    return text if text.isprintable() else quote(text)
 
 
 def write_stderr(text: str) -> None:

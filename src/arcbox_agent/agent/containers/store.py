@@ -13,7 +13,6 @@ All of it blocks, for a disk: call it in a thread.
 from __future__ import annotations
 
 import os
-import shutil
 from typing import TYPE_CHECKING
 
 from arcbox_agent.agent.containers.ids import is_id
@@ -99,7 +98,7 @@ class Store:
 
     def remove(self, id: str) -> None:
         """The record and all that belongs to it; the record last, so that a crash can go on here."""
-        shutil.rmtree(self.run_path(id), ignore_errors=True)
+        _remove_tree(self.run_path(id))
         for name in os.listdir(self.logs_dir):
             if _owner_of_log(name) == id:
                 os.unlink(os.path.join(self.logs_dir, name))
@@ -120,7 +119,7 @@ class Store:
         for name in os.listdir(self.run_dir):
             if name not in keep:
                 log.info("removing what a container left", path=os.path.join(self.run_dir, name))
-                shutil.rmtree(os.path.join(self.run_dir, name), ignore_errors=True)
+                _remove_tree(os.path.join(self.run_dir, name))
         for name in os.listdir(self.logs_dir):
             id = _owner_of_log(name)
             if id is not None and id not in keep:
@@ -133,6 +132,12 @@ class Store:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def _remove_tree(path: str) -> None:
+    import shutil  # brings three compressors with it, which the start of the agent should not pay for
+
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _owner_of_log(name: str) -> str | None:
