@@ -371,7 +371,7 @@ class Settings:
     )
     log_max_files: int = setting(
         "N", _integer, 5,
-        "How many files a container's log has at most, the present one included.",
+        "How many rotated files of a container's log are kept, besides the present one.",
         low=1, high=1000,
     )
 
