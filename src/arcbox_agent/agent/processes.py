@@ -142,6 +142,8 @@ class SpawnSpec:
 
     def run(self) -> tuple[int, int, int]:
         """Spawns; (pid, pidfd, start time).  It blocks: for a thread."""
+        # One that is found by its cgroup, and by nobody after a restart, needs no start time.
+        dated = self.pid_fd >= 0 or self.cgroup_fd < 0
         try:
             pid, pidfd = spawn(
                 programs=self.programs,
@@ -154,7 +156,7 @@ class SpawnSpec:
                 join_pidfd=self.join_pidfd,
                 new_namespace=self.new_namespace,
                 terminal=self.terminal,
-                reset_oom=_oom_score_adj() != 0,
+                reset_oom=_has_oom_score_adj(),
                 root=self.root,
                 cwd=self.cwd,
                 mounts=self.mounts,
@@ -163,6 +165,8 @@ class SpawnSpec:
             )
         finally:
             self.close()
+        if not dated:
+            return pid, pidfd, 0
         # The zombie stays until the loop takes its status, so the number is still its own.
         return pid, pidfd, start_time_of(pid) or 0
 
@@ -179,12 +183,22 @@ def _rlimits() -> list[tuple[int, int, int]]:
     return [(which, *limit) for which, limit in wanted if resource.getrlimit(which) != limit]
 
 
-def _oom_score_adj() -> int:
-    try:
-        with open("/proc/self/oom_score_adj", "rb") as file:
-            return int(file.read())
-    except OSError:
-        return 0
+_reset_oom: bool | None = None
+
+
+def _has_oom_score_adj() -> bool:
+    """Whether the agent is protected from the OOM killer, as its children must not be.
+
+    Asked once, at the first spawn: it is set when the agent starts, if at all.
+    """
+    global _reset_oom
+    if _reset_oom is None:
+        try:
+            with open("/proc/self/oom_score_adj", "rb") as file:
+                _reset_oom = int(file.read()) != 0
+        except OSError:
+            _reset_oom = False
+    return _reset_oom
 
 
 class Process:
@@ -198,7 +212,7 @@ class Process:
         self.pid = pid
         #: -1 once its status is taken.
         self.pidfd = pidfd
-        #: In clock ticks since boot: with the pid it names the process for good.
+        #: In clock ticks since boot: with the pid it names the process for good.  0: not asked for.
         self.start_time = start_time
         #: False for an adopted one whose parent is somebody else.
         self.child = child
