@@ -55,3 +55,10 @@ class Call:
         is cancelled while it waits, that cannot be promised, so the connection is aborted.
         """
         await self._connection.send(frames)
+
+    async def send_from_pipe(self, head: bytes, pipe: int, size: int) -> None:
+        """Send a frame whose last `size` bytes lie ready in a pipe, and stay in the kernel.
+
+        When it is cancelled half way the connection is aborted, as with send_bytes.
+        """
+        await self._connection.send_from_pipe(head, pipe, size)

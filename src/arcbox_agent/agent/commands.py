@@ -12,8 +12,10 @@ import asyncio
 import errno
 import fcntl
 import os
+import select
 import signal
 import struct
+import sys
 import termios
 from typing import TYPE_CHECKING
 
@@ -77,13 +79,28 @@ class Output:
                 return 0  # a terminal whose other side is closed
             raise
 
+    def waiting(self) -> int | None:
+        """Bytes that can be read from a pipe; 0 at its end; None where there is nothing at present."""
+        size = self._readable_bytes()
+        if size:
+            return size
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        for _, events in poll.poll(0):
+            if events & select.POLLHUP and not events & select.POLLIN:
+                return 0
+        return None
+
     def note_owed(self) -> None:
-        waiting = bytearray(4)
         try:
-            fcntl.ioctl(self.fd, termios.FIONREAD, waiting)
+            self.owed = self._readable_bytes()
         except OSError:
-            return
-        self.owed = int.from_bytes(waiting, "little" if struct.pack("=H", 1) == b"\1\0" else "big")
+            self.owed = 0  # a terminal that is closed
+
+    def _readable_bytes(self) -> int:
+        count = bytearray(4)
+        fcntl.ioctl(self.fd, termios.FIONREAD, count)
+        return int.from_bytes(count, sys.byteorder)
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -100,6 +117,7 @@ class Command:
         scope: Scope,
         outputs: list[Output],
         typed: bytes,
+        terminal: bool,
         in_guest: bool,
     ) -> None:
         self.process = process
@@ -110,21 +128,25 @@ class Command:
         self._typed = memoryview(typed)
         #: Its cgroup is one of the guest's, not of a container's.
         self.in_guest = in_guest
+        self.terminal = terminal
         self._loop = asyncio.get_running_loop()
         self._wakes: asyncio.Future[None] | None = None
         self._ended_at: float | None = None
         self.done = False
         process.on_exit(self._ended)
 
-    async def read(self, room: memoryview, sink: Callable[[Output, int], Awaitable[None]]) -> ExitStatus:
-        """Reads everything through `room`, each piece handed to `sink`; then how it ended."""
+    async def read(self, take: Callable[[Output], Awaitable[int | None]]) -> ExitStatus:
+        """Calls `take` on whatever has output, until there is no more; then how it ended.
+
+        `take` says how much it took: 0 at the end, None where there is nothing at present.
+        """
         turns = 0
         chatter = 0
         last_read = self._loop.time()
         while self._outputs:
             got_any = False
             for output in list(self._outputs):
-                size = output.read_into(room)
+                size = await take(output)
                 if size is None:
                     output.owed = 0  # there is no more in it than there was
                 elif size == 0:
@@ -134,7 +156,6 @@ class Command:
                         chatter += max(0, size - output.owed)
                     output.owed = max(0, output.owed - size)
                     got_any = True
-                    await sink(output, size)
                     turns += 1
             self._type()
             if got_any:
@@ -280,6 +301,7 @@ class Commands:
             preparation.scope or Session(process.pid, process.start_time),
             preparation.outputs,
             request.stdin + END_OF_TRANSMISSION if request.tty and request.stdin else b"",
+            request.tty,
             in_guest=preparation.scope is not None and not request.container_id,
         )
         if request.timeout_ms:

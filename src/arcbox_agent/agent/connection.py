@@ -22,6 +22,8 @@ from __future__ import annotations
 
 from asyncio import CancelledError, Protocol
 from collections import deque
+from os import SPLICE_F_MOVE, SPLICE_F_NONBLOCK, close, dup, splice
+from socket import MSG_MORE
 from typing import TYPE_CHECKING
 
 from arcbox_agent.agent.access import NEEDS
@@ -112,7 +114,7 @@ class Connection(Protocol):
         refusal: RequestError | None = None,
     ) -> None:
         self._server = server
-        self._socket = sock  # the transport closes it; only probed here
+        self._socket = sock  # the transport closes it
         self.peer = peer
         self.allowed = allowed
         self._refusal = refusal
@@ -482,10 +484,14 @@ class Connection(Protocol):
         server = self._server
         server.counters["bytes_sent"] += len(data)
         self._transport.write(data)  # type: ignore[union-attr]
+        await self._drain()
+
+    async def _drain(self) -> None:
+        """Until the kernel has all that was written."""
         if not self._blocked:
             return
         self._count_held()
-        waiter = server.loop.create_future()
+        waiter = self._server.loop.create_future()
         if self._drained is _NO_WAITERS:
             self._drained = []
         self._drained.append(waiter)
@@ -497,6 +503,51 @@ class Connection(Protocol):
             raise
         if self._lost:
             raise ConnectionLostError("the client is gone")
+
+    async def send_from_pipe(self, head: bytes, pipe: int, size: int) -> None:
+        """Send `head` and `size` bytes that lie ready in `pipe`, past the transport; returns when the kernel has all.
+
+        Only the connection's one task sends, so nothing can come between the pieces.
+        """
+        await self._drain()
+        if self._lost or self._closing_since:
+            raise ConnectionLostError("the client is gone")
+        self._server.counters["bytes_sent"] += len(head) + size
+        rest = memoryview(head)
+        try:
+            while rest:
+                try:
+                    rest = rest[self._socket.send(rest, MSG_MORE) :]
+                except BlockingIOError:
+                    await self._writable()
+            while size:
+                try:
+                    size -= splice(pipe, self._socket.fileno(), size, flags=SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
+                except BlockingIOError:
+                    await self._writable()
+        except CancelledError:
+            self.abort()
+            raise
+        except OSError as error:
+            self.abort()
+            raise ConnectionLostError("the client is gone") from error
+
+    async def _writable(self) -> None:
+        """Until the socket takes more.  On a duplicate: the transport's own is the transport's to watch."""
+        loop = self._server.loop
+        ready = loop.create_future()
+
+        def tell() -> None:
+            if not ready.done():
+                ready.set_result(None)
+
+        duplicate = dup(self._socket.fileno())
+        loop.add_writer(duplicate, tell)
+        try:
+            await ready
+        finally:
+            loop.remove_writer(duplicate)
+            close(duplicate)
 
     def _close_with(self, code: int, message: str) -> None:
         self._close(encode_error(code, message, "" if self._v2 else None))

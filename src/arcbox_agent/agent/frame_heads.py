@@ -1,0 +1,46 @@
+"""The heads of ExecOutput frames whose data goes from a pipe to the socket inside the kernel.
+
+    u32 length | u32 type | trace id (V2) | 0x0a, stream | 0x12, size of data |  data
+    └───────────────────────── head ──────────────────────────────────────────┘  spliced
+
+Frames that carry more are made by the generated classes; a test compares both.
+"""
+
+from __future__ import annotations
+
+from arcbox_agent.message_types import MessageType
+
+_TYPE = int(MessageType.EXEC_OUTPUT).to_bytes(4, "big")
+
+#: The longest trace id that a V2 frame can name.
+_LONGEST_TRACE = 0xFFFF
+
+
+class FrameHeads:
+    """For the reply to one request: in its version, with its trace id."""
+
+    __slots__ = ("_streams", "_trace")
+
+    def __init__(self, trace_id: str | None) -> None:
+        trace = b"" if trace_id is None else trace_id.encode()[:_LONGEST_TRACE]
+        self._trace = b"" if trace_id is None else len(trace).to_bytes(2, "big") + trace
+        self._streams: dict[str, bytes] = {}
+
+    def head(self, stream: str, size: int) -> bytes:
+        """What comes before `size` bytes of data."""
+        field = self._streams.get(stream)
+        if field is None:
+            name = stream.encode()
+            field = self._streams[stream] = b"\x0a" + _varint(len(name)) + name + b"\x12"
+        body = field + _varint(size)
+        length = 4 + len(self._trace) + len(body) + size
+        return length.to_bytes(4, "big") + _TYPE + self._trace + body
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
