@@ -20,7 +20,9 @@ MODULES = {
     "_classes": False,
     "_messages": False,
     "_frames": False,
+    "_lines": False,
     "_logs": False,
+    "_logscan": False,
     "_capture": True,
     "_inotify": True,
     "_spawn": True,
@@ -28,7 +30,11 @@ MODULES = {
 }
 
 #: What a module includes by hand, so that a change rebuilds it.
-HEADERS = {"_spawn": [f"{PACKAGE}/spawn_child.h"]}
+HEADERS = {
+    "_spawn": [f"{PACKAGE}/spawn_child.h"],
+    "_logs": [f"{PACKAGE}/file_read.h"],
+    "_logscan": [f"{PACKAGE}/file_read.h"],
+}
 
 CFLAGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
 CFLAGS += ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0"]  # Python's own flags say -g: megabytes that a guest would carry

@@ -28,7 +28,7 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memchr, memcpy, memmove, memset, strerror
 from libc.stdio cimport snprintf
-from arcbox_agent._logs cimport (
+from arcbox_agent._lines cimport (
     LINE_WINDOW, STAMP_LENGTH, STDERR, STDOUT, Line, Minute, format_stamp, parse_line,
 )
 

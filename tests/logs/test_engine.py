@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from arcbox_agent import _logs, wire
+from arcbox_agent import _lines, _logs, wire
 from arcbox_agent.logs import read_log
 from arcbox_agent.logs.reader import LogReader
 from tests.logs.support import pass_whole, plain, write_log
@@ -142,15 +142,15 @@ def test_tail_since_until_and_streams_agree_with_the_judge(
     ],
 )
 def test_a_time_is_read_to_the_nanosecond(text: bytes, expected: int | None) -> None:
-    assert _logs.parse_time(text) == expected
+    assert _lines.parse_time(text) == expected
 
 
 @given(st.integers(-(1 << 63) + 1, (1 << 63) - 1))
 def test_a_time_is_written_as_it_is_read(stamp: int) -> None:
-    text = _logs.format_time(stamp)
+    text = _lines.format_time(stamp)
     assert text.encode() == reference.format_stamp(stamp)
     if abs(stamp) < 9223372035 * 10**9:
-        assert _logs.parse_time(text.encode()) == stamp
+        assert _lines.parse_time(text.encode()) == stamp
 
 
 def encode(version: str, content: bytes, **options: object) -> bytes:

@@ -9,7 +9,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from arcbox_agent import _logs
-from arcbox_agent._logs import BLOCKED, CHANGED, END, Engine, TailScan, bisect
+from arcbox_agent._logs import BLOCKED, CHANGED, END, Engine
+from arcbox_agent._logscan import TailScan, bisect
 from arcbox_agent.logs.files import LogFile, open_neighbour, open_newest
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ class LogReader:
                     break
             if complete:
                 break
-            newer = file
+            newer: LogFile = file
             try:
                 file = open_neighbour(self.path, newer, 1, self._nowait)
             except BlockingIOError:

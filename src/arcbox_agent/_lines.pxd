@@ -1,4 +1,4 @@
-# The parts of the line engine that the capture shares: times, and what one line says.
+# One line of a log file, and its time (_lines.pyx); shared by all that read logs.
 
 from libc.stdint cimport int64_t
 from libc.string cimport memcmp, memcpy

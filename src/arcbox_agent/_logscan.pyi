@@ -1,0 +1,19 @@
+class TailScan:
+    def __init__(
+        self,
+        lines: int,
+        *,
+        stdout: bool = True,
+        stderr: bool = True,
+        since: int | None = None,
+        until: int | None = None,
+        unended: bool = True,
+    ) -> None: ...
+    @property
+    def done(self) -> bool: ...
+    @property
+    def starts(self) -> tuple[tuple[int, int], ...]: ...
+    def open(self, end: int, floor: int = 0) -> None: ...
+    def step(self, fd: int, *, budget: int = 1048576, nowait: bool = False) -> int: ...
+
+def bisect(fd: int, size: int, stamp: int, after: bool = False) -> int: ...
