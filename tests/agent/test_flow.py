@@ -204,6 +204,25 @@ def test_an_idle_connection_is_closed_where_that_is_configured(start_agent) -> N
         assert busy.reply() == ExecOutput(stream="stdout", done=True)
 
 
+def test_idleness_begins_when_the_last_call_has_ended(start_agent) -> None:
+    agent = start_agent(idle_timeout="1")
+    with Peer(agent.socket_path) as peer:
+        assert peer.ask(ExecRequest(cmd=["sleep", "1.5"])) == ExecOutput(stream="stdout", done=True)
+        assert peer.ask(PingRequest()) == PONG
+
+
+def test_a_half_frame_behind_a_long_call_has_its_time_afterwards(start_agent) -> None:
+    agent = start_agent(frame_timeout="1", max_pipelined="1")
+    ping = encode_message(PingRequest())
+    with Peer(agent.socket_path) as peer:
+        peer.send(ExecRequest(cmd=["sleep", "1.5"]))
+        peer.send_bytes(ping * 3 + ping[:6])
+        assert peer.reply() == ExecOutput(stream="stdout", done=True)
+        assert [peer.reply() for _ in range(3)] == [PONG] * 3
+        peer.send_bytes(ping[6:])
+        assert peer.reply() == PONG
+
+
 # --------------------------------------------------------------------- going away
 
 

@@ -9,6 +9,7 @@ from arcbox_agent.wire import (
     AgentInfoRequest,
     AttachRequest,
     Error,
+    ExecRequest,
     GetSystemInfoRequest,
     PingRequest,
     PingResponse,
@@ -137,6 +138,17 @@ def test_the_longest_frame_is_accepted_and_one_byte_more_is_not(start_agent) -> 
         assert peer.reply() == Error(
             code=400, message="invalid frame: frame length 65537 is above the limit of 65536"
         )
+
+
+def test_a_reply_that_no_frame_can_hold_is_an_error_that_says_so(start_agent) -> None:
+    agent = start_agent(max_frame_size="64KiB")
+    with Peer(agent.socket_path) as peer:
+        reply = peer.ask(ExecRequest(cmd=["head", "-c", "70000", "/dev/zero"]))
+        assert reply == Error(
+            code=500,
+            message="the reply is 70018 bytes long, more than max_frame_size, 65536: ask for less, or for a stream",
+        )
+        assert peer.ask(PingRequest()) == PingResponse(message="pong", version=VERSION)
 
 
 def test_requests_that_come_byte_by_byte_are_answered(agent: RunningAgent) -> None:

@@ -30,6 +30,7 @@ from arcbox_agent.agent.access import NEEDS
 from arcbox_agent.agent.call import Call
 from arcbox_agent.agent.log import Logger, current_call
 from arcbox_agent.errors import (
+    AgentFailedError,
     BadRequestError,
     ConnectionLostError,
     DecodeError,
@@ -311,7 +312,7 @@ class Connection(Protocol):
                 self._task = server.loop.create_task(self._run(route, request, call))
                 server.running.add(self)
                 return None
-            return encode_message(route.handler(server.agent, request, call), trace_id)
+            return self._encode(route.handler(server.agent, request, call), trace_id)
         except Exception as error:
             return self._error(error, trace_id)
         finally:
@@ -321,17 +322,22 @@ class Connection(Protocol):
         """Serve one request that takes time."""
         try:
             reply = await route.handler(self._server.agent, request, call)
-            out = encode_message(reply, call.trace_id) if reply is not None else b""
+            out = self._encode(reply, call.trace_id) if reply is not None else b""
         except CancelledError:
-            # Its client is gone, or the agent stops.
+            # Its client is gone, or the agent stops and can wait no longer.
             if self._lost or not self._server.stopping:
                 self.abort()
-                return
-            out = self._error(RequestError("the agent is stopping", 500), call.trace_id)
+            else:
+                self._close(self._error(RequestError("the agent is stopping", 500), call.trace_id))
+            return
+        except ConnectionLostError:
+            return  # said by a send: connection_lost is on its way, or was here
         except Exception as error:
             out = self._error(error, call.trace_id)
         finally:
             self._task = self._call = None
+            # Idleness begins now, and a half frame behind the request has not been waited for.
+            self._last_request = self._server.now()
             self._server.running.discard(self)
             self._server.task_ended()
         current_call.set(None)
@@ -339,8 +345,20 @@ class Connection(Protocol):
             return
         if out:
             self._write(out)
-        if not self._blocked and not self._turn_over:
+        if self._blocked:
+            self._settle()
+        elif not self._turn_over:
             self._advance()
+
+    def _encode(self, reply: Message, trace_id: str | None) -> bytes:
+        out = encode_message(reply, trace_id)
+        # The peer's limit is its own affair, but it is hardly above ours.
+        if len(out) - 4 > self._server.max_frame_size:
+            raise AgentFailedError(
+                f"the reply is {len(out) - 4} bytes long, more than max_frame_size, {self._server.max_frame_size}: "
+                "ask for less, or for a stream"
+            )
+        return out
 
     def _error(self, error: Exception, trace_id: str | None) -> bytes:
         """The Error frame for what a handler, or the way to it, raised."""
@@ -399,6 +417,9 @@ class Connection(Protocol):
             self._pause()
         elif self._paused and not self._ended and not self._waiting and self._broken is None:
             self._paused = False
+            if self._frame_since:
+                # We did not read: its peer could not go on with it.
+                self._frame_since = self._server.now()
             self._transport.resume_reading()  # type: ignore[union-attr]
         if not busy:
             self._note_partial_frame(False)

@@ -57,6 +57,7 @@ class Server:
         self.connections: dict[Connection, Listener] = {}
         self.running: set[Connection] = set()  # those whose task runs
         self.stopping = False
+        self._refusing: set[Connection] = set()  # those over max_connections
         self._watched: set[Connection] = set()
         self._watch_timer: TimerHandle | None = None
         self._watch_interval = WATCH_INTERVAL
@@ -83,17 +84,19 @@ class Server:
     def accept(self, sock: socket.socket, peer: str, listener: Listener) -> None:
         """Take over an accepted socket, whose peer has been checked."""
         refusal = None
-        if len(self.connections) >= self.max_connections:
+        if len(self.connections) - len(self._refusing) >= self.max_connections:
             self.counters["connections_refused_limit"] += 1
             if (silent := self._limit_log.passes()) is not None:
                 log.warning("connection refused: max_connections reached", peer=peer, also_refused=silent)
             refusal = BusyError(f"the agent's bound of {self.max_connections} connections is reached (max_connections)")
-            if len(self.connections) >= self.max_connections + MOST_REFUSALS:
+            if len(self._refusing) >= MOST_REFUSALS:
                 _send_and_close(sock, encode_error(refusal.code, refusal.message))
                 return
         connection = Connection(self, sock, peer, listener.allowed, refusal)
         # Counted from now on, not from connection_made: a burst must not overshoot.
         self.connections[connection] = listener
+        if refusal is not None:
+            self._refusing.add(connection)
         listener.connections += 1
         self.counters["connections_accepted"] += 1
         task = self.loop.create_task(self._join(sock, connection))
@@ -114,6 +117,7 @@ class Server:
         listener = self.connections.pop(connection, None)
         if listener is not None:
             listener.connections -= 1
+        self._refusing.discard(connection)
         self._watched.discard(connection)
         self._unhold(connection)
         self._changed.set()
