@@ -146,6 +146,8 @@ class ProcessRuntime:
 
     async def close(self) -> None:
         await self.keeper.close()
+        if self._parent is not None:
+            await self.in_thread(_remove_if_empty, (os.path.join(self._parent, COMMANDS), self._parent))
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def command_scope(self) -> Cgroup | None:
@@ -459,6 +461,14 @@ def _end(cgroup: Cgroup) -> None:
             break
         time.sleep(0.01)
     cgroup.remove()
+
+
+def _remove_if_empty(paths: Sequence[str]) -> None:
+    for path in paths:
+        try:
+            os.rmdir(path)
+        except OSError:
+            return  # containers or commands go on in it
 
 
 def _read_pid_file(path: str) -> tuple[int, int] | NotStarted | None:
