@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,8 +144,8 @@ class Soak:
 
     def _compare(self, before: Holdings, after: Holdings) -> None:
         self._tell(f"holds {after.describe()}")
-        if after.files != before.files:
-            self.world.fault(f"descriptors at the end {after.files}, at the beginning {before.files}")
+        if more := Counter(after.files) - Counter(before.files):
+            self.world.fault(f"descriptors at the end that were not there at the beginning: {dict(more)}")
         if after.children:
             self.world.fault(f"children at the end: {after.children}")
         if after.memory > before.memory + MEMORY_KEPT:
