@@ -246,6 +246,10 @@ class ProcessRuntime:
         cgroup_fd = -1
         if self._parent is not None:
             preparation.cgroup = cgroups.Cgroup(os.path.join(self._parent, record.id))
+            if os.path.isdir(preparation.cgroup.path):
+                # Left by an agent that was killed.  Whatever is born (CLONE_INTO_CGROUP) in a cgroup
+                # that was ever written to by cgroup.kill is killed at birth, as of Linux 6.18.
+                _end(preparation.cgroup)
             preparation.cgroup.create()
             cgroup_fd = preparation.own(preparation.cgroup.open())
         spec = SpawnSpec(
