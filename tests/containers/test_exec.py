@@ -101,28 +101,31 @@ def test_environment_user_and_directory(client: sync.Client) -> None:
     assert client.exec(["sh", "-c", "id -u; id -g; echo x >/dev/stdout"], user="4242:4343").stdout == b"4242\n4343\nx\n"
 
 
-def test_a_grandchild_that_holds_the_output_does_not_hold_the_command(client: sync.Client) -> None:
-    result = client.exec(["sh", "-c", "echo out; echo err >&2; (sleep 1000 &) ; exit 3"])
+def test_a_grandchild_that_holds_the_output_does_not_hold_the_command(client: sync.Client, tmp_path: Path) -> None:
+    kept = tmp_path / "pid"
+    result = client.exec(["sh", "-c", f"echo out; echo err >&2; sleep 1000 & echo $! >{kept}; exit 3"])
     assert (result.stdout, result.stderr, result.exit_code) == (b"out\n", b"err\n", 3)
-    # One that writes without end does not either.
-    result = client.exec(["sh", "-c", "(yes >&2 &); echo out; exit 4"])
+    os.kill(int(kept.read_text()), signal.SIGKILL)
+    # One that writes without end does not either: it meets a closed pipe, and ends.
+    result = client.exec(["sh", "-c", f"yes >&2 & echo $! >{kept}; echo out; exit 4"])
     assert (result.stdout, result.exit_code) == (b"out\n", 4)
-    client.exec(["sh", "-c", "kill $(pgrep -x yes) $(pgrep -fx 'sleep 1000') || true"])
+    eventually(lambda: not alive(int(kept.read_text())))
 
 
-def test_all_that_the_command_itself_wrote_comes_though_it_has_ended_long_ago(agent: Any) -> None:
+def test_all_that_the_command_itself_wrote_comes_though_it_has_ended_long_ago(agent: Any, tmp_path: Path) -> None:
     """The client reads nothing until the command is gone; what lay in its pipe is not cut."""
+    kept = tmp_path / "pid"
 
     async def main() -> None:
         async with arcbox_agent.connect(agent.address, wait=10) as client:
-            script = "head -c 300000 /dev/zero; (sleep 1000 &); echo end"
+            script = f"head -c 300000 /dev/zero; sleep 1000 & echo $! >{kept}; echo end"
             async with client.exec_stream(["sh", "-c", script]) as parts:
                 await asyncio.sleep(1.5)
                 data = b"".join([part.data async for part in parts])
             assert data == bytes(300000) + b"end\n"
-            await client.exec(["sh", "-c", "kill $(pgrep -fx 'sleep 1000')"])
 
     run(main())
+    os.kill(int(kept.read_text()), signal.SIGKILL)
 
 
 def test_a_command_that_takes_too_long_is_killed_with_all_it_started(client: sync.Client, agent: Any) -> None:
