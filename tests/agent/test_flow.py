@@ -8,6 +8,7 @@ import resource
 import socket
 import struct
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -131,16 +132,18 @@ def test_too_many_waiting_bytes_stop_the_reading_too(start_agent) -> None:
 def test_all_half_frames_together_have_a_bound_and_the_largest_goes_first(start_agent) -> None:
     agent = start_agent(max_frame_size="4MiB", max_queued_total="8MiB")
     before = resident(agent)
-    frame = encode_frame(0x0001, b"\x0a" + bytes(1000))[:4]  # only to show the layout
-    assert len(frame) == 4
+    # A frame of 4 MiB of which three quarters come.
     half = struct.pack(">II", 4 << 20, 1) + bytes([0x0A]) + bytes(3 << 20)
-    peers = []
-    with Peer(agent.socket_path) as small:
+    with ExitStack() as open_peers:
+        small = open_peers.enter_context(Peer(agent.socket_path))
         small.send_bytes(half[: 1 << 20])
+        senders = []
         for _ in range(6):
-            peers.append(Peer(agent.socket_path))
-            sender = threading.Thread(target=_send_and_ignore, args=(peers[-1], half), daemon=True)
-            sender.start()
+            peer = open_peers.enter_context(Peer(agent.socket_path))
+            senders.append(threading.Thread(target=_send_and_ignore, args=(peer, half)))
+            senders[-1].start()
+        for sender in senders:
+            sender.join()
         eventually(lambda: info(agent).counters["bound_queued_total"] >= 3, "the largest are closed")
         assert resident(agent) - before < 40 << 20
         # The small one is still there: its frame can be finished.
@@ -149,8 +152,6 @@ def test_all_half_frames_together_have_a_bound_and_the_largest_goes_first(start_
         reply = small.reply()
         assert isinstance(reply, Error)
         assert reply.code == 400
-    for peer in peers:
-        peer.close()
 
 
 def _send_and_ignore(peer: Peer, data: bytes) -> None:

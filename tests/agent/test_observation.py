@@ -140,6 +140,18 @@ def test_prometheus_reads_the_counters_and_gauges(start_agent, tmp_path: Path) -
         assert f"# HELP {name} " in body, f"say what {name} counts"
 
 
+def test_the_page_of_operations_names_metrics_that_exist(start_agent, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.sock"
+    start_agent(metrics_listen=f"unix:{path}")
+    _, body = scrape(path, b"GET /metrics HTTP/1.0\r\n\r\n")
+    exist = set(re.findall(r"^arcbox_agent_(\w+?)(?:_total)? ", body, re.MULTILINE))
+    page = (REPOSITORY / "docs" / "operations.md").read_text()
+    table = page.partition("| metric | means |")[2].partition("\n\n")[0]
+    named = set(re.findall(r"`(\w+)`", table)) - {"max_connections", "LimitNOFILE"}
+    assert "accept_errors" in named
+    assert named <= exist | {name.removesuffix("_total") for name in exist}
+
+
 def test_every_counter_is_declared_with_what_it_counts() -> None:
     used = set()
     for path in (REPOSITORY / "src" / "arcbox_agent" / "agent").rglob("*.py"):
