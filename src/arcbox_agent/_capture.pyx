@@ -259,9 +259,13 @@ cdef int rotate(Log* log) noexcept nogil:
     return open_log(log)
 
 
-cdef int append(Log* log, const char* data, size_t n) noexcept nogil:
-    """Append whole lines, all or none of them; 0 or -errno."""
-    cdef size_t written = 0
+cdef int append(Log* log, const char* data, size_t n, size_t* kept) noexcept nogil:
+    """Append lines; 0 or -errno.
+
+    Where it fails, `kept` bytes stay in the log: whole lines, which a reader may have
+    taken already.  NULL: all or none.
+    """
+    cdef size_t written = 0, whole
     cdef ssize_t rc
     cdef uint64_t inode = 0
     cdef int64_t size = 0
@@ -272,9 +276,15 @@ cdef int append(Log* log, const char* data, size_t n) noexcept nogil:
             if errno == EINTR:
                 continue
             error = errno
+            whole = written if kept is not NULL else 0
+            while whole and data[whole - 1] != c"\n":
+                whole -= 1
             # A line cut short must not stay: readers take only whole ones.
-            if written and arcbox_stat(log.fd, NULL, &inode, &size) == 0:
-                ftruncate(log.fd, size - <int64_t> written)
+            if written > whole and arcbox_stat(log.fd, NULL, &inode, &size) == 0:
+                ftruncate(log.fd, size - <int64_t> (written - whole))
+            log.size += whole
+            if kept is not NULL:
+                kept[0] = whole
             return -error
         written += rc
     log.size += n
@@ -335,7 +345,7 @@ cdef int tell_gap(Stream* s, char* out, const char* stamp, int64_t now, Totals* 
     )
     rc = prepare(s.log, n, now, totals)
     if rc == 0:
-        rc = append(s.log, out, n)
+        rc = append(s.log, out, n, NULL)
     if rc == 0:
         s.open = False
         s.lost_bytes = s.lost_lines = 0
@@ -353,7 +363,7 @@ cdef int deliver(
     """
     cdef char stamp[STAMP_LENGTH]
     cdef char prefix[PREFIX]
-    cdef size_t prefix_length, n, i, used, length
+    cdef size_t prefix_length, n, i, used, length, kept
     cdef ssize_t got
     cdef const char* newline
     cdef int rc
@@ -406,9 +416,16 @@ cdef int deliver(
                 used += 1
                 i = n
         rc = prepare(s.log, used, now, totals)
+        kept = 0
         if rc == 0:
-            rc = append(s.log, out, used)
+            rc = append(s.log, out, used, &kept)
         if rc < 0:
+            if kept:
+                # The lines that found room, less the prefix of each: all but the last of
+                # a batch have the same, and the last is not among them.
+                s.done += <int64_t> (kept - prefix_length * count_lines(out, kept))
+                s.searched = 0
+                s.open = False
             return rc
         s.done += i
         s.searched = 0
@@ -423,11 +440,24 @@ cdef int deliver(
         out[used] = c"\n"
         rc = prepare(s.log, used + 1, now, totals)
         if rc == 0:
-            rc = append(s.log, out, used + 1)
+            rc = append(s.log, out, used + 1, NULL)
         if rc < 0:
             return rc
         s.open = False
     return 0
+
+
+cdef size_t count_lines(const char* data, size_t n) noexcept nogil:
+    cdef const char* end = data + n
+    cdef const char* p = data
+    cdef size_t lines = 0
+    while p < end:
+        p = <const char*> memchr(p, c"\n", end - p)
+        if p is NULL:
+            break
+        lines += 1
+        p += 1
+    return lines
 
 
 cdef bint lose_rest_of_line(Stream* s, char* data, bint last, Totals* totals) noexcept nogil:
@@ -641,7 +671,7 @@ cdef class CaptureLog:
                 if b"\n" in block or low == 0:
                     os.truncate(self.path, low + block.rfind(b"\n") + 1)
                 else:
-                    rc = append(&self.log, b"\n", 1)
+                    rc = append(&self.log, b"\n", 1, NULL)
                 self.log.size = os.fstat(fd).st_size
         finally:
             os.close(fd)
