@@ -38,6 +38,7 @@ def world() -> Iterator[World]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_an_agent_killed_at_any_moment_lists_the_truth_and_loses_no_line(world: World) -> None:
     asyncio.run(_killed_again_and_again(world, random.Random(SEED)))
     assert not world.faults, "\n".join([*world.faults[:10], world.agent.log()])
