@@ -15,8 +15,8 @@ import pytest
 from arcbox_agent.sync import connect
 from tests.conftest import PATIENCE, REPOSITORY, RunningAgent
 
-#: A shell that runs the tests in the background has SIGINT ignored, which arcboxctl would respect.
-ARCBOXCTL = ["env", "--default-signal=INT", sys.executable, "-m", "arcbox_agent.cli"]
+#: A shell that runs the tests in the background has SIGINT ignored, nohup SIGHUP, which arcboxctl would respect.
+ARCBOXCTL = ["env", "--default-signal=INT,TERM,HUP", sys.executable, "-m", "arcbox_agent.cli"]
 
 
 def environment(address: str) -> dict[str, str]:
