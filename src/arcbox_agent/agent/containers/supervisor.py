@@ -325,8 +325,10 @@ class Supervisor:
         record.pid, record.start_time = found.pid, found.start_time
         log.info("container found again", container=record.id, pid=found.pid)
         self._metrics.add("containers_recovered")
-        self._watch(container, found)
-        await self._write_or_retry(container, durable=False)
+        # In the lock, as in a start: the end of the run, which may come at once, is written after this.
+        async with container.lock:
+            self._watch(container, found)
+            await self._write_or_retry(container, durable=False)
 
     # --------------------------------------------------------------- close
 
