@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import shutil
 import signal
@@ -31,6 +32,13 @@ PATIENCE = 60.0
 PING = bytes.fromhex("0000000a000000010a0470696e67")
 
 
+#: In a guest, where tests/vm runs the client's tests again, clients come over the loopback
+#: of AF_VSOCK instead of the unix socket.
+OVER_VSOCK = os.environ.get("ARCBOX_TEST_TRANSPORT") == "vsock"
+
+_vsock_ports = itertools.count(20000)
+
+
 class RunningAgent:
     """One agent process, listening on a unix socket in a directory of its own."""
 
@@ -41,6 +49,11 @@ class RunningAgent:
         self.state_dir = directory / "state"
         self.run_dir = directory / "run"
         self.log_path = directory / "agent.log"
+        if OVER_VSOCK:
+            port = next(_vsock_ports)
+            self.address = f"vsock://1:{port}"
+            listen = [*listen, f"vsock:{port}"]
+            settings = {"allow_cid": "1", **settings}
         self.settings = settings
         self.listen = listen
         self.process = self._spawn()

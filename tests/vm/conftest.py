@@ -41,13 +41,15 @@ def pytest_runtest_makereport(
     return report
 
 
-def with_client(machine: Machine, work: Callable[[Client], Awaitable[T]], **options: Any) -> T:
+def with_client(
+    machine: Machine, work: Callable[[Client], Awaitable[T]], *, patience: float = PATIENCE
+) -> T:
     """Connects to a machine's agent, waiting for it to boot, and does `work` with it."""
     machine.wait_until_it_listens()
 
     async def main() -> T:
-        async with asyncio.timeout(PATIENCE):
-            async with arcbox_agent.connect(machine.address, wait=PATIENCE, **options) as client:
+        async with asyncio.timeout(patience):
+            async with arcbox_agent.connect(machine.address, wait=patience) as client:
                 return await work(client)
 
     try:
