@@ -7,7 +7,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from tests.vm.kernel import CACHE, GuestKernel
+from tests.vm.kernel import GuestKernel
+from tests.vm.packages import CACHE
 
 #: A kernel that runs under KVM panics for want of a root well within this.
 _PATIENCE = 8.0

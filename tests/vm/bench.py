@@ -19,8 +19,9 @@ import time
 import arcbox_agent
 from arcbox_agent.client import Client
 from tests.vm.accelerator import accelerator
-from tests.vm.kernel import REPOSITORY, guest_kernel
+from tests.vm.kernel import guest_kernel
 from tests.vm.machine import Machine, agent_command, guest_environment
+from tests.vm.packages import REPOSITORY
 
 BOOTS = 3
 PINGS = 2000

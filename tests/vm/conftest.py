@@ -58,6 +58,24 @@ def with_client(
         raise machine.failure(str(error)) from error
 
 
+def wait_for_another_agent(machine: Machine, than: int) -> int:
+    """Until one with another pid answers; its pid."""
+
+    async def main() -> int:
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                try:
+                    async with arcbox_agent.connect(machine.address, wait=10) as client:
+                        pid = (await client.agent_info()).pid
+                        if pid != than:
+                            return pid
+                except TransportError:
+                    pass  # the old one has gone and the new one is not there yet
+                await asyncio.sleep(0.2)
+
+    return asyncio.run(main())
+
+
 @pytest.fixture(scope="session")
 def guest() -> Iterator[Machine]:
     # cid 1: programs in the guest itself, which some tests run there.

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent.parent
-CACHE = REPOSITORY / ".cache" / "vm"
+from tests.vm.packages import package_behind, run, unpacked
 
 _META_PACKAGE = "linux-image-cloud-amd64"
 
@@ -51,45 +46,10 @@ class GuestKernel:
 
 def guest_kernel() -> GuestKernel:
     """The kernel in the cache, which is filled the first time."""
-    directory = CACHE / "kernel"
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with open(CACHE / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not directory.exists():
-            _fetch(directory)
-    return GuestKernel(directory)
+    return GuestKernel(unpacked("kernel", lambda: [package_behind(_META_PACKAGE)], finish=_index_modules))
 
 
-def _fetch(directory: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-        package = _package_of(_META_PACKAGE)
-        # Without the sandbox user, who could not write here.
-        _run(["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", package], cwd=scratch)
-        (archive,) = Path(scratch).glob("*.deb")
-        unpacked = Path(scratch) / "kernel"
-        _run(["dpkg", "-x", str(archive), str(unpacked)])
-        (release,) = [path.name for path in (unpacked / "lib" / "modules").iterdir()]
-        # modprobe in the guest looks modules up in what this writes.
-        _run(["depmod", "-b", str(unpacked), release])
-        shutil.rmtree(unpacked / "usr", ignore_errors=True)
-        # Last, so that a fetch that was cut off leaves nothing that looks whole.
-        unpacked.rename(directory)
-
-
-def _package_of(meta: str) -> str:
-    """The package that a meta-package stands for at present."""
-    for attempt in (1, 2):
-        answer = subprocess.run(["apt-cache", "depends", meta], capture_output=True, text=True)
-        for line in answer.stdout.splitlines():
-            word, _, name = line.strip().partition(" ")
-            if word == "Depends:" and name.startswith("linux-image-"):
-                return name
-        if attempt == 1:
-            _run(["apt-get", "-qq", "update"])  # a fresh machine has no lists yet
-    raise RuntimeError(f"no package {meta}: the guest's kernel comes from Debian's packages for amd64")
-
-
-def _run(command: list[str], cwd: str | None = None) -> None:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
+def _index_modules(directory: Path) -> None:
+    (release,) = [path.name for path in (directory / "lib" / "modules").iterdir()]
+    # modprobe in the guest looks modules up in what this writes.
+    run(["depmod", "-b", str(directory), release])

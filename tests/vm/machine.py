@@ -16,7 +16,8 @@ from pathlib import Path
 
 from tests.vm.accelerator import accelerator
 from tests.vm.initramfs import Root, boot_archive
-from tests.vm.kernel import REPOSITORY, guest_kernel
+from tests.vm.kernel import guest_kernel
+from tests.vm.packages import REPOSITORY
 
 _VIRTIOFSD = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")
 

@@ -10,8 +10,8 @@ import pytest
 from arcbox_agent.client import Client
 from arcbox_agent.errors import RequestError
 from tests.vm.conftest import with_client
-from tests.vm.kernel import REPOSITORY
 from tests.vm.machine import Machine
+from tests.vm.packages import REPOSITORY
 
 #: The agent as PID 1, with a disk of two MiB for its state, and a way to make it fail: any
 #: exception that nobody catches ends the loop like this one.

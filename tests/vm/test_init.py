@@ -15,8 +15,9 @@ from arcbox_agent.client import Client
 from arcbox_agent.wire import ShutdownResponse, SystemInfo
 from tests.vm.conftest import with_client
 from tests.vm.initramfs import Root
-from tests.vm.kernel import REPOSITORY, guest_kernel
+from tests.vm.kernel import guest_kernel
 from tests.vm.machine import Machine
+from tests.vm.packages import REPOSITORY
 
 
 def test_pid_1_mounts_what_is_missing_and_waits_for_vsock(guest: Machine) -> None:
@@ -85,8 +86,9 @@ def test_a_minimal_initramfs_needs_nothing_but_the_agent(boot: Callable[..., Mac
     (config := tmp_path / "config.toml").write_text('log_level = "debug"\n')
     kernel = guest_kernel()
     subprocess.run(
-        [sys.executable, REPOSITORY / "tools" / "make_initramfs.py", "--output", image, "--config", config]
-        + ["--modules", kernel.modules_root / kernel.release, "--busybox", "/bin/busybox"],
+        [sys.executable, str(REPOSITORY / "tools" / "make_initramfs.py"), "--output", str(image)]
+        + ["--config", str(config), "--modules", str(kernel.modules_root / kernel.release)]
+        + ["--busybox", "/bin/busybox"],
         check=True,
     )
     machine = boot(initramfs=image)

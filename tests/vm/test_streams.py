@@ -19,8 +19,8 @@ import pytest
 
 from arcbox_agent.client import Client
 from tests.vm.conftest import with_client
-from tests.vm.kernel import REPOSITORY
 from tests.vm.machine import Machine, guest_environment
+from tests.vm.packages import REPOSITORY
 from tests.vm.streams import pattern
 
 PORT = 5000

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Iterator
 
 import pytest
 
-import arcbox_agent
 from arcbox_agent.client import Client
-from arcbox_agent.errors import TransportError
 from arcbox_agent.wire import ShutdownResponse
-from tests.vm.conftest import PATIENCE, with_client
-from tests.vm.kernel import REPOSITORY
+from tests.vm.conftest import wait_for_another_agent, with_client
 from tests.vm.machine import Machine
+from tests.vm.packages import REPOSITORY
 
 _UNITS = REPOSITORY / "packaging" / "systemd"
 
@@ -53,24 +50,6 @@ def systemd() -> Iterator[Machine]:
     )
     yield machine
     machine.close()
-
-
-def wait_for_another_agent(machine: Machine, than: int) -> int:
-    """Until one with another pid answers; its pid."""
-
-    async def main() -> int:
-        async with asyncio.timeout(PATIENCE):
-            while True:
-                try:
-                    async with arcbox_agent.connect(machine.address, wait=10) as client:
-                        pid = (await client.agent_info()).pid
-                        if pid != than:
-                            return pid
-                except TransportError:
-                    pass  # the old one has gone and the new one is not there yet
-                await asyncio.sleep(0.2)
-
-    return asyncio.run(main())
 
 
 async def properties(client: Client, unit: str, *names: str) -> dict[str, str]:
