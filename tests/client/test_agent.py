@@ -67,7 +67,7 @@ def test_ping_info_and_agent_info(agent, run_async, frame_version):
             assert (await client.system_info()).hostname == socket.gethostname()
             info = await client.agent_info()
             assert info.pid == agent.process.pid
-            assert [listener.address for listener in info.listeners] == [f"unix:{agent.socket_path}"]
+            assert [listener.address for listener in info.listeners] == [f"unix:{agent.socket_path}", *agent.listen]
 
     run_async(main())
 
