@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import resource
 import signal
 import threading
 from pathlib import Path
@@ -292,6 +293,41 @@ def test_the_pid_file_holds_the_childs_own_stat_line(tmp_path: os.PathLike[str])
         with pytest.raises(SpawnError):
             await processes.spawn(spec("/no/such", pid_fd=os.open(path, os.O_RDWR | os.O_TRUNC | os.O_CLOEXEC)))
         assert Path(path).read_bytes().splitlines()[-1] == b"failed 2 18"
+        await processes.close()
+
+    run(main())
+
+
+def test_wherever_the_descriptors_run_out_nothing_is_left_of_a_spawn() -> None:
+    async def main() -> None:
+        processes = Processes(asyncio.get_running_loop())
+        assert await (await processes.spawn(spec("/bin/true"))).wait() == ExitStatus(0)  # the threads are there now
+        before, limits = open_descriptors(), resource.getrlimit(resource.RLIMIT_NOFILE)
+        refused = started = 0
+        for room in range(6):
+            wanted = spec("/bin/sleep", "60")
+            # With every lower number taken, the limit leaves as many descriptors as are wanted.
+            highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+            fillers = [null()]
+            while fillers[-1] < highest:
+                fillers.append(null())
+            resource.setrlimit(resource.RLIMIT_NOFILE, (fillers[-1] + 1 + room, limits[1]))
+            try:
+                process = await processes.spawn(wanted)
+            except SpawnError as error:
+                assert error.errno == errno.EMFILE
+                refused += 1
+            else:
+                started += 1
+                process.send_signal(signal.SIGKILL)
+                assert await process.wait() == ExitStatus(0, 9)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+                for fd in fillers:
+                    os.close(fd)
+            assert children() == []
+            assert open_descriptors() == before
+        assert refused and started
         await processes.close()
 
     run(main())

@@ -53,6 +53,10 @@ TURN = 8
 #: Empty cgroups that are kept: to make and remove one costs as much as a tenth of a spawn.
 SPARE_CGROUPS = 8
 
+#: How often, and how many seconds apart, it is tried to kill what a command started.
+KILL_ATTEMPTS = 50
+KILL_PAUSE = 0.1
+
 #: Control-D: the end of the input of a terminal.
 END_OF_TRANSMISSION = b"\x04"
 
@@ -377,7 +381,15 @@ class Commands:
 
     async def _kill(self, command: Command) -> None:
         command.process.send_signal(signal.SIGKILL)
-        await self._containers.runtime.in_thread(command.scope.kill)
+        for attempt in range(KILL_ATTEMPTS):
+            try:
+                await self._containers.runtime.in_thread(command.scope.kill)
+                return
+            except OSError as error:
+                # No descriptor left, most likely: there will be one again.
+                if attempt == KILL_ATTEMPTS - 1:
+                    log.error("what a command started cannot be killed", pid=command.process.pid, error=error)
+            await asyncio.sleep(KILL_PAUSE)
 
     async def _remove_scope(self, scope: Scope | None) -> None:
         if scope is not None:

@@ -167,8 +167,16 @@ class SpawnSpec:
             self.close()
         if not dated:
             return pid, pidfd, 0
-        # The zombie stays until the loop takes its status, so the number is still its own.
-        return pid, pidfd, start_time_of(pid) or 0
+        try:
+            # The zombie stays until the loop takes its status, so the number is still its own.
+            return pid, pidfd, start_time_of(pid) or 0
+        except OSError as error:
+            # No descriptor is left to read it with.  What could not be told from a later
+            # process of the same number must not run, and nobody else would wait for it.
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+            os.close(pidfd)
+            raise SpawnError(error.errno or errno.EIO, "clone") from error
 
     def close(self) -> None:
         for fd in self.descriptors():

@@ -67,8 +67,10 @@ class Cgroup:
         try:
             with open(os.path.join(self.path, "cgroup.events"), "rb", buffering=0) as file:
                 return b"populated 1" in file.read(4096)
-        except OSError:
-            return False
+        except OSError as error:
+            # Gone, so nothing runs in it.  Where it cannot be looked at (no descriptor left)
+            # something may: whoever asks, asks again.
+            return error.errno not in (errno.ENOENT, errno.ENODEV)
 
     def pids(self) -> set[int]:
         found: set[int] = set()

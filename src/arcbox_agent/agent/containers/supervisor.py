@@ -131,12 +131,15 @@ class Supervisor:
                 return
             raise
         finished = time.time_ns()
+        complete = False
         try:
             await self._end_leftovers(container, running)
-            complete = await running.finish_output(DRAIN)
         except Exception as error:  # the container must become `stopped` whatever happens
             log.exception("the end of a container went wrong", error, container=container.id)
-            complete = False
+        try:
+            complete = await running.finish_output(DRAIN)
+        except Exception as error:
+            log.exception("the output of a container cannot be finished", error, container=container.id)
         if not complete:
             log.warning("not all output of a container could be read", container=container.id)
         async with container.lock:
@@ -188,7 +191,10 @@ class Supervisor:
         give_up = loop.time() + KILL_PATIENCE
         pause = LOOK_FIRST
         while await running.alive():
-            await running.kill_all()
+            try:
+                await running.kill_all()
+            except OSError as error:  # no descriptor left, most likely: there will be one again
+                log.debug("a container cannot be killed yet", container=container.id, error=error)
             if loop.time() > give_up:
                 log.error("something of a container cannot be killed", container=container.id)
                 return
@@ -230,9 +236,10 @@ class Supervisor:
             finally:
                 hastened.cancel()
         if not watcher.done():
-            await running.kill_all()
-            # Should that have missed the main process (no cgroup, a new session): by its pidfd.
+            # By its pidfd, should the rest miss the main process (no cgroup and a new session, no
+            # descriptor left).  Its end brings _end_leftovers, which does not give up on the others.
             running.send_signal(signal.SIGKILL)
+            await running.kill_all()
 
     def kill(self, container: Container, sig: int) -> None:
         """One signal, to the main process."""
