@@ -12,8 +12,8 @@ from arcbox_agent.cli.session import DEFAULT_HOST
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-#: Seconds.  A person who pressed Tab waits for it.
-_PATIENCE = 1.0
+#: Seconds.  A person who pressed Tab waits for it; a guest under load needs some of it.
+_PATIENCE = 3.0
 
 
 @click.command("completion")
