@@ -24,7 +24,7 @@ def main() -> int:
         print(
             f"\n    export ARCBOX_HOST={machine.address}\n"
             "    arcboxctl info\n"
-            "    arcboxctl run --name hello sh -c 'echo hello from $(uname -r)'\n"
+            "    arcboxctl run --rm hello:1 sh -c 'echo hello from $(uname -r)'\n"
             f"\nIts console: {machine.console_path}\nCtrl-C switches it off.",
             flush=True,
         )
