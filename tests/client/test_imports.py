@@ -17,7 +17,7 @@ ALLOWED = {
     "message_types": set(),
     "wire": {"errors", "_classes", "_frames", "_messages", "message_types"},
     "address": {"errors"},
-    "logs": {"errors", "wire", "_logs"},
+    "logs": {"errors", "wire", "_lines", "_logs", "_logscan"},
     # The compiled parts that only a guest needs are the agent's alone.
     "agent": {"errors", "message_types", "wire", "address", "logs", "_logs", "_spawn", "_capture", "_inotify", "_guest"},
     "client": {"errors", "message_types", "wire", "address"},
