@@ -55,11 +55,13 @@ def supervise(run: Callable[[], int]) -> NoReturn:
     try:
         reason = f"it ended with {run()}"
     except BaseException as error:  # SystemExit and KeyboardInterrupt would end PID 1 too
-        log.exception("the agent failed", error)
-        reason = repr(error)
+        reason = _report(error)
+    # Not SIG_IGN: with that the kernel would drop the exit codes of containers.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     failures = 0 if time.monotonic() - started > _GOOD_RUN else failures + 1
     shortest, longest = _BACK_OFF
     pause = min(shortest * 2 ** min(failures, 16), longest)
+    _wait_for_console()
     log.error("PID 1 never ends: starting again", reason=reason, seconds=pause)
     action = _pause(pause)
     if action != "exit":
@@ -71,6 +73,28 @@ def supervise(run: Callable[[], int]) -> NoReturn:
         # The file system with the interpreter is gone.  Nothing can be started any more.
         log.error("cannot start again: rebooting", error=error)
         power.end_of_machine("reboot")
+
+
+#: Seconds for a console to take what is on its way: a serial one takes 11 KB a second.
+_CONSOLE_PATIENCE = 5.0
+
+
+def _wait_for_console() -> None:
+    """The log drops what stderr has no room for, as it must not block the loop.  Here is none."""
+    try:
+        select.select([], [2], [], _CONSOLE_PATIENCE)
+    except OSError:
+        pass  # no console at all
+
+
+def _report(error: BaseException) -> str:
+    """Says on the console what failed; where even that fails, PID 1 goes on all the same."""
+    try:
+        _wait_for_console()
+        log.exception("the agent failed", error)
+        return repr(error)
+    except BaseException as worse:
+        return f"{type(error).__name__}, which cannot be told: {type(worse).__name__}"
 
 
 def _pause(seconds: float) -> str:

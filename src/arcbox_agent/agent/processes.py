@@ -387,8 +387,14 @@ class Processes:
         # Not add_signal_handler: uvloop keeps SIGCHLD for a subprocess machinery that is not
         # used here.  The handler may run between any two instructions, so it only asks for a turn.
         self._watching = True
-        signal.signal(signal.SIGCHLD, lambda *_: self.loop.call_soon_threadsafe(self.reap_orphans))
+        signal.signal(signal.SIGCHLD, self._child_ended)
         self.loop.call_soon(self.reap_orphans)
+
+    def _child_ended(self, *_: object) -> None:
+        # A loop that failed is closed while the handler is still there: raising here, in the
+        # middle of whatever PID 1 does then, would end it.
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self.reap_orphans)
 
     async def close(self) -> None:
         """Stops watching.  What runs goes on."""
