@@ -57,14 +57,14 @@ def test_bash_completes_commands_and_options(bash: Callable[..., list[str]]) -> 
 
 
 def test_bash_completes_containers_by_asking_the_agent(ctl: Arcboxctl, bash: Callable[..., list[str]]) -> None:
-    for name in ("web-1", "web-2", "db"):
+    for name in ("web-1", "web-2", "query"):
         ctl("create", "--name", name, "x", "true")
     ctl("create", "--id", "nameless", "x", "true")
     assert sorted(bash(ctl.address, "start", "web")) == ["web-1", "web-2"]
-    assert sorted(bash(ctl.address, "start", "web-1", "")) == ["db", "nameless", "web-2"]
-    assert bash("unix:///nowhere", "--host", ctl.address, "logs", "d") == ["db"]
-    assert bash(ctl.address, "exec", "d") == ["db"]
-    assert bash(ctl.address, "exec", "db", "d") == []
+    assert sorted(bash(ctl.address, "start", "web-1", "")) == ["nameless", "query", "web-2"]
+    assert bash("unix:///nowhere", "--host", ctl.address, "logs", "q") == ["query"]
+    assert bash(ctl.address, "exec", "q") == ["query"]
+    assert bash(ctl.address, "exec", "query", "q") == []
 
 
 def test_without_an_agent_nothing_is_offered_and_nothing_said(bash: Callable[..., list[str]]) -> None:
