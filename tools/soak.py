@@ -44,11 +44,15 @@ SETTINGS = {
 
 
 class Soak:
-    def __init__(self, directory: Path, seconds: float, seed: int) -> None:
+    def __init__(self, directory: Path, seconds: float, seed: int, without: frozenset[str] = frozenset()) -> None:
         self.choice = random.Random(seed)
         self.agent = AgentProcess(directory, settings=SETTINGS, state_dir=directory / "disk" / "state")
         self.world = World(self.agent, directory, seed)
         self.injuries = Injuries(self.agent, directory / "disk", self.choice)
+        unknown = without - {*self.injuries.refusing, *self.injuries.silent}
+        if unknown:
+            raise ValueError(f"no such faults: {sorted(unknown)}")
+        self.without = without
         self.seconds = seconds
         self.begin = self.told = time.monotonic()
         self.killed = 0.0
@@ -125,7 +129,7 @@ class Soak:
 
     async def _injure(self) -> None:
         refusing, silent = self.injuries.refusing, self.injuries.silent
-        name = self.choice.choice([*refusing, *silent])
+        name = self.choice.choice([name for name in (*refusing, *silent) if name not in self.without])
         if name in refusing:
             self.world.trouble = True
             await refusing[name]()
@@ -172,13 +176,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--without", action="append", default=[], metavar="FAULT", help="leave out, e.g. 'full disk'")
     options = parser.parse_args(arguments)
     seed = random.randrange(1 << 32) if options.seed is None else options.seed
     print(f"seed {seed}, {options.seconds:g} s", flush=True)
     with tempfile.TemporaryDirectory(prefix="arcbox-soak-") as name:
         directory = Path(name)
         with small_disk(directory / "disk", DISK):
-            soak = Soak(directory, options.seconds, seed)
+            soak = Soak(directory, options.seconds, seed, frozenset(options.without))
             try:
                 faults = asyncio.run(soak.run())
             finally:
