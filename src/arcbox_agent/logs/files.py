@@ -7,6 +7,7 @@ before and after a neighbour was opened, that neighbour is the one.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -16,6 +17,10 @@ from arcbox_agent._logs import open_cached
 _HOLES = 3
 #: Nobody keeps more.
 _MAX_NUMBER = 1000
+#: What says that no log lies in a place: nothing, or something else (a directory, a socket, a
+#: symlink to itself).  Any other error (no descriptors, no permission, a broken disk) says
+#: nothing of the kind, and lines that are there must not be left out without a word.
+_NO_LOG = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.ELOOP})
 
 
 class LogFile:
@@ -55,6 +60,16 @@ def open_file(path: str, nowait: bool = False) -> LogFile:
     return LogFile(fd, status)
 
 
+def open_if_there(path: str, nowait: bool = False) -> LogFile | None:
+    """As open_file, but None where no log lies at `path`.  OSError: one may, and cannot be opened."""
+    try:
+        return open_file(path, nowait)
+    except OSError as error:
+        if error.errno in _NO_LOG:
+            return None
+        raise
+
+
 def place(path: str, number: int) -> str:
     return f"{path}.{number}" if number else path
 
@@ -83,6 +98,7 @@ def open_neighbour(path: str, file: LogFile, step: int, nowait: bool = False) ->
     """The next older (step 1) or newer (step -1) file; None: there is none, or not at this moment.
 
     nowait: BlockingIOError where the disk would have to be waited for.
+    OSError: it is there, and cannot be opened.
     """
     if nowait and not file.is_same(look(path)):
         raise BlockingIOError  # more to look at than what was opened just now
@@ -92,13 +108,9 @@ def open_neighbour(path: str, file: LogFile, step: int, nowait: bool = False) ->
             return None
         neighbour = None
         for hole in range(1 if step < 0 else _HOLES):
-            try:
-                neighbour = open_file(place(path, number + step * (1 + hole)), nowait)
+            neighbour = open_if_there(place(path, number + step * (1 + hole)), nowait)
+            if neighbour is not None:
                 break
-            except BlockingIOError:
-                raise
-            except OSError:
-                continue
         if file.is_same(look(place(path, number))):
             return neighbour
     return None
@@ -106,16 +118,14 @@ def open_neighbour(path: str, file: LogFile, step: int, nowait: bool = False) ->
 
 def open_newest(path: str, nowait: bool = False) -> LogFile:
     """The log itself, or the newest of its siblings while there is none.  OSError: there is nothing."""
-    first: OSError | None = None
+    missing: OSError | None = None
     for number in range(_HOLES):
         try:
             return open_file(place(path, number), nowait)
-        except BlockingIOError:
-            raise
         except OSError as error:
             # The log itself tells what is wrong; but where it is only missing, a sibling will do.
-            if not isinstance(error, FileNotFoundError) and number == 0:
+            if not isinstance(error, FileNotFoundError) and (number == 0 or error.errno not in _NO_LOG):
                 raise
-            first = first or error
-    assert first is not None
-    raise first
+            missing = missing or error
+    assert missing is not None
+    raise missing

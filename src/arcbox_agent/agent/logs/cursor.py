@@ -5,12 +5,11 @@ It follows the file, not who writes it, so any writer will do.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 from arcbox_agent._logs import BLOCKED, CHANGED, END, Engine
 from arcbox_agent.agent.log import Logger
-from arcbox_agent.logs.files import LogFile, find, look, open_file, open_neighbour, place
+from arcbox_agent.logs.files import LogFile, find, look, open_if_there, open_neighbour, place
 
 log = Logger("logs")
 
@@ -129,8 +128,7 @@ class Cursor:
                 continue
             if _identity(status) in self._older:
                 break
-            with contextlib.suppress(OSError):
-                oldest = open_file(place(self.path, number))
+            oldest = open_if_there(place(self.path, number)) or oldest
         return oldest
 
     def _enter(self, file: LogFile) -> None:
