@@ -88,6 +88,7 @@ class Soak:
         self.agent.start()
         await asyncio.to_thread(self.agent.wait_until_it_answers)
         self.world.outages.add(self.killed, time.clock_gettime(time.CLOCK_BOOTTIME))
+        self.world.stopping = False
 
     async def _end(self, *, kill: bool) -> None:
         self.killed = time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -95,6 +96,7 @@ class Soak:
             self.agent.kill()
             self.world.counts["kills"] += 1
         else:
+            self.world.stopping = True
             await asyncio.to_thread(self.agent.stop)
             self.world.counts["restarts"] += 1
 

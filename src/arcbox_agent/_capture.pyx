@@ -33,6 +33,7 @@ from arcbox_agent._lines cimport (
 )
 
 import os
+cimport cython
 
 cdef extern from *:
     """
@@ -173,6 +174,7 @@ cdef struct Stream:
     int64_t lost_bytes  # not yet told in the log
     int64_t lost_lines
     bint cut  # the lost bytes end inside a line, whose rest is lost with it
+    bint stuck  # what is in the spool could not be written the last time
 
 cdef struct Totals:
     int64_t bytes
@@ -205,8 +207,8 @@ cdef void empty(Stream* s) noexcept nogil:
 
 
 cdef int open_log(Log* log) noexcept nogil:
-    """Open, or open again, what is at the path; the marks then point there."""
-    cdef int fd = arcbox_open_log(log.path, 0), i, rc
+    """Open, or open again, what is at the path."""
+    cdef int fd = arcbox_open_log(log.path, 0), rc
     cdef uint64_t inode = 0
     cdef int64_t size = 0
     if fd < 0:
@@ -215,6 +217,13 @@ cdef int open_log(Log* log) noexcept nogil:
     if rc < 0:
         close(fd)
         return rc
+    go_on_in(log, fd, inode, size)
+    return 0
+
+
+cdef void go_on_in(Log* log, int fd, uint64_t inode, int64_t size) noexcept nogil:
+    """From here on the log is this file, and the marks point there."""
+    cdef int i
     if log.fd >= 0:
         close(log.fd)
     log.fd = fd
@@ -223,26 +232,29 @@ cdef int open_log(Log* log) noexcept nogil:
     for i in range(2):
         if log.streams[i] is not NULL:
             save_mark(log.streams[i], log.streams[i].done)
-    return 0
 
 
 cdef int rotate(Log* log) noexcept nogil:
     """log -> log.1 -> ... by rename, oldest first, so that a reader can follow the shift."""
     cdef char older[540]
     cdef char newer[540]
-    cdef int i, fd, last = 1
-    cdef uint64_t inode
-    cdef int64_t size
-    # The new file is made first: where that fails, nothing has changed.
+    cdef int i, fd, rc, last = 1
+    cdef uint64_t inode = 0, other_inode
+    cdef int64_t size = 0, other_size
+    # The new file is made first, and stays open: where that fails (a full disk, no descriptor
+    # left), nothing has changed.
     snprintf(newer, sizeof(newer), b"%s.new", log.path)
     fd = arcbox_open_log(newer, 1)
     if fd < 0:
         return -errno
-    close(fd)
+    rc = arcbox_stat(fd, NULL, &inode, &size)
+    if rc < 0:
+        close(fd)
+        return rc
     # A shift that was cut short by a crash has left an empty place: fill that one.
     while last < log.max_files:
         snprintf(older, sizeof(older), b"%s.%d", log.path, last)
-        if arcbox_stat(-1, older, &inode, &size) < 0:
+        if arcbox_stat(-1, older, &other_inode, &other_size) < 0:
             break
         last += 1
     for i in range(last, 0, -1):
@@ -252,11 +264,16 @@ cdef int rotate(Log* log) noexcept nogil:
         else:
             snprintf(newer, sizeof(newer), b"%s", log.path)
         if rename(newer, older) < 0 and errno != ENOENT:
-            return -errno
+            rc = -errno
+            close(fd)
+            return rc
     snprintf(newer, sizeof(newer), b"%s.new", log.path)
     if rename(newer, log.path) < 0:
-        return -errno
-    return open_log(log)
+        rc = -errno
+        close(fd)
+        return rc
+    go_on_in(log, fd, inode, size)
+    return 0
 
 
 cdef int append(Log* log, const char* data, size_t n, size_t* kept) noexcept nogil:
@@ -371,6 +388,9 @@ cdef int deliver(
     if s.cut and not lose_rest_of_line(s, data, last, totals):
         return 1
     if s.lost_bytes:
+        # What is lost is settled before it is told: a crash behind the telling finds it told
+        # (count_output), and neither tells it again nor counts more to it.
+        save_mark(s, s.done)
         rc = tell_gap(s, out, stamp, now, totals)
         if rc < 0:
             return rc
@@ -502,15 +522,28 @@ cdef void drop(Stream* s, char* data, Totals* totals) noexcept nogil:
 
 
 cdef void count_lost(Stream* s, const char* data, size_t n, Totals* totals) noexcept nogil:
-    cdef const char* p = data
     s.lost_bytes += n
+    s.lost_lines += count_lines(data, n)
     totals.dropped += n
-    while True:
-        p = <const char*> memchr(p, c"\n", n - (p - data))
-        if p is NULL:
-            break
-        s.lost_lines += 1
-        p += 1
+
+
+cdef void lose(
+    Stream* s, const char* lost, size_t n, char* data, char* out, int64_t now, Totals* totals,
+) noexcept nogil:
+    """The spool has no room for these: they are lost, behind what is in it.
+
+    `lost` may lie in `data` or `out`: it is counted before those are used.
+    """
+    cdef int64_t lines = count_lines(lost, n)
+    cdef bint cut = lost[n - 1] != c"\n"
+    # What came before goes into the log before the gap, a started line as a part; or into the gap.
+    if s.done < s.size and deliver(s, data, out, True, False, now, totals) < 0:
+        drop(s, data, totals)
+    s.lost_bytes += n
+    s.lost_lines += lines
+    s.cut = cut
+    totals.dropped += n
+    save_mark(s, s.done)
 
 
 cdef void write_out(
@@ -528,6 +561,7 @@ cdef void write_out(
         elif rc < 0:
             log.error = -rc
             log.retry_at = now + SECOND // 5
+    s.stuck = rc < 0
     if rc == 0:
         if s.done == s.size and s.size >= EMPTY_AT:
             empty(s)
@@ -539,40 +573,41 @@ cdef ssize_t take(Stream* s, char* data, char* out, int64_t now, Totals* totals)
     """Move bytes from the source into the spool; their number, 0 at the end, or -errno."""
     cdef ssize_t n, rc
     cdef size_t written = 0
-    if not s.pty:
-        n = arcbox_splice(s.source, s.spool, HEADER + s.size, TAKE)
-        if n < 0 and errno != EAGAIN and errno != EINTR and s.size:
-            # The spool has no room: make some.
-            write_out(s, data, out, False, now, totals)
-            if s.size and s.done == s.size:
-                empty(s)
-            n = arcbox_splice(s.source, s.spool, HEADER + s.size, TAKE)
-        if n < 0:
-            n = -errno
-    else:
+    if s.pty:
         n = read(s.source, data, INPUT)
         if n < 0:
             n = 0 if errno == EIO else -errno
         while n > 0 and written < <size_t> n:
             rc = pwrite(s.spool, data + written, n - written, HEADER + s.size + <int64_t> written)
             if rc < 0:
-                # Read is read: what does not fit is lost, and counted.
-                count_lost(s, data + written, n - written, totals)
                 break
             written += rc
-        s.size += written
-        totals.bytes += written
+        if n > 0:
+            s.size += written
+            totals.bytes += written
+            if written < <size_t> n:
+                # Read is read.
+                lose(s, data + written, n - written, data, out, now, totals)
         return n
+    n = arcbox_splice(s.source, s.spool, HEADER + s.size, TAKE)
+    if n < 0 and errno != EAGAIN and errno != EINTR and s.size:
+        # The spool has no room: make some.
+        write_out(s, data, out, False, now, totals)
+        if s.size and s.done == s.size:
+            empty(s)
+        n = arcbox_splice(s.source, s.spool, HEADER + s.size, TAKE)
+    if n < 0:
+        n = -errno
     if n > 0:
         s.size += n
         totals.bytes += n
     elif n < 0 and n != -EAGAIN and n != -EINTR:
         # The spool's file system is full (or gone): the container goes on, its output is counted as lost.
-        n = read(s.source, data, INPUT)
+        n = read(s.source, out, INPUT)
         if n < 0:
             return -errno
         if n > 0:
-            count_lost(s, data, n, totals)
+            lose(s, out, n, data, out, now, totals)
     return n
 
 
@@ -595,9 +630,9 @@ cdef void serve(int epoll, Stream* s, char* data, char* out, int64_t now, Totals
 
 
 cdef int count_output(
-    int fd, int64_t at, int name, char* data, int64_t* content, bint* open_,
+    int fd, int64_t at, int name, char* data, int64_t* content, bint* open_, bint* told,
 ) noexcept nogil:
-    """Add up what a log has of a stream's output from an offset on."""
+    """Add up what a log has of a stream's output from an offset on; `told`: and of its gaps, one or more."""
     cdef size_t have = 0, i, n
     cdef ssize_t got
     cdef const char* newline
@@ -621,7 +656,9 @@ cdef int count_output(
             if n and data[i] != c"{":
                 parse_line(data + i, n, False, &minute, NULL, &line)
                 if line.stamped and line.stream == name:
-                    if not line.note:
+                    if line.note:
+                        told[0] = True
+                    else:
                         content[0] += line.length + (not line.more and not line.unended)
                     open_[0] = line.more
             i = newline + 1 - data
@@ -682,6 +719,7 @@ cdef class CaptureLog:
         self.log.fd = -1
 
 
+@cython.no_gc_clear  # the end of a source looks at its log
 cdef class Source:
     """One stream of a container on its way into the log."""
 
@@ -690,7 +728,10 @@ cdef class Source:
     cdef readonly str spool_path
 
     def __cinit__(self, CaptureLog log, str name, int source, str spool_path, bint pty=False):
-        """Takes over the descriptor `source`, which must not block."""
+        """Takes over the descriptor `source`, which must not block.
+
+        -1: nothing more comes; there is only what an earlier run left in the spool.
+        """
         self.stream.source = -1
         self.stream.spool = -1
         self.log = log
@@ -700,6 +741,7 @@ cdef class Source:
         self.stream.pty = pty
         self.stream.spool = os.open(spool_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self.stream.source = source
+        self.stream.ended = source < 0
 
     def __dealloc__(self):
         self.close()
@@ -709,7 +751,7 @@ cdef class Source:
         cdef Stream* s = &self.stream
         cdef Header header
         cdef int64_t content = 0, size = os.fstat(s.spool).st_size
-        cdef bint open_ = False
+        cdef bint open_ = False, told = False
         cdef char* data
         cdef int rc = 0, fd, name = s.name
         cdef int64_t at
@@ -733,7 +775,7 @@ cdef class Source:
             try:
                 for fd in files:
                     with nogil:
-                        rc = count_output(fd, at, name, data, &content, &open_)
+                        rc = count_output(fd, at, name, data, &content, &open_, &told)
                     at = 0
                     if rc < 0:
                         raise OSError(-rc, os.strerror(-rc), self.log.path)
@@ -743,6 +785,8 @@ cdef class Source:
                     os.close(fd)
             s.done = min(s.done + content, s.size)
             s.open = open_
+            if told:
+                s.lost_bytes = s.lost_lines = 0
         s.log.streams[s.name] = s
         if save_mark(s, s.done) < 0:
             raise OSError(errno, os.strerror(errno), self.spool_path)
@@ -790,8 +834,11 @@ cdef class Source:
         return self.pending + (arcbox_waiting(source) if source >= 0 else 0)
 
     def close(self):
-        if self.stream.log is not NULL and self.stream.log.streams[self.stream.name] is &self.stream:
-            self.stream.log.streams[self.stream.name] = NULL
+        cdef Stream* s = &self.stream
+        if s.log is not NULL and s.log.streams[s.name] is s:
+            # What is lost and not told yet is told by the next one.
+            save_mark(s, s.done)
+            s.log.streams[s.name] = NULL
         if self.stream.source >= 0:
             close(self.stream.source)
         if self.stream.spool >= 0:
@@ -854,11 +901,12 @@ cdef class Pump:
     def add(self, Source source):
         cdef int rc
         self.sources[<uint64_t> &source.stream] = source
-        rc = arcbox_watch(self.epoll, EPOLL_CTL_ADD, source.stream.source, &source.stream)
-        if rc < 0:
-            del self.sources[<uint64_t> &source.stream]
-            raise OSError(-rc, os.strerror(-rc))
-        source.stream.watched = True
+        if not source.stream.ended:
+            rc = arcbox_watch(self.epoll, EPOLL_CTL_ADD, source.stream.source, &source.stream)
+            if rc < 0:
+                del self.sources[<uint64_t> &source.stream]
+                raise OSError(-rc, os.strerror(-rc))
+            source.stream.watched = True
         # What a crash left in the spool.
         with nogil:
             write_out(&source.stream, self.data, self.out, False, arcbox_monotonic(), &self.totals)
@@ -889,13 +937,13 @@ cdef class Pump:
         return s.done == s.size and s.lost_bytes == 0 and not s.open
 
     def run(self):
-        """Serve until woken, or until a source ended; the sources that did."""
+        """Serve until woken, until a source ended, or for 0.2 s where a log has no room; the sources that ended."""
         cdef bint woken
         cdef Source source
         cdef list ended = []
         cdef bint troubled = False
         for source in self.sources.values():
-            if source.stream.log.error:
+            if source.stream.stuck:
                 troubled = True
         with nogil:
             woken = self.loop(troubled)
@@ -903,7 +951,7 @@ cdef class Pump:
             if source.stream.ended and not source.stream.told:
                 source.stream.told = True
                 ended.append(source)
-            if source.stream.log.error and (source.pending or source.lost):
+            if source.stream.stuck:
                 # Try again: there may be room now.
                 with nogil:
                     write_out(&source.stream, self.data, self.out, False, arcbox_monotonic(), &self.totals)
@@ -933,7 +981,7 @@ cdef class Pump:
                     leave = True
                     continue
                 serve(self.epoll, s, self.data, self.out, now, &self.totals)
-                if s.ended or (s.log.error and not troubled):
+                if s.ended or (s.stuck and not troubled):
                     leave = True
             if not leave and self.totals.bytes - before < HOLD and now - self.last_round < 300000:
                 # Many small writes: gather them.  The pipe holds far more than

@@ -54,6 +54,8 @@ class World:
         self.outages = Outages()
         #: May a call be refused for a reason of the machine's (full disk, no descriptors)?
         self.trouble = False
+        #: The agent is being stopped in order: it may say so instead of answering.
+        self.stopping = False
         #: The clients are to come to an end, though the agent is there.
         self.pausing = False
         self._asked: dict[str, Asked] = {}
@@ -148,7 +150,7 @@ class World:
         try:
             answer = await call()
         except RequestError as error:
-            if not self.trouble:
+            if not self.trouble and not (self.stopping and error.message == "the agent is stopping"):
                 self.fault(f"{what} {asked.id}: error {error.code}: {error.message}")
             asked.interrupted = True
             raise RefusedError from error

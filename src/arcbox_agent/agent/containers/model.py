@@ -35,7 +35,6 @@ class Container:
 
     __slots__ = (
         "_listeners",
-        "dirty",
         "exit_waiters",
         "lock",
         "log_path",
@@ -58,8 +57,6 @@ class Container:
         #: The output of the present run is all in the log, and nothing runs.
         self.output_finished = True
         self.removed = False
-        #: What is in memory is newer than what is on disk.
-        self.dirty = False
         self.watcher: asyncio.Task[None] | None = None
         #: A Stop under way: until when (loop time) it is patient.
         self.stop_deadline: float | None = None

@@ -394,9 +394,16 @@ class ProcessRuntime:
 
         return in_thread
 
-    async def remove(self, record: Record) -> None:
+    async def recover_output(self, record: Record) -> None:
+        self._capture.attach_rest(record.id, self._store.log_path(record.id), self._store.run_path(record.id))
+
+    async def release(self, record: Record) -> None:
         await self.keeper.drop(record.id)
         await self.in_thread(self.clean, record.id, self._cgroup(record.id))
+
+    async def remove(self, record: Record) -> None:
+        await self._capture.forget(record.id)
+        await self.release(record)
 
     def _sweep_cgroups(self, keep: set[str]) -> None:
         if self._parent is None:

@@ -121,8 +121,14 @@ class Runtime(Protocol):
     ) -> Callable[[], Place]:
         """To run a command in a running container.  What is returned looks at files: for a thread."""
 
+    async def recover_output(self, record: Record) -> None:
+        """After a restart of the agent, for a container that does not run: what waits for room in its log."""
+
+    async def release(self, record: Record) -> None:
+        """Let go of what the last run needed, where its `close` had to wait for the record of its end."""
+
     async def remove(self, record: Record) -> None:
-        """What the runtime still has of a container that does not run."""
+        """For good: all that the runtime still has of a container that does not run."""
 
     async def close(self) -> None: ...
 

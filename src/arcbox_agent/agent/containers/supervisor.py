@@ -78,6 +78,14 @@ class Supervisor:
                 raise ConflictError("container is already running")
             if self.closing:
                 raise AgentFailedError("the agent is stopping")
+            if container in self._dirty:
+                # The end of the last run first: what still tells of it, should the agent be killed,
+                # (pid file, pidfd) must not be taken for the new run's.
+                try:
+                    await self._write(container)
+                except OSError as error:
+                    raise AgentFailedError(f"the last run's end cannot be recorded: {error.strerror}") from error
+                await self._runtime.release(record)
             before = record.state, record.pid, record.start_time
             record.state, record.pid, record.start_time = states.STARTING, 0, 0
             record.boot_id = self._runtime.boot_id
@@ -314,6 +322,7 @@ class Supervisor:
                     log.error("a removal cannot be completed", container=record.id, error=error)
             return
         if record.state not in (states.STARTING, states.RUNNING):
+            await self._runtime.recover_output(record)
             return
         found = await self._runtime.recover(record)
         if isinstance(found, NotStarted):
@@ -321,6 +330,7 @@ class Supervisor:
             record.run = max(0, record.run - 1)
             record.error = found.error
             log.warning("a start did not come about", container=record.id, error=found.error)
+            await self._runtime.recover_output(record)
             await self._write_or_retry(container)
             return
         if record.state == states.STARTING:
@@ -383,7 +393,7 @@ class Supervisor:
                     except OSError:
                         break
                     if container.running is None:
-                        await self._runtime.remove(container.record)
+                        await self._runtime.release(container.record)
         log.info("the state of containers is written again")
 
 

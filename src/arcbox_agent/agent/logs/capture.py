@@ -66,8 +66,10 @@ class CaptureHandle:
     async def finish(self, timeout: float) -> bool:
         """Bring the rest of the output into the log, and close.  For when the processes are gone.
 
-        True: all of it, to the end.  False: something still holds the output
-        open, or the log cannot be written, and `timeout` seconds have passed.
+        True: all of it, to the end.  False: `timeout` seconds have passed, and
+        something still holds the output open, or the log cannot be written.  In
+        the latter case what waits is written as soon as there is room: by this
+        capture, or by the one of the container's next run, or by the next agent's.
         """
         if self._finished is None:
             self._finished = self._capture._loop.create_future()
@@ -84,7 +86,10 @@ class Capture:
         self._pump = Pump()
         self._orders: deque[tuple[Callable[[CaptureHandle], None], CaptureHandle]] = deque()
         self._handles: dict[str, CaptureHandle] = {}
-        self._owners: dict[Source, CaptureHandle] = {}  # the thread's own
+        # The thread's own: whose each source is, and those whose processes are gone, but whose
+        # output is not all in the log.
+        self._owners: dict[Source, CaptureHandle] = {}
+        self._ending: dict[str, CaptureHandle] = {}
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._loop = asyncio.get_running_loop()
@@ -136,14 +141,42 @@ class Capture:
             raise
         handle = CaptureHandle(self, container_id)
         self._handles[container_id] = handle
-
-        def begin(handle: CaptureHandle) -> None:
-            self._begin(handle, log_path, run_dir, opened)
-
-        self._order(begin, handle)
+        self._order(lambda handle: self._begin(handle, log_path, run_dir, opened), handle)
         return handle
 
-    # ---- all below runs in the capture's thread, but _order and _settle
+    def attach_rest(self, container_id: str, log_path: str, run_dir: str) -> None:
+        """Bring into the log what waited for room in it when a former agent ended; the run itself is over."""
+        names = [name for name in ("stdout", "stderr") if os.path.exists(_spool(run_dir, name))]
+        if not names:
+            return
+        handle = CaptureHandle(self, container_id)
+        self._handles[container_id] = handle
+
+        def begin(handle: CaptureHandle) -> None:
+            self._begin(handle, log_path, run_dir, [(name, -1, False) for name in names])
+            if handle._sources:
+                self._ending[handle.id] = handle
+                self._finish(handle)
+            else:
+                self._close(handle, False)
+
+        self._order(begin, handle)
+
+    async def forget(self, container_id: str) -> None:
+        """The container is removed: what still waits for room in its log does so in vain."""
+        handle = self._handles.get(container_id)
+        if handle is None:
+            return
+        done: asyncio.Future[bool] = self._loop.create_future()
+
+        def close(handle: CaptureHandle) -> None:
+            self._close(handle, False)
+            self._settle(done, True)
+
+        self._order(close, handle)
+        await done
+
+    # ---- all below runs in the capture's thread, but _order
 
     def _order(self, what: Callable[[CaptureHandle], None], handle: CaptureHandle) -> None:
         self._orders.append((what, handle))
@@ -152,20 +185,25 @@ class Capture:
     def _run(self) -> None:
         while not self._stopping:
             while self._orders:
-                what, handle = self._orders.popleft()
-                try:
-                    what(handle)
-                except Exception as error:
-                    log.exception("capture failed", error, container=handle.id)
-            for source in self._pump.run():
-                owner = self._owners.get(source)
-                if owner is not None and owner._finished is not None:
-                    self._finish(owner)
+                self._carry_out(*self._orders.popleft())
+            self._pump.run()
+            for handle in list(self._ending.values()):
+                self._carry_out(self._finish, handle)
             self._report()
+
+    def _carry_out(self, what: Callable[[CaptureHandle], None], handle: CaptureHandle) -> None:
+        try:
+            what(handle)
+        except Exception as error:  # of one container: the others' output goes on
+            log.exception("capture failed", error, container=handle.id)
 
     def _begin(
         self, handle: CaptureHandle, log_path: str, run_dir: str, opened: list[tuple[str, int, bool]]
     ) -> None:
+        before = self._ending.get(handle.id)
+        if before is not None:
+            # What of it waits for room is in the spool, with which this one begins.
+            self._close(before, False)
         try:
             os.makedirs(os.path.dirname(log_path), mode=0o700, exist_ok=True)
             output = handle._log = CaptureLog(log_path, self._settings.log_max_size, self._settings.log_max_files)
@@ -177,7 +215,7 @@ class Capture:
                 handle._error = error
             while opened:
                 name, fd, pty = opened[0]
-                source = Source(output, name, fd, os.path.join(run_dir, f"{name}.spool"), pty)
+                source = Source(output, name, fd, _spool(run_dir, name), pty)
                 opened.pop(0)  # the descriptor is the source's now
                 source.recover()
                 handle._sources.append(source)
@@ -187,13 +225,15 @@ class Capture:
             log.error("output cannot be captured", container=handle.id, reason=error)
             handle._error = error if isinstance(error, OSError) else OSError(str(error))
             for _, fd, _ in opened:
-                os.close(fd)
+                if fd >= 0:
+                    os.close(fd)
         self._settle(handle._ready, True)
 
     def _finish(self, handle: CaptureHandle) -> None:
         """Complete if everything was seen and written; else the pump goes on."""
         if handle._closed:
             return
+        self._ending[handle.id] = handle
         done = handle._error is None or bool(handle._sources)
         for source in handle._sources:
             self._pump.drain(source)
@@ -206,20 +246,30 @@ class Capture:
         """The time given to `finish` is over."""
         if handle._closed:
             return
+        self._finish(handle)
+        if handle._closed:
+            return
+        if handle._log is not None and handle._sources and all(source.ended for source in handle._sources):
+            log.error(
+                "the end of a container's output waits for room in its log",
+                container=handle.id,
+                bytes=sum(source.pending + source.lost for source in handle._sources),
+                reason=os.strerror(handle._log.error),
+            )
+            self._answer(handle, False)
+            return
         for source in handle._sources:
-            self._pump.drain(source)
-            if not self._pump.flush(source):
-                log.error(
-                    "output stays in the spool",
-                    container=handle.id,
-                    bytes=source.pending,
-                    spool=source.spool_path,
-                    reason=os.strerror(source.log.error) if source.log.error else "more comes",
-                )
+            if not source.ended:
+                log.error("the output is held open by what cannot be ended", container=handle.id, stream=source.name)
+                self._pump.flush(source)
         self._close(handle, False)
 
     def _close(self, handle: CaptureHandle, complete: bool) -> None:
+        if handle._closed:
+            return
         handle._closed = True
+        if self._ending.get(handle.id) is handle:
+            del self._ending[handle.id]
         for source in handle._sources:
             self._pump.remove(source)
             self._owners.pop(source, None)
@@ -232,8 +282,20 @@ class Capture:
             source.close()
         if handle._log is not None:
             handle._log.close()
-        if handle._finished is not None:
-            self._settle(handle._finished, complete)
+        self._answer(handle, complete)
+
+    def _answer(self, handle: CaptureHandle, complete: bool) -> None:
+        """Tell whoever waits for `finish`; and the loop, that nothing of a closed one is left."""
+
+        def answer() -> None:
+            if handle._finished is not None and not handle._finished.done():
+                handle._finished.set_result(complete)
+            if handle._timer is not None:
+                handle._timer.cancel()
+            if handle._closed and self._handles.get(handle.id) is handle:
+                del self._handles[handle.id]
+
+        self._in_loop(answer)
 
     def _report(self) -> None:
         for handle in set(self._owners.values()):
@@ -252,19 +314,17 @@ class Capture:
                 log.info("log can be written again", container=handle.id)
 
     def _settle(self, future: asyncio.Future[bool], value: bool) -> None:
-        def settle() -> None:
-            if not future.done():
-                future.set_result(value)
-            for key, handle in list(self._handles.items()):
-                if handle._finished is future:
-                    del self._handles[key]
-                    if handle._timer is not None:
-                        handle._timer.cancel()
+        self._in_loop(lambda: None if future.done() else future.set_result(value))
 
+    def _in_loop(self, what: Callable[[], None]) -> None:
         try:
-            self._loop.call_soon_threadsafe(settle)
+            self._loop.call_soon_threadsafe(what)
         except RuntimeError:
             pass  # the loop is closed: nobody waits
+
+
+def _spool(run_dir: str, name: str) -> str:
+    return os.path.join(run_dir, f"{name}.spool")
 
 
 def _widen(fifo: int) -> None:
