@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+import threading
 from pathlib import Path
 
 from arcbox_agent import connect
+from arcbox_agent.agent.config import Settings
+from arcbox_agent.agent.logs.follower import Followers, Options
+from arcbox_agent.agent.metrics import Metrics
 from tools.soak import small_disk
 from tools.stress.agent import PATIENCE, AgentProcess
 
@@ -41,3 +45,48 @@ async def _follow(agent: AgentProcess) -> None:
         assert lines == [b"first", b"last"]
         # Two seconds of silence: a follow that spins takes all of them.
         assert agent.cpu_seconds() - cpu < 1.0
+
+
+def test_a_line_written_while_a_thread_reads_wakes_the_follow(tmp_path: Path) -> None:
+    """Its event may come before the thread's answer, which does not have the line yet."""
+    lines = 5_000
+    with small_disk(tmp_path / "disk", "8m"):
+        log = tmp_path / "disk" / "web.log"
+        log.touch()
+        taken = threading.Semaphore(0)
+
+        def write() -> None:
+            with open(log, "ab", buffering=0) as file:
+                for number in range(lines):
+                    # Each at the very time when the follow looks for more after the last one.
+                    if not taken.acquire(timeout=PATIENCE):
+                        return
+                    file.write(b"2026-11-23T17:45:12.255151664Z stdout F %d\n" % number)
+
+        async def follow_all() -> bytes:
+            followers = Followers(Settings(), Metrics())
+            await followers.start()
+            follow = followers.follow(str(log), Options(), lambda: False)
+            try:
+                text, seen = b"", 0
+                taken.release()
+                while seen < lines:
+                    async with asyncio.timeout(PATIENCE / 4):
+                        frames = await follow.next()
+                    assert frames is not None
+                    text += frames
+                    came = frames.count(b"stdout")
+                    seen += came
+                    for _ in range(came):
+                        taken.release()
+                return text
+            finally:
+                follow.close()
+                await followers.close()
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            assert asyncio.run(follow_all()).count(b"stdout") == lines
+        finally:
+            writer.join()

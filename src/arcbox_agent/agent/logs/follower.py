@@ -96,7 +96,7 @@ class Flow:
 
     __slots__ = (
         "_busy", "_dropped", "_progress", "_inotify", "_loop", "_name_watch", "_watch", "_watched", "_next_watch", "_waiters",
-        "batches", "cursor", "first", "followers", "held", "key", "users",
+        "batches", "changes", "cursor", "first", "followers", "held", "key", "users",
     )  # fmt: skip
 
     def __init__(self, key: tuple[Any, ...], cursor: Cursor, inotify: Inotify, loop: asyncio.AbstractEventLoop) -> None:
@@ -108,6 +108,9 @@ class Flow:
         self.first = 0  # the number of batches[0]
         self.held = 0
         self.users = 0
+        #: How often something may have changed.  What changes while a thread reads finds nobody
+        #: who waits: by this number it is noticed before anybody does.
+        self.changes = 0
         self._loop = loop
         self._inotify = inotify
         self._waiters: list[asyncio.Future[None]] = []
@@ -147,7 +150,8 @@ class Flow:
                 self._next_watch = self._inotify.watch_file(cursor.next_file.fd, self.changed)
 
     def changed(self) -> None:
-        """Wake all who wait."""
+        """Wake all who wait, and whoever is about to."""
+        self.changes += 1
         waiters = self._waiters
         if waiters:
             self._waiters = []
@@ -324,6 +328,7 @@ class Follow:
             assert self._flow is not None
             flow = self._flow
             # Asked before looking: what is written before the end is seen after it.
+            changes = flow.changes
             over = self.over or self._ended()
             data = await self._alone(flow, self._cursor) if self._cursor is not None else await self._shared(flow)
             if data:
@@ -336,7 +341,8 @@ class Follow:
                 cursor = (self._cursor or flow.cursor).fork()
                 data = cursor.engine.finish(None if cursor.file is None else cursor.file.fd)
                 return self._own(data) if data else None
-            await flow.wait()
+            if flow.changes == changes:
+                await flow.wait()
         return None
 
     def _own(self, data: bytes) -> bytes:
