@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -192,9 +193,12 @@ def main(arguments: list[str] | None = None) -> int:
                 if soak.agent.running:
                     soak.agent.kill()
                 soak.world.end_all_processes()
-            log = soak.agent.log()
+            log = soak.agent.log(whole=True).splitlines()
     if faults:
-        print(f"the end of the agent's log:\n{log}", file=sys.stderr)
+        concerned = [id for id in soak.world.every_id if any(re.search(rf"\b{id}\b", fault) for fault in faults)]
+        lines = [line for line in log if any(f"container={id}" in line.split() or f"{id}." in line for id in concerned)]
+        print("the agent's log of the containers concerned:", *lines[-200:], sep="\n", file=sys.stderr)
+        print("the end of the agent's log:", *log[-60:], sep="\n", file=sys.stderr)
         for fault in faults[:20]:
             print(f"FAULT {fault}", file=sys.stderr)
         print(f"verdict: {len(faults)} faults; again with --seed {seed}", flush=True)

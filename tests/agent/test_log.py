@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -85,6 +89,41 @@ def test_a_stuck_reader_loses_lines_and_stops_nobody(pipe: int) -> None:
     assert lines[0].endswith(f"warning log: {dropped} lines could not be written and are lost")
     assert lines[1].endswith("info    server: it reads again")
     assert log.sink.dropped == 0
+
+
+def test_lines_of_several_threads_come_whole_and_stop_none_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open(tmp_path / "log", "wb", buffering=0) as file:
+        monkeypatch.setattr(log, "sink", Sink(file.fileno(), log.INFO))
+
+        def write(thread: int) -> None:
+            for number in range(2_000):
+                Logger("server").info("a line", thread=thread, number=number, text="x" * 5000)
+
+        with ThreadPoolExecutor(4) as threads:
+            for written in [threads.submit(write, thread) for thread in range(4)]:
+                written.result()
+    assert log.sink.dropped == 0
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert len(lines) == 8_000
+    assert all(line.endswith(" text=" + "x" * 5000) for line in lines)
+
+
+_WITHOUT_DESCRIPTORS = """
+import resource, sys
+from arcbox_agent.agent.log import Logger
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+try:
+    open("/dev/null")
+except OSError as error:
+    Logger("server").exception("it failed", error, value="two\\x1blines\\u2028")
+"""
+
+
+def test_an_error_is_logged_though_no_descriptor_is_left() -> None:
+    done = subprocess.run([sys.executable, "-c", _WITHOUT_DESCRIPTORS], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert 'server: it failed value="two\\x1blines\\u2028" error="OSError(24, ' in line
 
 
 def test_a_reader_that_is_gone_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

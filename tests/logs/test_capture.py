@@ -8,6 +8,7 @@ import os
 import pty
 import random
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -302,6 +303,109 @@ def test_what_could_not_be_written_at_the_end_is_written_by_the_next_run(tmp_pat
 
     run_async(scenario())
     assert content(tmp_path / "logs" / "web.log")["stdout"] == b"kept\n"
+
+
+async def end_without_room(box: Capturing) -> None:
+    """A run whose output cannot be written to the log, which a directory is in the place of."""
+    box.log.mkdir(parents=True)
+    handle = box.attach()
+    fd = os.open(box.fifos["stdout"], os.O_RDWR)
+    os.write(fd, b"kept\nuntil there is room")
+    os.close(fd)
+    assert await handle.finish(0.3) is False
+
+
+def is_kept(box: Capturing) -> bool:
+    spool = box.directory / "stdout.spool"
+    return not spool.exists() and content(box.log)["stdout"] == b"kept\nuntil there is room"
+
+
+def test_what_could_not_be_written_at_the_end_is_written_when_there_is_room(tmp_path: Path, run_async: Any) -> None:
+    async def scenario() -> None:
+        async with Capturing(tmp_path) as box:
+            await end_without_room(box)
+            assert box.metrics.value("log_lag_bytes") == 24
+            box.log.rmdir()
+            await until(lambda: is_kept(box))
+            await until(lambda: box.metrics.value("log_lag_bytes") == 0)
+
+    run_async(scenario())
+
+
+def test_what_could_not_be_written_at_the_end_is_written_by_the_next_agent(tmp_path: Path, run_async: Any) -> None:
+    async def scenario() -> None:
+        async with Capturing(tmp_path) as box:
+            await end_without_room(box)
+        async with box:
+            box.capture.attach_rest("web", str(box.log), str(box.directory))
+            await asyncio.sleep(0.3)
+            box.log.rmdir()
+            await until(lambda: is_kept(box))
+
+    run_async(scenario())
+
+
+def test_a_container_that_is_removed_leaves_nothing_that_waits_for_room(tmp_path: Path, run_async: Any) -> None:
+    async def scenario() -> None:
+        async with Capturing(tmp_path) as box:
+            await end_without_room(box)
+            await box.capture.forget("web")
+            assert box.metrics.value("log_lag_bytes") == 0
+            box.log.rmdir()
+            await asyncio.sleep(0.5)
+            assert os.listdir(box.log.parent) == []
+
+    run_async(scenario())
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["killed before the gap was told", "killed after it"])
+def test_a_gap_is_told_once_whenever_the_agent_is_killed(tmp_path: Path, run_async: Any, told: bool) -> None:
+    gap = b"2026-11-23T17:45:13Z stdout F:gap [output lost: 700 bytes, 7 lines: the log could not be written: x]\n"
+    before = b"2026-11-23T17:45:12Z stdout F before\n"
+
+    async def scenario() -> None:
+        async with Capturing(tmp_path) as box:
+            box.log.parent.mkdir()
+            box.log.write_bytes(before + (gap if told else b""))
+            # magic, inode, offset, skip, lost bytes, lost lines, open, cut: as _capture.pyx draws it
+            mark = (0x31504253, box.log.stat().st_ino, len(before), 0, 700, 7, 0, 0)
+            (tmp_path / "stdout.spool").write_bytes(struct.pack("=QQqqqqQQ", *mark) + b"behind\n")
+            assert await box.attach().finish(10)
+        lines = [line.split(b" ", 3)[2:] for line in _lines(box.log)]
+        assert [tag for tag, _ in lines] == [b"F", b"F:gap", b"F"]
+        assert lines[1][1].startswith(b"[output lost: 700 bytes, 7 lines: ")
+        assert lines[2][1] == b"behind"
+
+    run_async(scenario())
+
+
+def test_where_the_spool_has_no_room_either_the_order_stays_and_the_gap_is_told(tmp_path: Path, run_async: Any) -> None:
+    async def scenario(disk: Path) -> None:
+        async with Capturing(disk, max_size=1 << 30) as box:
+            handle = box.attach()
+            await handle.ready()
+            fd = os.open(box.fifos["stdout"], os.O_RDWR)
+            with contextlib.suppress(OSError), open(disk / "ballast", "wb", buffering=0) as ballast:
+                while ballast.write(bytes(4096)):
+                    pass
+            lines = 30_000
+            for number in range(lines):
+                await asyncio.to_thread(os.write, fd, b"%099d\n" % number)
+            # The pipe is empty, whatever the spool found room for.
+            await until(lambda: box.metrics.value("capture_dropped_bytes") > 0 and handle.lag < 65536)
+            (disk / "ballast").unlink()
+            os.write(fd, b"%099d\n" % lines)
+            os.close(fd)
+            assert await handle.finish(10)
+            told = [line for line in _lines(box.log) if b" F:gap " in line]
+            lost = sum(int(line.split(b", ")[1].split(b" ")[0]) for line in told)
+            numbers = [int(number) for number in content(box.log)["stdout"].split()]
+            assert numbers == sorted(set(numbers))
+            assert numbers[-1] == lines
+            assert len(numbers) + lost == lines + 1
+
+    with small_disk(tmp_path / "disk", "2m") as disk:
+        run_async(scenario(disk))
 
 
 @pytest.mark.parametrize("seed", range(int(os.environ.get("ARCBOX_CAPTURE_KILLS", "3"))))

@@ -135,9 +135,10 @@ class AgentProcess:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def log(self) -> str:
-        """The end of the agent's log."""
-        return self.log_path.read_text(errors="replace")[-8000:] if self.log_path.exists() else ""
+    def log(self, *, whole: bool = False) -> str:
+        """The agent's log, of all its lives; or the end of it."""
+        text = self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+        return text if whole else text[-8000:]
 
     def holdings(self) -> Holdings:
         return holdings(self.pid)

@@ -58,6 +58,7 @@ class World:
         self.stopping = False
         #: The clients are to come to an end, though the agent is there.
         self.pausing = False
+        self.every_id: set[str] = set()
         self._asked: dict[str, Asked] = {}
         self._choice = random.Random(seed)
         self._made = 0
@@ -126,6 +127,7 @@ class World:
             self._made += 1
             asked = Asked(f"{name}-{self._made}", any_kind(choice))
             self._asked[asked.id] = asked
+            self.every_id.add(asked.id)
             await self._create(client, asked)
             own.append(asked)
             return

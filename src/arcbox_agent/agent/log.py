@@ -9,7 +9,10 @@ its trace id: they come from a context variable, which tasks inherit.
 Writing never blocks the loop.  A line goes out when stderr has room for it and is
 dropped, and counted, when it has not; the count follows with the next line that
 goes through.  O_NONBLOCK is no way to do that: it would belong to the open file,
-which the agent shares with whoever started it.
+which the agent shares with whoever started it.  Any thread may write.
+
+A line never ends what it tells of: nothing here is imported or opened when there may
+be no descriptor left for it, and what goes wrong all the same counts as a line dropped.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 import select
 import sys
 import time
+from _thread import allocate_lock
 from contextvars import ContextVar
 from os import write
 
@@ -34,6 +38,8 @@ _NAMES = {level: f"{name:<7}" for name, level in LEVELS.items()}
 
 #: A pipe or a tty that polls as writable takes this much without blocking (pipe(7)).
 _ATOMIC = 4096
+#: Seconds.  A line of another thread takes no time: it is written where there is room.
+_PATIENCE = 1.0
 
 #: The call being served: the lines of its request end with its peer and its trace id.
 current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)
@@ -42,7 +48,7 @@ current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)
 class Sink:
     """Where lines go, and from which level on."""
 
-    __slots__ = ("_poll", "dropped", "fd", "level")
+    __slots__ = ("_lock", "_poll", "dropped", "fd", "level")
 
     def __init__(self, fd: int = 2, level: int = INFO) -> None:
         self.fd = fd
@@ -50,18 +56,29 @@ class Sink:
         self.dropped = 0  # since the last line that went through
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
+        # A poll object that is in use refuses a second thread.
+        self._lock = allocate_lock()
 
     def write(self, line: str) -> bool:
         """Write one line, or all of it not at all; whether it went out."""
-        if self.dropped:
-            lost = self.dropped
-            if self._write(f"{_now()} {_NAMES[WARNING]} log: {lost} lines could not be written and are lost\n"):
-                self.dropped -= lost
-        if not self.dropped and self._write(line):
-            return True
+        # Not for ever: a signal's handler may log in the middle of a line of the same thread.
+        if self._lock.acquire(timeout=_PATIENCE):
+            try:
+                if self.dropped:
+                    lost = self.dropped
+                    if self._write(f"{_now()} {_NAMES[WARNING]} log: {lost} lines could not be written and are lost\n"):
+                        self.dropped -= lost
+                if not self.dropped and self._write(line):
+                    return True
+            finally:
+                self._lock.release()
+        self.drop()
+        return False
+
+    def drop(self) -> None:
+        """Count a line that cannot be written."""
         self.dropped += 1
         on_drop()
-        return False
 
     def _write(self, line: str) -> bool:
         octets = line.encode("utf-8", "backslashreplace")
@@ -95,11 +112,21 @@ def quote(value: object) -> str:
     text = value if isinstance(value, str) else str(value)
     if text and text.isascii() and text.isprintable() and not any(c in text for c in ' "=\\'):
         return text
-    escaped = "".join(
-        c if c.isprintable() and c not in '"\\' else c.encode("unicode_escape").decode() if c not in '"\\' else "\\" + c
-        for c in text
-    )
-    return f'"{escaped}"'
+    return f'"{"".join(map(_escape, text))}"'
+
+
+#: As Python's literals have them.  (The codec that does the same is a file to be opened.)
+_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", '"': '\\"', "\\": "\\\\"}
+
+
+def _escape(c: str) -> str:
+    known = _ESCAPES.get(c)
+    if known is not None:
+        return known
+    if c.isprintable():
+        return c
+    number = ord(c)
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
 def fields(values: dict[str, Any]) -> str:
@@ -126,9 +153,12 @@ class Logger:
         if level < sink.level:
             return
         # A message is ours and plain; what came from elsewhere belongs into the values.
-        sink.write(
-            f"{_now()} {_NAMES[level]} {self.component}: {message}{fields(values)}{_of_request()}\n"
-        )
+        try:
+            sink.write(
+                f"{_now()} {_NAMES[level]} {self.component}: {message}{fields(values)}{_of_request()}\n"
+            )
+        except Exception:  # a value that has no text, no memory
+            sink.drop()
 
     def log(self, level: int, message: str, **values: Any) -> None:
         self._log(max((known for known in _NAMES if known <= level), default=DEBUG), message, values)
@@ -147,9 +177,12 @@ class Logger:
 
     def exception(self, message: str, error: BaseException, **values: Any) -> None:
         """An error with its trace, which stays on the one line."""
-        import traceback
+        try:
+            import traceback
 
-        trace = "".join(traceback.format_exception(error))
+            trace = "".join(traceback.format_exception(error))
+        except Exception:  # no descriptor to import it with, or to read the sources
+            trace = ""
         self._log(ERROR, message, {**values, "error": repr(error), "traceback": trace.rstrip("\n")})
 
 

@@ -38,6 +38,12 @@ class Store:
         self.logs_dir = os.path.join(state_dir, "logs")
         self.volumes_dir = os.path.join(state_dir, "volumes")
         self.run_dir = os.path.join(run_dir, "containers")
+        self._directory_fd = -1
+
+    def __del__(self) -> None:
+        # Not before the last thread that writes is done.
+        if self._directory_fd >= 0:
+            os.close(self._directory_fd)
 
     def log_path(self, id: str) -> str:
         return os.path.join(self.logs_dir, id + ".log")
@@ -48,6 +54,8 @@ class Store:
     def prepare(self) -> None:
         for path in (self.records_dir, self.logs_dir, self.volumes_dir, self.run_dir):
             os.makedirs(path, mode=0o700, exist_ok=True)
+        # Kept: to sync a record that has its name already must not fail for want of a descriptor.
+        self._directory_fd = os.open(self.records_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def load(self) -> list[Record]:
         """All records.  A file that holds none is set aside and logged."""
@@ -127,11 +135,7 @@ class Store:
                 os.unlink(os.path.join(self.logs_dir, name))
 
     def _sync_directory(self) -> None:
-        fd = os.open(self.records_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        os.fsync(self._directory_fd)
 
 
 def _remove_tree(path: str) -> None:

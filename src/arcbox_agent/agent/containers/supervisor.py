@@ -361,7 +361,15 @@ class Supervisor:
     async def create(self, container: Container) -> None:
         """Its first record.  OSError: it is not on disk."""
         async with container.lock:
-            await self._write(container)
+            try:
+                await self._write(container)
+            except OSError:
+                try:
+                    # It may have its name already: what was refused must not be there after a restart.
+                    await self._in_thread(self._store.remove, container.id)
+                except OSError as error:
+                    log.error("a record that was not written whole stays", container=container.id, error=error)
+                raise
 
     async def _write(self, container: Container, durable: bool = True) -> None:
         await self._in_thread(self._store.write, container.record, container.record.encode(), durable)
