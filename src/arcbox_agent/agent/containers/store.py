@@ -20,7 +20,7 @@ from arcbox_agent.agent.containers.record import Record, RecordError
 from arcbox_agent.agent.log import Logger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 log = Logger("containers")
 
@@ -126,22 +126,37 @@ class Store:
         keep.update(name.removesuffix(damaged) for name in os.listdir(self.records_dir) if name.endswith(damaged))
         for name in os.listdir(self.run_dir):
             if name not in keep:
-                log.info("removing what a container left", path=os.path.join(self.run_dir, name))
-                _remove_tree(os.path.join(self.run_dir, name))
+                _sweep_away("removing what a container left", os.path.join(self.run_dir, name), _remove_tree)
         for name in os.listdir(self.logs_dir):
             id = _owner_of_log(name)
             if id is not None and id not in keep:
-                log.info("removing the log of a container that is gone", path=os.path.join(self.logs_dir, name))
-                os.unlink(os.path.join(self.logs_dir, name))
+                _sweep_away("removing the log of a container that is gone", os.path.join(self.logs_dir, name), os.unlink)
 
     def _sync_directory(self) -> None:
         os.fsync(self._directory_fd)
 
 
 def _remove_tree(path: str) -> None:
-    import shutil  # brings three compressors with it, which the start of the agent should not pay for
+    """A directory of ours and all in it.  (shutil would bring three compressors along.)"""
+    try:
+        with os.scandir(path) as found:
+            entries = list(found)
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            _remove_tree(entry.path)
+        else:
+            os.unlink(entry.path)
+    os.rmdir(path)
 
-    shutil.rmtree(path, ignore_errors=True)
+
+def _sweep_away(what: str, path: str, remove: Callable[[str], None]) -> None:
+    log.info(what, path=path)
+    try:
+        remove(path)
+    except OSError as error:  # no reason not to serve the containers that there are
+        log.error("it cannot be removed", path=path, error=error)
 
 
 def _owner_of_log(name: str) -> str | None:

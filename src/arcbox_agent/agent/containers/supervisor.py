@@ -158,7 +158,10 @@ class Supervisor:
             container.output_finished = True
             if written:
                 # Not before it is on disk: until then it is what the next agent learns the exit from.
-                await running.close()
+                try:
+                    await running.close()
+                except Exception as error:  # it has ended, and whoever waits for that is told
+                    log.exception("what a run needed cannot be let go", error, container=container.id)
         waiters, container.exit_waiters = container.exit_waiters, set()
         end = container.last_exit()
         for waiter in waiters:
