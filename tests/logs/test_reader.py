@@ -106,6 +106,28 @@ def test_a_file_that_may_not_be_read_is_an_error(tmp_path: Path) -> None:
     assert str(log) in done.stderr
 
 
+_ONE_DESCRIPTOR = """
+import os, resource, sys
+from arcbox_agent.logs import read_log
+list(read_log(sys.argv[1]))  # what is imported late is there now
+free = os.open("/dev/null", os.O_RDONLY)
+os.close(free)
+resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, free + 1))
+try:
+    print([entry.data for entry in read_log(sys.argv[1])])
+except OSError as error:
+    print(error.strerror, error.filename)
+"""
+
+
+def test_a_rotated_file_that_cannot_be_opened_is_not_left_out_without_a_word(tmp_path: Path) -> None:
+    path = write_log(tmp_path, [b"2026-11-23T17:45:12Z stdout F older\n", b"2026-11-23T17:45:13Z stdout F newer\n"])
+    done = subprocess.run(
+        [sys.executable, "-c", _ONE_DESCRIPTOR, path], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == f"Too many open files {path}.1\n"
+
+
 def test_a_log_whose_newest_file_is_missing_is_read_from_its_siblings(tmp_path: Path) -> None:
     path = write_log(tmp_path, [STAMP + b" stdout F old\n", STAMP + b" stdout F new\n", b""])
     os.unlink(path)
