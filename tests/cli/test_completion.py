@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from arcbox_agent import wire
 from tests.cli.conftest import environment
+from tests.client import servers
 from tests.conftest import PATIENCE
 
 if TYPE_CHECKING:
@@ -70,6 +73,23 @@ def test_bash_completes_containers_by_asking_the_agent(ctl: Arcboxctl, bash: Cal
 def test_without_an_agent_nothing_is_offered_and_nothing_said(bash: Callable[..., list[str]]) -> None:
     assert bash("unix:///nowhere", "start", "w") == []
     assert bash("not an address", "start", "w") == []
+
+
+def test_no_word_is_offered_that_a_shell_would_take_for_more(bash: Callable[..., list[str]]) -> None:
+    listed = wire.ListContainersResponse(
+        containers=[
+            wire.ContainerInfo(id="1", name=name) for name in ("web-1", "web;reboot", "web$(reboot)", "web\nweb-2", "web x")
+        ]
+    )
+
+    def serve(connection: socket.socket) -> None:
+        connection.sendall(servers.pong(servers.read_request(connection)))
+        request = servers.read_request(connection)
+        connection.sendall(servers.frame(listed.TYPE, listed.encode(), request.trace))
+        assert servers.closed_by_client(connection)
+
+    with servers.server(serve) as server:
+        assert bash(server.address, "start", "web") == ["web-1"]
 
 
 def test_the_script_of_each_shell_names_our_command(start_ctl: Callable[[str], Arcboxctl]) -> None:

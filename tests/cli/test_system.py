@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import arcbox_agent
+from tests.cli.conftest import ARCBOXCTL, environment
 from tests.conftest import PATIENCE
 
 if TYPE_CHECKING:
@@ -149,6 +150,60 @@ def test_a_mistake_in_the_arguments_is_told_with_the_usage(start_ctl: Callable[[
     assert ctl("ps", "--nope", code=125).stderr.splitlines()[1] == "Usage: arcboxctl ps [OPTIONS]"
     assert ctl("stop", code=125).stderr.splitlines()[0] == "arcboxctl: Missing argument 'CONTAINER...'."
     assert ctl("exec", "web", code=125).stderr.splitlines()[0] == "arcboxctl: no command is given"
+
+
+def test_a_mistake_in_the_arguments_is_told_to_programs_too(start_ctl: Callable[[str], Arcboxctl]) -> None:
+    ctl = start_ctl("unix:///nowhere")
+    for arguments in (["--json", "nope"], ["--json", "ps", "--nope"], ["ps", "--json", "--nope"], ["ps", "--nope", "--json"]):
+        assert json.loads(ctl(*arguments, code=125).stderr)["error"]["code"] is None
+
+
+def test_no_command_at_all_is_a_question_for_help(start_ctl: Callable[[str], Arcboxctl]) -> None:
+    ctl = start_ctl("unix:///nowhere")
+    assert ctl().stdout == ctl("--help").stdout
+
+
+def test_no_help_in_the_list_of_commands_is_cut_off(start_ctl: Callable[[str], Arcboxctl]) -> None:
+    assert "..." not in start_ctl("unix:///nowhere")("--help").stdout.partition("Commands:")[2]
+
+
+def test_streams_that_were_closed_before_the_start_are_as_if_null(ctl: Arcboxctl) -> None:
+    def run(redirection: str, *arguments: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            ["sh", "-c", f'exec "$@" {redirection}', "sh", *ARCBOXCTL, *arguments],
+            env=environment(ctl.address),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    ctl.container("web", "sh", "-c", "echo up; exec sleep 600")
+    assert run("<&-", "exec", "-i", "web", "sh", "-c", "cat; echo done") == (0, "done\n", "")
+    assert run(">&-", "ps") == (0, "", "")
+    assert run(">&-", "exec", "web", "sh", "-c", "echo out; echo err >&2") == (0, "", "err\n")
+    assert run("2>&-", "exec", "web", "sh", "-c", "echo out; echo err >&2; exit 3") == (3, "out\n", "")
+    assert run("<&- >&- 2>&-", "logs", "web") == (0, "", "")
+
+
+def test_a_disk_that_is_full_is_an_error_in_words(ctl: Arcboxctl) -> None:
+    for arguments in (["ps"], ["exec", "--guest", "echo", "hi"]):
+        with open("/dev/full", "wb") as full:
+            process = ctl.start(*arguments, stdout=full)
+            _, err = process.communicate(timeout=PATIENCE)
+        assert (process.returncode, err) == (125, b"arcboxctl: No space left on device\n")
+
+
+def test_an_encoding_without_a_letter_shows_a_question_mark(ctl: Arcboxctl) -> None:
+    ctl("create", "x", "sh", "-c", "a long command of many words")
+    latin = {**environment(ctl.address), "PYTHONIOENCODING": "latin-1"}
+    assert '"sh -c a long comman?"' in ctl("ps", "-a", env=latin).stdout
+
+
+def test_an_error_of_the_agent_cannot_steer_the_terminal(ctl: Arcboxctl) -> None:
+    assert ctl("exec", "\x1b[31m", "true", code=125).stderr == "arcboxctl: container not found: \\x1b[31m\n"
+    assert ctl("ping", "\x1b[31m").stdout.startswith("pong: \\x1b[31m ")
 
 
 def test_help_and_version_need_no_agent(start_ctl: Callable[[str], Arcboxctl]) -> None:

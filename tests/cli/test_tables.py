@@ -61,6 +61,20 @@ def test_columns_are_as_wide_as_their_widest_cell() -> None:
     assert fields([("Name", "x"), ("Longer", "y"), ("Empty", "")]) == "Name:   x\nLonger: y\nEmpty:"
 
 
+def test_what_a_guest_says_cannot_steer_the_terminal() -> None:
+    hostile = ContainerInfo(id="a", image="x\x1b[2J\n\u202e", name="n", state="created", status="Created\r", command=["\x9b"])
+    header, line = containers([hostile], NOW, truncate=True).split("\n")
+    assert "x\\x1b[2J\\n\\u202e   " in line and "Created\\r   n" in line and '"\\x9b"' in line
+    assert header.index("COMMAND") == line.index('"')
+    assert fields([("Hostname", "\x07é")]) == "Hostname: \\x07é"
+
+
+def test_wide_letters_and_accents_keep_the_columns_in_line() -> None:
+    assert table(("A", "B"), [("日本", "1"), ("e\u0301", "2"), ("abcd", "3")]) == (
+        "A      B\n日本   1\ne\u0301      2\nabcd   3"
+    )
+
+
 def test_sizes_are_told_in_binary_units() -> None:
     assert [size(count) for count in (0, 1023, 1024, 1536, 25276514304, 1 << 44)] == [
         "0 B",

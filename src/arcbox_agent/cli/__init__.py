@@ -3,7 +3,7 @@
     main          the group of commands, and how every error ends
     session       what the global options said; one call of the agent from start to end
     system, containers, run, exec, logs, completion      the commands
-    create_options, times, tables, output, signals, failures      what they share
+    create_options, times, tables, output, signals, failures, printable      what they share
 
 Imports go down that list, and a command's module is imported only when the command
 is used: a person waits for every import.
@@ -11,12 +11,14 @@ is used: a person waits for every import.
 
 from __future__ import annotations
 
+import os
 import sys
 
 
 def main() -> None:
     """The entry point of the console script."""
     try:
+        _standard_streams()
         try:
             import click  # noqa: F401
         except ImportError:
@@ -29,3 +31,18 @@ def main() -> None:
         # Before a command has its own handlers: while modules are being imported.
         code = 130
     sys.exit(code)
+
+
+def _standard_streams() -> None:
+    """All three of them, whatever we were started with."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            # Closed (`<&-`, `>&-`): the next socket would get its number, and our output.
+            mode = os.O_RDONLY if number == 0 else os.O_WRONLY
+            opened = os.open(os.devnull, mode)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))
+    # A character that the terminal's encoding does not have is shown as `?`.
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
 
 import click
 
+from arcbox_agent.cli.printable import printable
 from arcbox_agent.cli.session import DEFAULT_HOST
 
 if TYPE_CHECKING:
@@ -14,6 +16,10 @@ if TYPE_CHECKING:
 
 #: Seconds.  A person who pressed Tab waits for it; a guest under load needs some of it.
 _PATIENCE = 3.0
+
+#: The ids and names that agents allow.  A shell puts what it is offered into the command
+#: line as it stands, so nothing else is offered, whatever a guest says.
+_WORD = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", re.ASCII)
 
 
 @click.command("completion")
@@ -42,9 +48,9 @@ def container_names(ctx: click.Context, parameter: click.Parameter, incomplete: 
 
     chosen = ctx.params.get(parameter.name or "") or ()
     return [
-        CompletionItem(word, help=text)
+        CompletionItem(word, help=printable(text))
         for word, text in _ask(ctx, incomplete)
-        if word.startswith(incomplete) and word not in chosen
+        if word.startswith(incomplete) and word not in chosen and _WORD.fullmatch(word)
     ]
 
 

@@ -14,6 +14,7 @@ from arcbox_agent.cli.completion import container_names
 from arcbox_agent.cli.create_options import create_arguments, create_options
 from arcbox_agent.cli.failures import OWN_FAILURE, as_object, text
 from arcbox_agent.cli.output import fields_of, warn
+from arcbox_agent.cli.printable import printable
 from arcbox_agent.cli.session import Session, json_option, pass_session
 from arcbox_agent.errors import RequestError
 
@@ -49,7 +50,7 @@ def create_command(session: Session, /, **options: Any) -> int:
         created = await client.create_container(**arguments)
         for warning in created.warnings:
             warn(warning)
-        session.show(fields_of(created), created.id)
+        session.show(fields_of(created), printable(created.id))
         return 0
 
     return session.call(work)
@@ -199,7 +200,7 @@ def ps_command(session: Session, show_all: bool, quiet: bool, no_trunc: bool) ->
                 click.echo(json.dumps(fields_of(container)))
         elif quiet:
             for container in listed:
-                click.echo(container.id if no_trunc else container.id[:SHORT_ID])
+                click.echo(printable(container.id if no_trunc else container.id[:SHORT_ID]))
         else:
             click.echo(table(listed, time.time_ns(), truncate=not no_trunc))
         return 0

@@ -71,9 +71,9 @@ def exec_command(
     interactive: bool,
     timeout: float | None,
 ) -> int:
-    """Run a command in a running container, and end with its exit code.
+    """Run a command in a running container.
 
-    Ctrl-C ends the command.
+    Ends with the command's exit code.  Ctrl-C ends the command.
     """
     container, cmd = ("", words) if guest else (words[0], words[1:])
     if not cmd:

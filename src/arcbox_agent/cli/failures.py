@@ -9,6 +9,7 @@ import sys
 
 import click
 
+from arcbox_agent.cli.printable import printable
 from arcbox_agent.errors import AddressError, ArcboxError, ConnectError, EncodeError, RequestError
 
 #: arcboxctl or the agent could not do it; no command's own exit code, as with docker.
@@ -38,14 +39,14 @@ def exit_code(error: BaseException) -> int:
 
 def text(error: BaseException) -> str:
     if isinstance(error, ConnectError):
-        return f"{error}\n--host or ARCBOX_HOST names another address; --wait 30 waits for a guest that boots."
+        return f"{printable(str(error))}\n--host or ARCBOX_HOST names another address; --wait 30 waits for a guest that boots."
     if isinstance(error, EncodeError):
         return f"cannot be sent to the agent: {error}"
     if isinstance(error, AddressError):
-        return f"not an agent's address: {error}"
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    return str(error) or type(error).__name__
+        return f"not an agent's address: {printable(str(error))}"
+    if isinstance(error, OSError) and error.strerror is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename is not None else error.strerror
+    return printable(str(error)) or type(error).__name__
 
 
 def as_object(error: BaseException) -> dict[str, object]:

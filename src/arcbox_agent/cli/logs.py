@@ -83,9 +83,9 @@ def logs_command(
     stdout: bool,
     stderr: bool,
 ) -> int:
-    """Show what a container has written, each stream on the one of the same name.
+    """Show what a container has written.
 
-    Ctrl-C ends a follow.
+    Each stream comes on the one of the same name.  Ctrl-C ends a follow.
     """
     if (container is None) == (path is None):
         raise click.UsageError("one of CONTAINER and --file is needed")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from arcbox_agent.cli.failures import OWN_FAILURE, report, report_click
-from arcbox_agent.cli.session import DEFAULT_HOST, Session
+from arcbox_agent.cli.session import DEFAULT_HOST, Session, set_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,6 +76,7 @@ def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 @click.command(
     cls=LazyGroup,
     name=PROGRAM,
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 125 where arcboxctl or the agent could not do it; for run and exec 126 and 127 where "
     "the command cannot be executed or is not there, else the command's own code, 128 + N where signal N ended it.",
@@ -94,15 +95,22 @@ def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     default=0.0,
     help="Wait so long for an agent that is not there yet, in a guest that boots.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Output for programs: JSON, docs/arcboxctl.md says which.")
+@click.option(
+    "--json",
+    is_flag=True,
+    expose_value=False,
+    callback=set_json,
+    help="Output for programs: JSON, docs/arcboxctl.md says which.",
+)
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show it.")
 @click.pass_context
-def arcboxctl(ctx: click.Context, host: str | None, wait: float, as_json: bool) -> None:
+def arcboxctl(ctx: click.Context, host: str | None, wait: float) -> None:
     """Drive an arcbox agent: the containers, commands and logs of a guest."""
     session = ctx.ensure_object(Session)
     session.address = host or os.environ.get("ARCBOX_HOST") or DEFAULT_HOST
     session.wait = wait
-    session.json = as_json
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -112,7 +120,8 @@ def run(arguments: Sequence[str]) -> int:
         code: Any = arcboxctl.main(list(arguments), prog_name=PROGRAM, standalone_mode=False, obj=session)
         sys.stdout.flush()
     except click.ClickException as error:
-        report_click(error, session.json)
+        # The --json behind an option that does not exist was never reached.
+        report_click(error, session.json or (isinstance(error, click.UsageError) and "--json" in arguments))
         code = OWN_FAILURE
     except click.Abort:
         code = 130

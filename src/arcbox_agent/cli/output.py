@@ -11,6 +11,7 @@ import stat
 import sys
 from typing import TYPE_CHECKING, Any
 
+from arcbox_agent.cli.printable import printable
 from arcbox_agent.cli.times import rfc3339
 
 if TYPE_CHECKING:
@@ -161,4 +162,4 @@ def fields_of(message: Message) -> dict[str, Any]:
 
 
 def warn(text: str) -> None:
-    print(f"arcboxctl: warning: {text}", file=sys.stderr)
+    print(f"arcboxctl: warning: {printable(text)}", file=sys.stderr)

@@ -10,6 +10,7 @@ import click
 
 from arcbox_agent.cli.create_options import create_arguments, create_options
 from arcbox_agent.cli.output import Output, fields_of, warn
+from arcbox_agent.cli.printable import printable
 from arcbox_agent.cli.session import Session, json_option, pass_session
 from arcbox_agent.errors import ArcboxError, RequestError
 
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
 @click.argument("cmd", nargs=-1, type=click.UNPROCESSED)
 @pass_session
 def run_command(session: Session, /, detach: bool, remove: bool, **options: Any) -> int:
-    """Create and start a container, show its output, end with its exit code.
+    """Create and start a container.
 
-    Ctrl-C is forwarded to it; a second one kills it.
+    Shows its output, and ends with its exit code.  Ctrl-C is forwarded to it; a second one kills it.
     """
     if options["interactive"] and not detach:
         raise click.UsageError(
@@ -49,7 +50,7 @@ def run_command(session: Session, /, detach: bool, remove: bool, **options: Any)
         try:
             await client.start_container(created.id)
             if detach:
-                session.show(fields_of(created), created.id)
+                session.show(fields_of(created), printable(created.id))
                 return 0
             forward.begin(created.id)
             return await _stay(session, client, created.id)

@@ -59,7 +59,7 @@ class Session:
 pass_session = click.make_pass_decorator(Session)
 
 
-def _set_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+def set_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
         session = ctx.find_object(Session)
         assert session is not None
@@ -69,5 +69,5 @@ def _set_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 def json_option(function: F) -> F:
     """`--json` after the command's name too, where one looks for it."""
     return click.option(
-        "--json", is_flag=True, expose_value=False, callback=_set_json, help="Output for programs."
+        "--json", is_flag=True, expose_value=False, callback=set_json, help="Output for programs."
     )(function)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from arcbox_agent.cli.printable import printable
 from arcbox_agent.cli.session import Session, json_option, pass_session
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def ping_command(session: Session, message: str) -> int:
         seconds = time.perf_counter() - start
         session.show(
             {"message": reply.message, "version": reply.version, "seconds": round(seconds, 6)},
-            f"{reply.message} (agent {reply.version} at {session.address}, {seconds * 1000:.2f} ms)",
+            printable(f"{reply.message} (agent {reply.version} at {session.address}, {seconds * 1000:.2f} ms)"),
         )
         return 0
 
@@ -151,7 +152,10 @@ def _yes_no(value: bool) -> str:
 @json_option
 @pass_session
 def sync_time_command(session: Session) -> int:
-    """Let the agent set the guest's clock by this host's, where they differ much."""
+    """Set the guest's clock by this host's.
+
+    The agent does, where the two differ much.
+    """
 
     async def work(client: Client, _: Signals) -> int:
         sent = time.time()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from arcbox_agent.cli.printable import columns, printable
 from arcbox_agent.cli.times import NANOSECONDS, in_words
 
 if TYPE_CHECKING:
@@ -18,10 +19,11 @@ _GAP = 3
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, *rows]
-    widths = [max(len(line[column]) for line in lines) + _GAP for column in range(len(header))]
+    lines = [[printable(cell) for cell in line] for line in (header, *rows)]
+    widths = [max(columns(line[column]) for line in lines) + _GAP for column in range(len(header))]
     return "\n".join(
-        "".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        "".join(cell + " " * (width - columns(cell)) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
     )
 
 
@@ -29,7 +31,7 @@ def fields(rows: Iterable[tuple[str, str]]) -> str:
     """`name: value` lines, the values below one another."""
     listed = list(rows)
     width = max((len(name) for name, _ in listed), default=0) + 2
-    return "\n".join(f"{name + ':':<{width}}{value}".rstrip() for name, value in listed)
+    return "\n".join(f"{printable(name) + ':':<{width}}{printable(value)}".rstrip() for name, value in listed)
 
 
 def containers(listed: Iterable[ContainerInfo], now: int, *, truncate: bool) -> str:
