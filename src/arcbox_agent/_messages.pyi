@@ -107,28 +107,32 @@ class Timestamp(Message):
 class PingRequest(Message):
     TYPE: ClassVar[int]
     FRAME_VERSION: ClassVar[None]
-    __match_args__: ClassVar[tuple[str, str]]
+    __match_args__: ClassVar[tuple[str, str, str]]
     message: str
     timestamp_secs: int
+    detail: bool
     def __init__(
         self,
         *,
         message: str = ...,
         timestamp_secs: int = ...,
+        detail: bool = ...,
     ) -> None: ...
 
 @final
 class PingResponse(Message):
     TYPE: ClassVar[int]
     FRAME_VERSION: ClassVar[None]
-    __match_args__: ClassVar[tuple[str, str]]
+    __match_args__: ClassVar[tuple[str, str, str]]
     message: str
     version: str
+    features: list[str]
     def __init__(
         self,
         *,
         message: str = ...,
         version: str = ...,
+        features: list[str] = ...,
     ) -> None: ...
 
 @final

@@ -155,12 +155,15 @@ cdef MessageClass* _PingRequest
 cdef class PingRequest(Message):
     TYPE = 0x0001
     FRAME_VERSION = None
-    __match_args__ = ("message", "timestamp_secs")
+    __match_args__ = ("message", "timestamp_secs", "detail")
 
     cdef object message
     cdef object timestamp_secs
+    cdef object detail
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.detail != Py_False:
+            p = write_bool(w, p, 0x320, <PyObject*>self.detail)
         if <PyObject*>self.timestamp_secs != zero:
             p = write_int64(w, p, 0x10, <PyObject*>self.timestamp_secs)
         if <PyObject*>self.message != empty_str:
@@ -175,6 +178,8 @@ cdef class PingRequest(Message):
                 self.message = read_str(place, 0xA, &p, end)
             elif tag == 0x10:
                 self.timestamp_secs = read_int64(place, 0x10, &p, end)
+            elif tag == 0x320:
+                self.detail = read_bool(place, 0x320, &p, end)
             else:
                 p = skip(place, tag, p, end)
         return 0
@@ -188,12 +193,15 @@ cdef MessageClass* _PingResponse
 cdef class PingResponse(Message):
     TYPE = 0x1001
     FRAME_VERSION = None
-    __match_args__ = ("message", "version")
+    __match_args__ = ("message", "version", "features")
 
     cdef object message
     cdef object version
+    cdef object features
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.features != unset:
+            p = write_str_list(w, p, 0x322, <PyObject*>self.features)
         if <PyObject*>self.version != empty_str:
             p = write_str(w, p, 0x12, <PyObject*>self.version)
         if <PyObject*>self.message != empty_str:
@@ -208,6 +216,10 @@ cdef class PingResponse(Message):
                 self.message = read_str(place, 0xA, &p, end)
             elif tag == 0x12:
                 self.version = read_str(place, 0x12, &p, end)
+            elif tag == 0x322:
+                if <PyObject*>self.features == unset:
+                    self.features = []
+                p = read_str_item(place, 0x322, p, end, <list>self.features)
             else:
                 p = skip(place, tag, p, end)
         return 0
@@ -2565,13 +2577,13 @@ _Timestamp = register_message(
 )
 _PingRequest = register_message(
     PingRequest,
-    ("", 0),
-    {1: ("message", None), 2: ("timestamp_secs", None)},
+    ("", 0, False),
+    {1: ("message", None), 2: ("timestamp_secs", None), 100: ("detail", None)},
 )
 _PingResponse = register_message(
     PingResponse,
-    ("", ""),
-    {1: ("message", None), 2: ("version", None)},
+    ("", "", []),
+    {1: ("message", None), 2: ("version", None), 100: ("features", None)},
 )
 _GetSystemInfoRequest = register_message(
     GetSystemInfoRequest,

@@ -23,6 +23,7 @@
     │   ├── ConflictError             409: not in the container's present state
     │   ├── BusyError                 429: a bound was reached, try again later
     │   └── AgentFailedError          500: all else; the agent's log says more
+    ├── UnsupportedError              the agent is too old for what was asked: bring it up to date
     ├── CommandFailedError            a command's exit code, where check=True asked
     └── OutputLimitError              a command wrote more than `exec` may keep: exec_stream
 
@@ -269,6 +270,19 @@ _BY_CODE: dict[int, type[RequestError]] = {
         AgentFailedError,
     )
 }
+
+
+class UnsupportedError(ArcboxError):
+    """The agent in the guest does not have the call, or would pass over what was asked in it.
+
+    Nothing was sent.  `what`: the call, or its field, by its name in the protocol.
+    """
+
+    what: str
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the agent in the guest is too old: it does not know {what}")
+        self.what = what
 
 
 # ----------------------------------------------------------------- commands

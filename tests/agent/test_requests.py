@@ -38,6 +38,16 @@ def test_an_empty_trace_id_is_still_v2(agent: RunningAgent) -> None:
         assert peer.socket.recv(99).hex() == "00000013000010010000" + "0a04706f6e67" + "1205302e312e30"
 
 
+def test_a_ping_that_asks_for_detail_is_told_the_calls_there_are(agent: RunningAgent) -> None:
+    with Peer(agent.socket_path) as peer:
+        reply = peer.ask(PingRequest(message="x", detail=True))
+        assert (reply.message, reply.version) == ("pong: x", VERSION)
+        assert reply.features == peer.ask(AgentInfoRequest()).features
+        assert "wait_container" in reply.features
+        # Alpha.1's hosts do not ask, and get the bytes they always got.
+        assert peer.ask(PingRequest(message="x")) == PingResponse(message="pong: x", version=VERSION)
+
+
 def test_a_ping_with_the_hosts_time_is_answered_too(agent: RunningAgent) -> None:
     import time
 

@@ -64,9 +64,15 @@ def text(field: int, value: bytes) -> bytes:
     return bytes([field << 3 | 2, len(value)]) + value
 
 
+#: PingRequest.detail, and the PingResponse.features that it asks for: without them the
+#: client takes an agent for an old one.
+DETAIL = b"\xa0\x06\x01"
+FEATURES = b"\xa2\x06\x04ping"
+
+
 def pong(request: Request) -> bytes:
     assert request.type == PING, request
-    return frame(PONG, text(1, b"pong"), request.trace)
+    return frame(PONG, text(1, b"pong") + (FEATURES if DETAIL in request.payload else b""), request.trace)
 
 
 def answer_pings(connection: socket.socket) -> None:

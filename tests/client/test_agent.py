@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -384,9 +385,12 @@ def test_a_detached_command_goes_on_without_the_client(agent, run_async):
     async def main():
         async with connect(agent) as client:
             pid = await client.exec_detached(["sleep", "1000"])
-        with open(f"/proc/{pid}/cmdline", "rb") as cmdline:
-            assert cmdline.read() == b"sleep\0001000\0"
-        os.kill(pid, signal.SIGKILL)
+        try:
+            # The kernel shows no arguments for a moment, between one program and the next.
+            await until(lambda: Path(f"/proc/{pid}/cmdline").read_bytes())
+            assert Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\0001000\0"
+        finally:
+            os.kill(pid, signal.SIGKILL)
 
     run_async(main())
 

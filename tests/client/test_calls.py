@@ -92,7 +92,8 @@ def test_a_request_is_one_v2_frame_with_a_trace_id(run_async):
 
     with server(serve) as agent:
         run_async(main(agent.address))
-    assert seen == [(0x0001, b"from the test", b"")]
+    # The first ping of a client asks for `detail`, and no other.
+    assert seen == [(0x0001, b"from the test", b"\xa0\x06\x01")]
 
 
 def test_each_call_has_a_trace_id_of_its_own(run_async):
@@ -120,7 +121,7 @@ def test_each_call_has_a_trace_id_of_its_own(run_async):
 
 def test_frame_version_1_is_what_agents_of_2025_speak(run_async):
     def serve(connection):
-        assert receive(connection, 8) == bytes.fromhex("00000004 00000001")
+        assert receive(connection, 11) == bytes.fromhex("00000007 00000001 a00601")
         connection.sendall(bytes.fromhex("0000000a 00001001 0a04706f6e67"))
         assert receive(connection, 14) == bytes.fromhex("0000000a 00000001 0a0470696e67")
         connection.sendall(bytes.fromhex("00000012 0000ffff 000001f4 00000006") + b"broken")

@@ -25,12 +25,12 @@ VECTORS: list[tuple[wire.Message, str]] = [
         "08959aaef5c5b6a8bd1810ffffffffffffffffff01",
     ),
     (
-        wire.PingRequest(message="héllo", timestamp_secs=1763900000123456789),
-        "0a0668c3a96c6c6f10959aaef5c5b6a8bd18",
+        wire.PingRequest(message="héllo", timestamp_secs=1763900000123456789, detail=True),
+        "0a0668c3a96c6c6f10959aaef5c5b6a8bd18a00601",
     ),
     (
-        wire.PingResponse(message="héllo", version="0.1.0"),
-        "0a0668c3a96c6c6f1205302e312e30",
+        wire.PingResponse(message="héllo", version="0.1.0", features=["ping", ""]),
+        "0a0668c3a96c6c6f1205302e312e30a2060470696e67a20600",
     ),
     (
         wire.GetSystemInfoRequest(),

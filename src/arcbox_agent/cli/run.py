@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from arcbox_agent.cli.create_options import create_arguments, create_options
+from arcbox_agent.cli.failures import ForwardedError
 from arcbox_agent.cli.output import Output, fields_of, warn
 from arcbox_agent.cli.printable import printable
 from arcbox_agent.cli.session import Session, json_option, pass_session
@@ -43,6 +44,10 @@ def run_command(session: Session, /, detach: bool, remove: bool, **options: Any)
     arguments = create_arguments(**options)
 
     async def work(client: Client, signals: Signals) -> int:
+        from arcbox_agent.wire import WaitContainerRequest
+
+        if not detach and not client.knows(WaitContainerRequest):
+            raise ForwardedError("this agent cannot tell when a container ends; --detach leaves it running")
         forward = Forwarding(client, signals)
         created = await client.create_container(**arguments)
         for warning in created.warnings:

@@ -52,7 +52,7 @@ def connect(
     *,
     timeout: float | None = DEFAULT_TIMEOUT,
     wait: float = 0.0,
-    frame_version: Literal[1, 2] = 2,
+    frame_version: Literal[1, 2] | None = None,
     trace_id: str | Callable[[], str] = new_trace_id,
     max_connections: int = 8,
     max_streams: int = 64,
@@ -425,3 +425,6 @@ class Client:
         return self._run(
             self._client.call(request, reply_class, timeout=timeout, long=long, repeatable=repeatable)
         )
+
+    def knows(self, request_class: type[wire.Message]) -> bool:
+        return self._client.knows(request_class)

@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from arcbox_agent import wire
-from arcbox_agent.errors import EncodeError, FrameError
+from arcbox_agent.errors import EncodeError, FrameError, UnsupportedError
 
 if TYPE_CHECKING:
     from arcbox_agent.wire import ExecOutput, Frame, LogEntry
@@ -59,6 +59,50 @@ def seconds_and_nanos(when: Time | None) -> tuple[int, int]:
     whole = math.floor(when)
     nanos = round((when - whole) * 1_000_000_000)
     return (whole + 1, 0) if nanos == 1_000_000_000 else (whole, nanos)
+
+
+#: The calls of 0.0.1-alpha.1, the only agent that speaks V1 alone.  It closes the
+#: connection at any other.
+ALPHA1_CALLS = frozenset(
+    {
+        wire.PingRequest,
+        wire.GetSystemInfoRequest,
+        wire.CreateContainerRequest,
+        wire.StartContainerRequest,
+        wire.StopContainerRequest,
+        wire.RemoveContainerRequest,
+        wire.ListContainersRequest,
+        wire.ExecRequest,
+        wire.LogsRequest,
+    }
+)
+
+#: Fields that an agent may not know, and without which the request would be another one.
+_LATER_THAN_ALPHA1: dict[type[wire.Message], tuple[str, ...]] = {
+    wire.PingRequest: ("timestamp_secs",),
+    wire.CreateContainerRequest: ("open_stdin", "rootfs", "id"),
+}
+_OURS: dict[type[wire.Message], tuple[str, ...]] = {
+    wire.ListContainersRequest: ("filter",),
+    wire.ExecRequest: ("timeout_ms", "detach", "stdin"),
+    wire.ShutdownRequest: ("reboot",),
+}
+
+
+def check_is_known(request: wire.Message, version: int) -> None:
+    """Raise UnsupportedError for what an agent other than ours would refuse or pass over.
+
+    `version`: of its frames, by which alpha.1 is told from the agents after it.
+    """
+    kind = type(request)
+    if version == 1 and kind not in ALPHA1_CALLS:
+        raise UnsupportedError(kind.__name__)
+    fields = _OURS.get(kind, ())
+    if version == 1:
+        fields += _LATER_THAN_ALPHA1.get(kind, ())
+    for field in fields:
+        if getattr(request, field):
+            raise UnsupportedError(f"{kind.__name__}.{field}")
 
 
 def logs_request(
@@ -170,6 +214,12 @@ def read_log_entry(frame: Frame) -> tuple[LogEntry | None, bool]:
     time = entry.timestamp
     nanoseconds = 0 if time is None else time.seconds * 1_000_000_000 + time.nanos
     return wire.LogEntry(stream=entry.stream, data=entry.data, timestamp=nanoseconds, partial=entry.partial), False
+
+
+def read_whole_log(frame: Frame) -> tuple[LogEntry | None, bool]:
+    """The one entry of an agent that does not stream a log that is not followed."""
+    entry, _ = read_log_entry(frame)
+    return entry, True
 
 
 def decode_reply(frame: Frame, reply_class: type[M]) -> M:

@@ -11,7 +11,7 @@ from arcbox_agent import wire
 from arcbox_agent.client import calls
 from arcbox_agent.client.calls import ExecResult, Time
 from arcbox_agent.client.pool import Lease, Pool
-from arcbox_agent.client.stream import ReplyStream
+from arcbox_agent.client.stream import LinesStream, ReplyStream
 from arcbox_agent.errors import (
     CallTimeoutError,
     CommandFailedError,
@@ -73,6 +73,8 @@ class Client:
         self._trace_id = trace_id
         self._output_limit = output_limit
         self._max_frame_size = max_frame_size
+        #: What the agent names in its first pong; none where it is not one of ours.
+        self._features: frozenset[str] | None = None
 
     async def aclose(self) -> None:
         """Close all connections.  Calls that still run get ConnectionLostError."""
@@ -93,8 +95,12 @@ class Client:
     ) -> PingResponse:
         """`set_clock`: tell the agent this host's time, by which it may set the guest's clock."""
         now = round(time.time()) if set_clock else 0
-        request = wire.PingRequest(message=message, timestamp_secs=now)
-        return await self.call(request, wire.PingResponse, timeout=timeout, repeatable=True)
+        first = self._features is None
+        request = wire.PingRequest(message=message, timestamp_secs=now, detail=first)
+        reply = await self.call(request, wire.PingResponse, timeout=timeout, repeatable=True)
+        if first:
+            self._features = frozenset(reply.features)
+        return reply
 
     async def sync_time(self, *, timeout: float | None = None) -> PingResponse:
         """Let the agent set the guest's clock by this host's."""
@@ -351,6 +357,9 @@ class Client:
         )
         # A container that is followed may be silent for ever; reading a file may not.
         silence = None if follow else self._timeout
+        if not follow and self._is_another_agent():
+            whole = calls.Replies("logs", calls.read_whole_log)
+            return self._stream(request, whole, first_timeout=silence, next_timeout=silence, kind=LinesStream)
         return self._stream(
             request, calls.Replies("logs", calls.read_log_entry), first_timeout=silence, next_timeout=silence
         )
@@ -375,12 +384,24 @@ class Client:
         seconds = self._timeout if timeout is None else timeout
         return await self._call(request, reply_class, seconds=seconds, long=long, repeatable=repeatable)
 
+    def knows(self, request_class: type[wire.Message]) -> bool:
+        """Whether the agent has this call, as far as its first pong tells."""
+        return (
+            not self._is_another_agent() or self._frame_version == 2 or request_class in calls.ALPHA1_CALLS
+        )
+
     # --------------------------------------------------------------- private
 
     def _added_to(self, seconds: float) -> float | None:
         return None if self._timeout is None else seconds + self._timeout
 
+    def _is_another_agent(self) -> bool:
+        """Not one of ours: so 0.0.1-alpha.1, or one of the agents after it."""
+        return self._features is not None and not self._features
+
     def _frame(self, request: wire.Message) -> tuple[bytes, str | None]:
+        if self._is_another_agent():
+            calls.check_is_known(request, self._frame_version)
         trace_id = self._trace_id() if self._frame_version == 2 else None
         frame = wire.encode_message(request, trace_id)
         if len(frame) > self._max_frame_size:
@@ -445,6 +466,7 @@ class Client:
         *,
         first_timeout: float | None,
         next_timeout: float | None,
+        kind: type[ReplyStream[T]] = ReplyStream,
     ) -> ReplyStream[T]:
         frame, trace_id = self._frame(request)
 
@@ -460,4 +482,4 @@ class Client:
                 raise
             return lease
 
-        return ReplyStream(replies, start, first_timeout=first_timeout, next_timeout=next_timeout)
+        return kind(replies, start, first_timeout=first_timeout, next_timeout=next_timeout)

@@ -16,7 +16,7 @@ from arcbox_agent.client.client import DEFAULT_OUTPUT_LIMIT, DEFAULT_TIMEOUT, Cl
 from arcbox_agent.client.connection import Connection, open_connection
 from arcbox_agent.client.pool import Pool
 from arcbox_agent.client.transport import is_lasting
-from arcbox_agent.errors import CallTimeoutError, ConnectError, ConnectionLostError
+from arcbox_agent.errors import BadRequestError, CallTimeoutError, ConnectError, ConnectionLostError
 from arcbox_agent.wire import MAX_FRAME_SIZE
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def connect(
     *,
     timeout: float | None = DEFAULT_TIMEOUT,
     wait: float = 0.0,
-    frame_version: Literal[1, 2] = 2,
+    frame_version: Literal[1, 2] | None = None,
     trace_id: str | Callable[[], str] = new_trace_id,
     max_connections: int = 8,
     max_streams: int = 64,
@@ -54,29 +54,30 @@ def connect(
     `timeout`: seconds for each call, unless the call says otherwise; None: no limit.
     `wait`: seconds in which the agent may still come up (a guest that boots).
     `frame_version`: 2, whose frames carry a trace id that the agent's log repeats, or
-    1, which agents of 2025 speak.  `trace_id`: one for all calls, or what makes one
+    1, which agents of 2025 speak; None: 2, and 1 where the agent does not know it.  `trace_id`: one for all calls, or what makes one
     for each.  `max_connections`: for calls with one short reply.  `max_streams`: for
     those that take their time (follows, commands, waits), each on a connection of its
     own.  `output_limit`: bytes of output that `exec` keeps.
     """
-    if frame_version not in (1, 2):
+    if frame_version not in (None, 1, 2):
         raise ValueError(f"frame_version is 1 or 2, not {frame_version!r}")
     where = parse_address(address)
 
-    async def open_one() -> Connection:
-        return await open_connection(where, version=frame_version, max_frame_size=max_frame_size)
+    def make_client(version: Literal[1, 2]) -> Client:
+        async def open_one() -> Connection:
+            return await open_connection(where, version=version, max_frame_size=max_frame_size)
 
-    def make_client() -> Client:
         return Client(
             Pool(open_one, max_calls=max_connections, max_streams=max_streams),
             timeout=timeout,
-            frame_version=frame_version,
+            frame_version=version,
             trace_id=_checked(trace_id),
             output_limit=output_limit,
             max_frame_size=max_frame_size,
         )
 
-    return Connecting(str(where), make_client, timeout=timeout, wait=wait)
+    versions: tuple[Literal[1, 2], ...] = (2, 1) if frame_version is None else (frame_version,)
+    return Connecting(str(where), make_client, versions, timeout=timeout, wait=wait)
 
 
 def _checked(trace_id: str | Callable[[], str]) -> Callable[[], str]:
@@ -92,9 +93,18 @@ def _checked(trace_id: str | Callable[[], str]) -> Callable[[], str]:
 class Connecting:
     """What `connect` gives: a client, once it is awaited or entered."""
 
-    def __init__(self, address: str, make_client: Callable[[], Client], *, timeout: float | None, wait: float) -> None:
+    def __init__(
+        self,
+        address: str,
+        make_client: Callable[[Literal[1, 2]], Client],
+        versions: tuple[Literal[1, 2], ...],
+        *,
+        timeout: float | None,
+        wait: float,
+    ) -> None:
         self._address = address
         self._make_client = make_client
+        self._versions = versions
         self._timeout = timeout
         self._wait = wait
         self._client: Client | None = None
@@ -114,7 +124,16 @@ class Connecting:
             await client.aclose()
 
     async def _connect(self) -> Client:
-        client = self._make_client()
+        *before, last = self._versions
+        for version in before:
+            try:
+                return await self._connect_with(version)
+            except BadRequestError:
+                pass  # So says an agent that takes the trace id for part of the message.
+        return await self._connect_with(last)
+
+    async def _connect_with(self, version: Literal[1, 2]) -> Client:
+        client = self._make_client(version)
         try:
             if self._wait > 0:
                 await self._until_it_answers(client)

@@ -15,9 +15,10 @@ import asyncio
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from arcbox_agent.errors import CallTimeoutError, RequestError
+from arcbox_agent.wire import LogEntry
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from types import TracebackType
 
     from arcbox_agent.client.calls import Replies
@@ -178,3 +179,26 @@ class ReplyStream(Generic[T]):
         lease, self._lease = self._lease, None
         if lease is not None:
             lease.discard()
+
+
+class LinesStream(ReplyStream[LogEntry]):
+    """A log from an agent that answers with one entry, whose lines are joined by newlines."""
+
+    _entry: LogEntry | None = None
+    _lines: Iterator[bytes] = iter(())
+
+    def _take(self) -> LogEntry | None:
+        line = next(self._lines, None)
+        if line is None:
+            self._entry = super()._take()
+            # Nothing at all is an empty log, and not one of an empty line.
+            if self._entry is None or not self._entry.data:
+                return None
+            self._lines = iter(self._entry.data.split(b"\n"))
+            line = next(self._lines)
+        assert self._entry is not None
+        return LogEntry(stream=self._entry.stream, data=line, timestamp=self._entry.timestamp)
+
+    def _leave(self) -> None:
+        self._lines = iter(())
+        super()._leave()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from arcbox_agent.agent import clock
 from arcbox_agent.agent.access import Access
 from arcbox_agent.agent.addresses import ip_addresses
+from arcbox_agent.agent.handlers.agent_info import features
 from arcbox_agent.wire import PingResponse, SystemInfo
 
 if TYPE_CHECKING:
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def ping(agent: Agent, request: PingRequest, call: Call) -> PingResponse:
-    """Pings without a clock are answered in compiled code and do not come here."""
+    """Pings with nothing but a message are answered in compiled code and do not come here."""
     # A host sends its time with every ping: who may only look is answered all the same.
     if request.timestamp_secs > 0 and agent.settings.set_clock and call.allows(Access.CONTROL):
         clock.follow_host(request.timestamp_secs, agent.metrics)
     text = f"pong: {request.message}" if request.message else "pong"
-    return PingResponse(message=text, version=agent.version)
+    return PingResponse(message=text, version=agent.version, features=features(agent) if request.detail else [])
 
 
 def system_info(agent: Agent, request: None, call: Call) -> SystemInfo:
