@@ -198,6 +198,38 @@ print(client.ping().message)
     assert (out, err, process.returncode) == (b"pong\n", b"", 0)
 
 
+def test_a_forked_process_is_told_to_connect_anew():
+    script = """
+import os, signal, sys, warnings
+from arcbox_agent import sync
+from arcbox_agent.errors import ConnectionLostError
+warnings.simplefilter("ignore")  # Python warns of a fork with threads, which this is about.
+client = sync.connect(sys.argv[1])
+entries = client.logs("web", follow=True)
+if os.fork() == 0:
+    signal.alarm(30)  # Only what hangs takes this long.
+    try:
+        client.ping()
+    except ConnectionLostError as error:
+        print(error)
+    entries.close()
+    client.close()
+    with sync.connect(sys.argv[1]) as own:
+        print(own.ping().message)
+else:
+    _, status = os.wait()
+    print(status, client.ping().message)
+"""
+    with server(answer_pings) as agent, run_script(script, agent.address) as process:
+        out, err = process.communicate(timeout=60)
+    assert (err, process.returncode) == (b"", 0)
+    assert out.decode().splitlines() == [
+        "the client belongs to the process that this one was forked from: connect anew",
+        "pong",
+        "0 pong",
+    ]
+
+
 def test_ctrl_c_ends_a_call_and_its_connection():
     script = """
 import sys

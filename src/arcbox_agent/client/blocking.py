@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import os
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -87,6 +88,8 @@ class _LoopThread:
     """A thread that runs an event loop until `stop`."""
 
     def __init__(self) -> None:
+        # A fork has no threads but the one that forked: nothing would ever run on its loop.
+        self._process = os.getpid()
         self._lock = threading.Lock()
         self._stopped = False
         self._last: asyncio.Task[None] | None = None
@@ -103,6 +106,9 @@ class _LoopThread:
 
         Ctrl-C, and any other exception raised in this thread meanwhile, cancels it.
         """
+        if self._process != os.getpid():
+            coroutine.close()
+            raise ConnectionLostError("the client belongs to the process that this one was forked from: connect anew")
         with self._lock:
             if self._stopped:
                 coroutine.close()
@@ -119,6 +125,8 @@ class _LoopThread:
 
     def stop(self, last: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
         """Run `last`, then end the loop and the thread.  Nothing runs after it."""
+        if self._process != os.getpid():
+            return  # Its connections are the other process's, too.
         with self._lock:
             if self._stopped:
                 return
