@@ -402,6 +402,22 @@ def test_a_command_is_a_list_of_words():
         calls.words("ExecRequest.cmd", "ls -l")
 
 
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), 1e308])
+def test_a_time_out_that_is_no_length_of_time_is_refused(run_async, seconds):
+    async def main(address):
+        async with arcbox_agent.connect(address) as client:
+            for call in (
+                lambda: client.exec(["true"], timeout=seconds),
+                lambda: client.stop_container("web", timeout=seconds),
+                lambda: client.shutdown(timeout=seconds),
+            ):
+                with pytest.raises(EncodeError, match="Request.timeout"):
+                    await call()
+
+    with server(answer_pings) as agent:
+        run_async(main(agent.address))
+
+
 def test_ping_tells_this_hosts_time_only_if_asked(run_async):
     seen = []
 

@@ -41,9 +41,11 @@ def text_map(value: Mapping[str, str] | None) -> dict[str, str]:
     return dict(value) if value else {}
 
 
-def whole_seconds(seconds: float) -> int:
-    """For a field in seconds; upwards, because 0 often means something else."""
-    return math.ceil(seconds)
+def whole(field: str, number: float) -> int:
+    """Of a length of time; upwards, because 0 often means something else."""
+    if not math.isfinite(number):
+        raise EncodeError(field, f"{number} is no length of time")
+    return math.ceil(number)
 
 
 def seconds_and_nanos(when: Time | None) -> tuple[int, int]:
@@ -156,7 +158,7 @@ def exec_request(
         tty=tty,
         stream=not detach,
         # Upwards: 0 would be no limit at all.
-        timeout_ms=0 if timeout is None else max(1, math.ceil(timeout * 1000)),
+        timeout_ms=0 if timeout is None else max(1, whole("ExecRequest.timeout_ms", timeout * 1000)),
         detach=detach,
         stdin=stdin,
         tty_width=tty_width,

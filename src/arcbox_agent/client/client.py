@@ -125,7 +125,7 @@ class Client:
 
     async def shutdown(self, *, timeout: float = 0, reboot: bool = False) -> ShutdownResponse:
         """Power the guest off.  `timeout`: seconds for its containers to stop in; 0: the agent's default."""
-        request = wire.ShutdownRequest(timeout_seconds=calls.whole_seconds(timeout), reboot=reboot)
+        request = wire.ShutdownRequest(timeout_seconds=calls.whole("ShutdownRequest.timeout_seconds", timeout), reboot=reboot)
         return await self.call(request, wire.ShutdownResponse, timeout=self._added_to(timeout), long=True)
 
     # ------------------------------------------------------------ containers
@@ -170,7 +170,7 @@ class Client:
 
     async def stop_container(self, id: str, *, timeout: float = 10) -> None:
         """SIGTERM, after `timeout` seconds SIGKILL; returns when all of it is dead."""
-        request = wire.StopContainerRequest(id=id, timeout=calls.whole_seconds(timeout))
+        request = wire.StopContainerRequest(id=id, timeout=calls.whole("StopContainerRequest.timeout", timeout))
         await self.call(request, wire.Empty, timeout=self._added_to(timeout), long=True)
 
     async def kill_container(self, id: str, *, signal: str | int = "KILL", timeout: float | None = None) -> None:
