@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import arcbox_agent
+from arcbox_agent import wire
 from tests.cli.conftest import ARCBOXCTL, environment
+from tests.client import servers
 from tests.conftest import PATIENCE
 
 if TYPE_CHECKING:
@@ -239,6 +242,30 @@ def test_sync_time_sends_this_hosts_time(ctl: Arcboxctl) -> None:
     assert re.fullmatch(
         rf"sent \d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ to {re.escape(ctl.address)}\n", ctl("sync-time").stdout
     )
+
+
+def test_shutdown_says_what_the_agent_will_do(start_ctl: Callable[[str], Arcboxctl]) -> None:
+    asked: list[wire.ShutdownRequest] = []
+
+    def serve(connection: socket.socket) -> None:
+        connection.sendall(servers.pong(servers.read_request(connection)))
+        request = servers.read_request(connection)
+        asked.append(wire.ShutdownRequest.decode(request.payload))
+        reply = wire.ShutdownResponse(accepted=asked[-1].timeout_seconds != 7)
+        connection.sendall(servers.frame(reply.TYPE, reply.encode(), request.trace))
+        assert servers.closed_by_client(connection)
+
+    with servers.server(serve) as agent:
+        ctl = start_ctl(agent.address)
+        assert ctl("shutdown").stdout == "shutting down\n"
+        assert ctl("shutdown", "--reboot", "-t", "5").stdout == "rebooting\n"
+        assert json.loads(ctl("shutdown", "--json").stdout) == {"accepted": True}
+        refused = ctl("shutdown", "-t", "7", code=125)
+        assert refused.stderr == "arcboxctl: the agent does not shut this guest down; its log says why\n"
+        assert json.loads(ctl("shutdown", "-t", "7", "--json", code=125).stdout) == {"accepted": False}
+    assert [(one.timeout_seconds, one.reboot) for one in asked] == [
+        (0, False), (5, True), (0, False), (7, False), (7, False),
+    ]  # fmt: skip
 
 
 def test_a_closed_pipe_is_silent(ctl: Arcboxctl) -> None:
