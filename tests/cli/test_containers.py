@@ -89,6 +89,16 @@ def test_several_at_once_and_one_that_is_not_there(ctl: Arcboxctl) -> None:
     assert ctl("rm", "a", "b").stdout == "a\nb\n"
 
 
+def test_to_start_what_runs_and_to_stop_what_does_not_is_no_error(ctl: Arcboxctl) -> None:
+    ctl.container("web", "sleep", "600")
+    assert ctl("start", "web").stdout == "web\n"
+    assert json.loads(ctl("start", "--json", "web").stdout) == {"container": "web", "ok": True}
+    assert ctl("stop", "-t", "0", "web").stdout == "web\n"
+    assert ctl("stop", "web", "web").stdout == "web\nweb\n"
+    assert json.loads(ctl("stop", "--json", "web").stdout) == {"container": "web", "ok": True}
+    ctl("kill", "web", code=125)
+
+
 def test_wait_prints_exit_codes_in_the_order_asked_for(ctl: Arcboxctl) -> None:
     ctl.container("slow", "sh", "-c", "sleep 0.5; exit 3")
     ctl.container("fast", "sh", "-c", "exit 4")

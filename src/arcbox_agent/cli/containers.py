@@ -16,7 +16,7 @@ from arcbox_agent.cli.failures import OWN_FAILURE, as_object, text
 from arcbox_agent.cli.output import fields_of, warn
 from arcbox_agent.cli.printable import printable
 from arcbox_agent.cli.session import Session, json_option, pass_session
-from arcbox_agent.errors import RequestError
+from arcbox_agent.errors import AgentFailedError, RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -62,7 +62,12 @@ def create_command(session: Session, /, **options: Any) -> int:
 @pass_session
 def start_command(session: Session, containers: tuple[str, ...]) -> int:
     """Start containers, one after the other."""
-    return _each(session, containers, lambda client, name: client.start_container(name))
+    return _each(
+        session,
+        containers,
+        lambda client, name: client.start_container(name),
+        done_already="container is already running",
+    )
 
 
 @click.command("stop")
@@ -82,7 +87,11 @@ def start_command(session: Session, containers: tuple[str, ...]) -> int:
 def stop_command(session: Session, containers: tuple[str, ...], seconds: int) -> int:
     """Stop containers: SIGTERM, then SIGKILL."""
     return _each(
-        session, containers, lambda client, name: client.stop_container(name, timeout=seconds), at_once=_AT_ONCE
+        session,
+        containers,
+        lambda client, name: client.stop_container(name, timeout=seconds),
+        at_once=_AT_ONCE,
+        done_already="container is not running",
     )
 
 
@@ -140,29 +149,37 @@ def wait_command(session: Session, containers: tuple[str, ...], condition: str) 
 def _each(
     session: Session,
     names: tuple[str, ...],
-    call: Callable[[Client, str], Awaitable[T]],
+    call: Callable[[Client, str], Awaitable[T | None]],
     *,
     at_once: int = 1,
-    show: Callable[[str, T], tuple[dict[str, Any], str]] = lambda name, _: ({}, name),
+    done_already: str = "",
+    show: Callable[[str, T], tuple[dict[str, Any], str]] | None = None,
 ) -> int:
     """Call for each container, and print the outcomes in the order of the names.
 
-    One that fails keeps none of the others from being done.
+    One that fails keeps none of the others from being done.  `done_already`: the end of
+    the error by which agents say that there is nothing to do; docker's is no error.
     """
 
     async def work(client: Client, _: Signals) -> int:
         room = asyncio.Semaphore(at_once)
 
-        async def one(name: str) -> T:
+        async def one(name: str) -> T | None:
             async with room:
-                return await call(client, name)
+                try:
+                    return await call(client, name)
+                except AgentFailedError as error:
+                    if done_already and error.message.endswith(done_already):
+                        return None
+                    raise
 
         code = 0
         tasks = [asyncio.ensure_future(one(name)) for name in names]
         try:
             for name, task in zip(names, tasks, strict=True):
                 try:
-                    details, line = show(name, await task)
+                    result = await task
+                    details, line = ({}, name) if show is None or result is None else show(name, result)
                 except RequestError as error:
                     code = OWN_FAILURE
                     if session.json:
