@@ -438,16 +438,18 @@ struct spawn_clone_args {
 
 /* clone3(2), with the child on a stack of its own, where it calls spawn_child and never
  * comes back.  glibc has no wrapper for it.  -errno on failure, ENOSYS where this
- * architecture has none here. */
+ * architecture has none here.  The frame pointer is zeroed last: without frames the
+ * compiler may have put the plan or the child's address into it. */
 static inline long spawn_clone3(struct spawn_clone_args *args, struct spawn_plan *plan) {
 #if defined(__x86_64__)
     long result;
     __asm__ volatile("syscall\n\t"
                      "test %%rax, %%rax\n\t"
                      "jnz 1f\n\t"
-                     "xor %%ebp, %%ebp\n\t"
                      "mov %[plan], %%rdi\n\t"
-                     "call *%[child]\n\t"
+                     "mov %[child], %%rax\n\t"
+                     "xor %%ebp, %%ebp\n\t"
+                     "call *%%rax\n\t"
                      "hlt\n"
                      "1:"
                      : "=a"(result)
@@ -460,9 +462,10 @@ static inline long spawn_clone3(struct spawn_clone_args *args, struct spawn_plan
     register long x8 __asm__("x8") = SYS_clone3;
     __asm__ volatile("svc #0\n\t"
                      "cbnz x0, 1f\n\t"
-                     "mov x29, #0\n\t"
                      "mov x0, %[plan]\n\t"
-                     "blr %[child]\n\t"
+                     "mov x1, %[child]\n\t"
+                     "mov x29, #0\n\t"
+                     "blr x1\n\t"
                      "brk #1\n"
                      "1:"
                      : "+r"(x0)
