@@ -281,7 +281,7 @@ class UnsupportedError(ArcboxError):
     what: str
 
     def __init__(self, what: str) -> None:
-        super().__init__(f"the agent in the guest is too old: it does not know {what}")
+        super().__init__(f"the agent in the guest is too old for {what}")
         self.what = what
 
 

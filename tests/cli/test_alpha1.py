@@ -28,7 +28,7 @@ def test_what_it_can_do_is_done_and_what_it_cannot_is_said(start_ctl: Callable[[
         assert ctl("run", "-d", "--name", "n", "img:1", "sleep", "60").stdout == f"{CONTAINER}\n"
         assert ctl("logs", CONTAINER).stdout == "one\n\ntwo\n"
         assert ctl("wait", CONTAINER, code=125).stderr == (
-            "arcboxctl: the agent in the guest is too old: it does not know WaitContainerRequest\n"
+            "arcboxctl: the agent in the guest is too old for WaitContainerRequest\n"
         )
         assert ctl("start", CONTAINER).stdout == f"{CONTAINER}\n"
         ctl("rm", CONTAINER, code=125)

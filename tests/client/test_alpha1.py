@@ -18,6 +18,10 @@ async def collected(stream):
     return [item async for item in stream]
 
 
+async def collected_log(client, **options):
+    return await collected(client.logs("n", **options))
+
+
 @pytest.mark.parametrize("frame_version", [None, 1])
 def test_every_call_that_it_has(run_async, frame_version):
     async def main(address):
@@ -91,6 +95,13 @@ def test_what_it_would_pass_over_or_hang_up_at_is_not_sent(run_async):
                 "CreateContainerRequest.rootfs": client.create_container(rootfs="/srv/root", cmd=["sh"]),
                 "CreateContainerRequest.id": client.create_container(id="mine", cmd=["sh"]),
                 "CreateContainerRequest.open_stdin": client.create_container(open_stdin=True, cmd=["sh"]),
+                "CreateContainerRequest.user": client.create_container(user="nobody", cmd=["sh"]),
+                "CreateContainerRequest.mounts": client.create_container(mounts=[wire.Mount(target="/a")], cmd=["sh"]),
+                "CreateContainerRequest.tty": client.create_container(tty=True, cmd=["sh"]),
+                "ExecRequest.user": client.exec(["id"], user="nobody"),
+                "ExecRequest.tty": client.exec(["tty"], tty=True),
+                "LogsRequest.since": collected_log(client, since=5),
+                "LogsRequest.stderr": collected_log(client, stderr=True),
                 "ListContainersRequest.filter": client.list_containers(filter="n"),
                 "ExecRequest.stdin": client.exec(["cat"], stdin=b"input"),
                 "ExecRequest.detach": client.exec_detached(["sleep", "60"]),
@@ -100,7 +111,7 @@ def test_what_it_would_pass_over_or_hang_up_at_is_not_sent(run_async):
                 with pytest.raises(UnsupportedError) as caught:
                     await call
                 assert caught.value.what == what
-                assert str(caught.value) == f"the agent in the guest is too old: it does not know {what}"
+                assert str(caught.value) == f"the agent in the guest is too old for {what}"
             assert client.knows(wire.ExecRequest) and not client.knows(wire.WaitContainerRequest)
 
     served = Alpha1()

@@ -79,11 +79,14 @@ ALPHA1_CALLS = frozenset(
     }
 )
 
-#: Fields that an agent may not know, and without which the request would be another one.
-_LATER_THAN_ALPHA1: dict[type[wire.Message], tuple[str, ...]] = {
+#: Fields that alpha.1 does not know or does not heed, and without which the request
+#: would be another one; then those that no agent but ours knows.
+_ALPHA1_PASSES_OVER: dict[type[wire.Message], tuple[str, ...]] = {
     wire.PingRequest: ("timestamp_secs",),
-    wire.CreateContainerRequest: ("open_stdin", "rootfs", "id"),
+    wire.CreateContainerRequest: ("user", "mounts", "tty", "open_stdin", "rootfs", "id"),
+    wire.ExecRequest: ("user", "tty"),
 }
+_ALPHA1_HEEDS_IN_A_FOLLOW = ("stdout", "stderr", "since", "until", "timestamps")
 _OURS: dict[type[wire.Message], tuple[str, ...]] = {
     wire.ListContainersRequest: ("filter",),
     wire.ExecRequest: ("timeout_ms", "detach", "stdin"),
@@ -101,7 +104,9 @@ def check_is_known(request: wire.Message, version: int) -> None:
         raise UnsupportedError(kind.__name__)
     fields = _OURS.get(kind, ())
     if version == 1:
-        fields += _LATER_THAN_ALPHA1.get(kind, ())
+        fields += _ALPHA1_PASSES_OVER.get(kind, ())
+        if isinstance(request, wire.LogsRequest) and not request.follow:
+            fields += _ALPHA1_HEEDS_IN_A_FOLLOW
     for field in fields:
         if getattr(request, field):
             raise UnsupportedError(f"{kind.__name__}.{field}")
