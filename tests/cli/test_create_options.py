@@ -43,6 +43,13 @@ def test_a_broken_line_of_an_env_file_is_named(tmp_path: Path) -> None:
         environment(["=x"])
 
 
+def test_an_env_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "env"
+    path.write_bytes(b"A=1\nB=\xff\n")
+    with pytest.raises(click.UsageError, match="not in UTF-8"):
+        environment((), (str(path),))
+
+
 def test_volumes() -> None:
     assert volume("/a:/b") == {"type": "bind", "source": "/a", "target": "/b", "readonly": False}
     assert volume("/a:/b:ro") == {"type": "bind", "source": "/a", "target": "/b", "readonly": True}

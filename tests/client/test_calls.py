@@ -492,6 +492,15 @@ def test_a_log_entry_has_one_shape_whichever_version_brought_it():
         assert calls.read_log_entry(decoder.next_frame()) == (expected, False)
 
 
+@pytest.mark.parametrize("seconds", [1 << 62, -(1 << 62), 9_223_372_037, -9_223_372_038])
+def test_a_time_beyond_all_nanoseconds_is_a_broken_entry(seconds):
+    entry = wire.LogEntryV2(stream="stdout", timestamp=wire.Timestamp(seconds=seconds))
+    decoder = wire.FrameDecoder(version=2)
+    decoder.feed(wire.encode_message(entry, "t"))
+    with pytest.raises(DecodeError, match="LogEntryV2.timestamp: "):
+        calls.read_log_entry(decoder.next_frame())
+
+
 def test_the_exit_code_of_a_signal_is_the_shells():
     assert calls.exit_code(wire.ExecOutput(exit_code=-1, signal=9, done=True)) == 137
     assert calls.exit_code(wire.ExecOutput(exit_code=3, done=True)) == 3

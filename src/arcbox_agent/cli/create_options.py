@@ -97,11 +97,14 @@ def environment(pairs: Iterable[str], files: Iterable[str] = ()) -> dict[str, st
     """--env-file first, --env over it.  A KEY alone is taken from here, if it is set here."""
     variables: dict[str, str] = {}
     for path in files:
-        with open(path, encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, 1):
-                text = line.strip("\r\n")
-                if text.strip() and not text.lstrip().startswith("#"):
-                    _set(variables, text.lstrip(), f"{path}:{number}")
+        try:
+            with open(path, encoding="utf-8-sig") as lines:
+                for number, line in enumerate(lines, 1):
+                    text = line.strip("\r\n")
+                    if text.strip() and not text.lstrip().startswith("#"):
+                        _set(variables, text.lstrip(), f"{path}:{number}")
+        except UnicodeDecodeError:
+            raise click.UsageError(f"{path}: not in UTF-8") from None
     for pair in pairs:
         _set(variables, pair, "--env")
     return variables

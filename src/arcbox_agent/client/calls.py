@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from arcbox_agent import wire
-from arcbox_agent.errors import EncodeError, FrameError, UnsupportedError
+from arcbox_agent.errors import DecodeError, EncodeError, FrameError, UnsupportedError
 
 if TYPE_CHECKING:
     from arcbox_agent.wire import ExecOutput, Frame, LogEntry
@@ -220,6 +220,8 @@ def read_log_entry(frame: Frame) -> tuple[LogEntry | None, bool]:
     entry = decode_reply(frame, wire.LogEntryV2)
     time = entry.timestamp
     nanoseconds = 0 if time is None else time.seconds * 1_000_000_000 + time.nanos
+    if not -(1 << 63) <= nanoseconds < 1 << 63:
+        raise DecodeError("LogEntryV2.timestamp", f"{nanoseconds} ns are no time that a log can have")
     return wire.LogEntry(stream=entry.stream, data=entry.data, timestamp=nanoseconds, partial=entry.partial), False
 
 
