@@ -72,7 +72,8 @@ class Soak:
             await self._end(kill=False)
             await self._start()
         if not self.world.faults:
-            await self._round(then_gone=False)  # what it needs once, it has from here on
+            # What it needs once (the keeper, its threads), it has from here on, and no fault is in its way.
+            await self._round(then_gone=False, unhurt=True)
             await self.world.finish()
             before = await self._settled(None)
             self._tell(f"holds {before.describe()}")
@@ -101,7 +102,7 @@ class Soak:
             await asyncio.to_thread(self.agent.stop)
             self.world.counts["restarts"] += 1
 
-    async def _round(self, *, then_gone: bool) -> None:
+    async def _round(self, *, then_gone: bool, unhurt: bool = False) -> None:
         """All clients at work, faults meanwhile, and at the end the judge."""
         world, choice = self.world, self.choice
         world.pausing = False
@@ -113,7 +114,8 @@ class Soak:
         end = time.monotonic() + choice.uniform(*ROUND)
         while time.monotonic() < end and not world.faults:
             await asyncio.sleep(choice.uniform(0.02, 0.3))
-            await self._injure()
+            if not unhurt:
+                await self._injure()
         if then_gone:
             # Killed in the middle of the calls; a clean end may come then, too.
             await self._end(kill=choice.random() < 0.85)
