@@ -31,6 +31,10 @@ MODULES = {
 
 #: What a module includes by hand, so that a change rebuilds it.
 HEADERS = {
+    "_wire": [f"{PACKAGE}/short_values.h"],
+    "_classes": [f"{PACKAGE}/short_values.h"],
+    "_messages": [f"{PACKAGE}/short_values.h"],
+    "_frames": [f"{PACKAGE}/short_values.h"],
     "_spawn": [f"{PACKAGE}/spawn_child.h"],
     "_logs": [f"{PACKAGE}/file_read.h"],
     "_logscan": [f"{PACKAGE}/file_read.h"],

@@ -45,8 +45,8 @@ SCALARS = {
     _T.TYPE_STRING: ("str", "str", '""', 2),
     _T.TYPE_BYTES: ("bytes", "bytes", 'b""', 2),
 }
-#: Default -> its name in _wire.pxd.
-CONSTANTS = {"False": "Py_False", "0": "zero", '""': "empty_str", 'b""': "empty_bytes"}
+#: Default -> the name of the object that it is.
+CONSTANTS = {"False": "Py_False", "0": "default_int", '""': "default_str", 'b""': "default_bytes"}
 LISTS = {_T.TYPE_STRING, _T.TYPE_DOUBLE, _T.TYPE_MESSAGE}
 MAP_VALUES = {_T.TYPE_STRING, _T.TYPE_UINT64}
 
@@ -98,7 +98,7 @@ class Field:
         self.packed = self.repeated and kind == _T.TYPE_DOUBLE
         self.tag = self.number << 3 | (2 if self.packed else wire)
         #: The object that is the default, where it can be known by its address.
-        self.constant = "unset" if self.repeated else CONSTANTS.get(self.default)
+        self.constant = CONSTANTS.get(self.default)
 
 
 class Declaration:
@@ -185,6 +185,10 @@ def pyx(declarations: list[Declaration]) -> Iterator[str]:
     yield "from libc.stdint cimport uint8_t, uint32_t\n"
     yield "from arcbox_agent._classes cimport *"
     yield "from arcbox_agent._wire cimport *\n"
+    yield "# As variables of this module, or each use would cost one load more."
+    yield "cdef PyObject* default_int = zero"
+    yield "cdef PyObject* default_str = empty_str"
+    yield "cdef PyObject* default_bytes = empty_bytes\n"
 
     yield "__all__ = ["
     for message in declarations:
@@ -238,12 +242,17 @@ def _write(message: Declaration) -> Iterator[str]:
     for field in reversed(message.fields):
         value = f"0x{field.tag:X}, <PyObject*>self.{field.name}"
         indent = "        "
-        if field.constant:
+        if field.repeated:
+            yield f"        if not is_empty_{'map' if field.map else 'list'}(<PyObject*>self.{field.name}):"
+            indent += "    "
+        elif field.constant:
             yield f"        if <PyObject*>self.{field.name} != {field.constant}:"
             indent += "    "
         kind = "_map" if field.map else "_list" if field.repeated else ""
         if field.message:
             yield f"{indent}p = write_message{kind}(w, p, {value}, _{field.message})"
+        elif field.suffix == "str" and not kind:
+            yield f"{indent}p = put_short_str(p, w.short_start, {value}) or write_str(w, p, {value})"
         else:
             yield f"{indent}p = write_{field.suffix}{kind}(w, p, {value})"
     yield "        return p"

@@ -475,34 +475,42 @@ cdef uint8_t* write_message(
     Writer* w, uint8_t* p, uint32_t tag, PyObject* value, MessageClass* known) except NULL:
     if value == <PyObject*>None:
         return p
-    return _write_inner(w, p, tag, -1, value, known)
+    enter(&w.place, tag, -1)
+    p = _write_inner(w, p, tag, value, known)
+    leave(&w.place)
+    return p
 
 
 cdef uint8_t* write_message_list(
     Writer* w, uint8_t* p, uint32_t tag, PyObject* value, MessageClass* known) except NULL:
+    cdef int depth = w.place.depth
     cdef Py_ssize_t i
     items = sequence_of(w, tag, value)
     i = PySequence_Fast_GET_SIZE(items)
+    enter(&w.place, tag, 0)
     while i > 0:
         i -= 1
         if i >= PySequence_Fast_GET_SIZE(items):
             continue  # a buffer's own code, run by an item's field, has made the list shorter
-        p = _write_inner(w, p, tag, i, PySequence_Fast_GET_ITEM(items, i), known)
+        w.place.indexes[depth] = i
+        p = _write_inner(w, p, tag, PySequence_Fast_GET_ITEM(items, i), known)
+    leave(&w.place)
     return p
 
 
 cdef inline uint8_t* _write_inner(
-    Writer* w, uint8_t* p, uint32_t tag, Py_ssize_t index, PyObject* value, MessageClass* known
-) except NULL:
+    Writer* w, uint8_t* p, uint32_t tag, PyObject* value, MessageClass* known) except NULL:
+    """A message, in the place that has been entered for it."""
     cdef size_t before = <size_t>(w.end - p)
     if value == NULL or <PyObject*>Py_TYPE(<object>value) != known.type:
-        refuse_value(
-            &w.place, tag, index if index >= 0 else None,
-            f"expected {(<object>known.type).__name__}, not {kind_of(held(value))}")
-    enter(&w.place, tag, index)
+        _refuse_kind(w, value, known)
     p = (<Message>value)._write(w, p)
-    leave(&w.place)
     return write_varint(w, p, tag, <size_t>(w.end - p) - before)
+
+
+cdef int _refuse_kind(Writer* w, PyObject* value, MessageClass* known) except -1:
+    return refuse_value(
+        &w.place, 0, None, f"expected {(<object>known.type).__name__}, not {kind_of(held(value))}")
 
 
 cdef const uint8_t* read_message(

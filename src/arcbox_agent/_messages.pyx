@@ -10,6 +10,11 @@ from libc.stdint cimport uint8_t, uint32_t
 from arcbox_agent._classes cimport *
 from arcbox_agent._wire cimport *
 
+# As variables of this module, or each use would cost one load more.
+cdef PyObject* default_int = zero
+cdef PyObject* default_str = empty_str
+cdef PyObject* default_bytes = empty_bytes
+
 __all__ = [
     "Empty",
     "Error",
@@ -128,9 +133,9 @@ cdef class Timestamp(Message):
     cdef object nanos
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.nanos != zero:
+        if <PyObject*>self.nanos != default_int:
             p = write_int32(w, p, 0x10, <PyObject*>self.nanos)
-        if <PyObject*>self.seconds != zero:
+        if <PyObject*>self.seconds != default_int:
             p = write_int64(w, p, 0x8, <PyObject*>self.seconds)
         return p
 
@@ -164,10 +169,10 @@ cdef class PingRequest(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.detail != Py_False:
             p = write_bool(w, p, 0x320, <PyObject*>self.detail)
-        if <PyObject*>self.timestamp_secs != zero:
+        if <PyObject*>self.timestamp_secs != default_int:
             p = write_int64(w, p, 0x10, <PyObject*>self.timestamp_secs)
-        if <PyObject*>self.message != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.message)
+        if <PyObject*>self.message != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.message) or write_str(w, p, 0xA, <PyObject*>self.message)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -200,12 +205,12 @@ cdef class PingResponse(Message):
     cdef object features
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.features != unset:
+        if not is_empty_list(<PyObject*>self.features):
             p = write_str_list(w, p, 0x322, <PyObject*>self.features)
-        if <PyObject*>self.version != empty_str:
-            p = write_str(w, p, 0x12, <PyObject*>self.version)
-        if <PyObject*>self.message != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.message)
+        if <PyObject*>self.version != default_str:
+            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.version) or write_str(w, p, 0x12, <PyObject*>self.version)
+        if <PyObject*>self.message != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.message) or write_str(w, p, 0xA, <PyObject*>self.message)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -265,28 +270,28 @@ cdef class SystemInfo(Message):
     cdef object ip_addresses
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.ip_addresses != unset:
+        if not is_empty_list(<PyObject*>self.ip_addresses):
             p = write_str_list(w, p, 0x5A, <PyObject*>self.ip_addresses)
-        if <PyObject*>self.uptime != zero:
+        if <PyObject*>self.uptime != default_int:
             p = write_uint64(w, p, 0x50, <PyObject*>self.uptime)
-        if <PyObject*>self.hostname != empty_str:
-            p = write_str(w, p, 0x4A, <PyObject*>self.hostname)
-        if <PyObject*>self.load_average != unset:
+        if <PyObject*>self.hostname != default_str:
+            p = put_short_str(p, w.short_start, 0x4A, <PyObject*>self.hostname) or write_str(w, p, 0x4A, <PyObject*>self.hostname)
+        if not is_empty_list(<PyObject*>self.load_average):
             p = write_double_list(w, p, 0x42, <PyObject*>self.load_average)
-        if <PyObject*>self.cpu_count != zero:
+        if <PyObject*>self.cpu_count != default_int:
             p = write_uint32(w, p, 0x38, <PyObject*>self.cpu_count)
-        if <PyObject*>self.available_memory != zero:
+        if <PyObject*>self.available_memory != default_int:
             p = write_uint64(w, p, 0x30, <PyObject*>self.available_memory)
-        if <PyObject*>self.total_memory != zero:
+        if <PyObject*>self.total_memory != default_int:
             p = write_uint64(w, p, 0x28, <PyObject*>self.total_memory)
-        if <PyObject*>self.arch != empty_str:
-            p = write_str(w, p, 0x22, <PyObject*>self.arch)
-        if <PyObject*>self.os_version != empty_str:
-            p = write_str(w, p, 0x1A, <PyObject*>self.os_version)
-        if <PyObject*>self.os_name != empty_str:
-            p = write_str(w, p, 0x12, <PyObject*>self.os_name)
-        if <PyObject*>self.kernel_version != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.kernel_version)
+        if <PyObject*>self.arch != default_str:
+            p = put_short_str(p, w.short_start, 0x22, <PyObject*>self.arch) or write_str(w, p, 0x22, <PyObject*>self.arch)
+        if <PyObject*>self.os_version != default_str:
+            p = put_short_str(p, w.short_start, 0x1A, <PyObject*>self.os_version) or write_str(w, p, 0x1A, <PyObject*>self.os_version)
+        if <PyObject*>self.os_name != default_str:
+            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.os_name) or write_str(w, p, 0x12, <PyObject*>self.os_name)
+        if <PyObject*>self.kernel_version != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.kernel_version) or write_str(w, p, 0xA, <PyObject*>self.kernel_version)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -368,12 +373,12 @@ cdef class RuntimeEnsureResponse(Message):
     cdef object status
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.status != empty_str:
-            p = write_str(w, p, 0x22, <PyObject*>self.status)
-        if <PyObject*>self.message != empty_str:
-            p = write_str(w, p, 0x1A, <PyObject*>self.message)
-        if <PyObject*>self.endpoint != empty_str:
-            p = write_str(w, p, 0x12, <PyObject*>self.endpoint)
+        if <PyObject*>self.status != default_str:
+            p = put_short_str(p, w.short_start, 0x22, <PyObject*>self.status) or write_str(w, p, 0x22, <PyObject*>self.status)
+        if <PyObject*>self.message != default_str:
+            p = put_short_str(p, w.short_start, 0x1A, <PyObject*>self.message) or write_str(w, p, 0x1A, <PyObject*>self.message)
+        if <PyObject*>self.endpoint != default_str:
+            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.endpoint) or write_str(w, p, 0x12, <PyObject*>self.endpoint)
         if <PyObject*>self.ready != Py_False:
             p = write_bool(w, p, 0x8, <PyObject*>self.ready)
         return p
@@ -429,12 +434,12 @@ cdef class RuntimeStatusResponse(Message):
     cdef object services
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.services != unset:
+        if not is_empty_list(<PyObject*>self.services):
             p = write_message_list(w, p, 0x2A, <PyObject*>self.services, _ServiceStatus)
-        if <PyObject*>self.detail != empty_str:
-            p = write_str(w, p, 0x22, <PyObject*>self.detail)
-        if <PyObject*>self.endpoint != empty_str:
-            p = write_str(w, p, 0x1A, <PyObject*>self.endpoint)
+        if <PyObject*>self.detail != default_str:
+            p = put_short_str(p, w.short_start, 0x22, <PyObject*>self.detail) or write_str(w, p, 0x22, <PyObject*>self.detail)
+        if <PyObject*>self.endpoint != default_str:
+            p = put_short_str(p, w.short_start, 0x1A, <PyObject*>self.endpoint) or write_str(w, p, 0x1A, <PyObject*>self.endpoint)
         if <PyObject*>self.docker_ready != Py_False:
             p = write_bool(w, p, 0x10, <PyObject*>self.docker_ready)
         if <PyObject*>self.containerd_ready != Py_False:
@@ -477,12 +482,12 @@ cdef class ServiceStatus(Message):
     cdef object detail
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.detail != empty_str:
-            p = write_str(w, p, 0x1A, <PyObject*>self.detail)
-        if <PyObject*>self.status != empty_str:
-            p = write_str(w, p, 0x12, <PyObject*>self.status)
-        if <PyObject*>self.name != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.name)
+        if <PyObject*>self.detail != default_str:
+            p = put_short_str(p, w.short_start, 0x1A, <PyObject*>self.detail) or write_str(w, p, 0x1A, <PyObject*>self.detail)
+        if <PyObject*>self.status != default_str:
+            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.status) or write_str(w, p, 0x12, <PyObject*>self.status)
+        if <PyObject*>self.name != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.name) or write_str(w, p, 0xA, <PyObject*>self.name)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -516,7 +521,7 @@ cdef class ShutdownRequest(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.reboot != Py_False:
             p = write_bool(w, p, 0x320, <PyObject*>self.reboot)
-        if <PyObject*>self.timeout_seconds != zero:
+        if <PyObject*>self.timeout_seconds != default_int:
             p = write_uint32(w, p, 0x8, <PyObject*>self.timeout_seconds)
         return p
 
@@ -602,30 +607,30 @@ cdef class AgentInfo(Message):
     cdef object runtime
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.runtime != empty_str:
-            p = write_str(w, p, 0x62, <PyObject*>self.runtime)
-        if <PyObject*>self.state_dir != empty_str:
-            p = write_str(w, p, 0x5A, <PyObject*>self.state_dir)
-        if <PyObject*>self.log_lag_bytes != zero:
+        if <PyObject*>self.runtime != default_str:
+            p = put_short_str(p, w.short_start, 0x62, <PyObject*>self.runtime) or write_str(w, p, 0x62, <PyObject*>self.runtime)
+        if <PyObject*>self.state_dir != default_str:
+            p = put_short_str(p, w.short_start, 0x5A, <PyObject*>self.state_dir) or write_str(w, p, 0x5A, <PyObject*>self.state_dir)
+        if <PyObject*>self.log_lag_bytes != default_int:
             p = write_uint64(w, p, 0x50, <PyObject*>self.log_lag_bytes)
-        if <PyObject*>self.features != unset:
+        if not is_empty_list(<PyObject*>self.features):
             p = write_str_list(w, p, 0x4A, <PyObject*>self.features)
-        if <PyObject*>self.limits != unset:
+        if not is_empty_map(<PyObject*>self.limits):
             p = write_uint64_map(w, p, 0x42, <PyObject*>self.limits)
-        if <PyObject*>self.counters != unset:
+        if not is_empty_map(<PyObject*>self.counters):
             p = write_uint64_map(w, p, 0x3A, <PyObject*>self.counters)
-        if <PyObject*>self.queued_bytes != zero:
+        if <PyObject*>self.queued_bytes != default_int:
             p = write_uint64(w, p, 0x30, <PyObject*>self.queued_bytes)
-        if <PyObject*>self.connections != zero:
+        if <PyObject*>self.connections != default_int:
             p = write_uint32(w, p, 0x28, <PyObject*>self.connections)
-        if <PyObject*>self.listeners != unset:
+        if not is_empty_list(<PyObject*>self.listeners):
             p = write_message_list(w, p, 0x22, <PyObject*>self.listeners, _ListenerInfo)
-        if <PyObject*>self.uptime_ms != zero:
+        if <PyObject*>self.uptime_ms != default_int:
             p = write_uint64(w, p, 0x18, <PyObject*>self.uptime_ms)
-        if <PyObject*>self.pid != zero:
+        if <PyObject*>self.pid != default_int:
             p = write_uint32(w, p, 0x10, <PyObject*>self.pid)
-        if <PyObject*>self.version != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.version)
+        if <PyObject*>self.version != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.version) or write_str(w, p, 0xA, <PyObject*>self.version)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -684,12 +689,12 @@ cdef class ListenerInfo(Message):
     cdef object mode
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.mode != empty_str:
-            p = write_str(w, p, 0x1A, <PyObject*>self.mode)
-        if <PyObject*>self.connections != zero:
+        if <PyObject*>self.mode != default_str:
+            p = put_short_str(p, w.short_start, 0x1A, <PyObject*>self.mode) or write_str(w, p, 0x1A, <PyObject*>self.mode)
+        if <PyObject*>self.connections != default_int:
             p = write_uint32(w, p, 0x10, <PyObject*>self.connections)
-        if <PyObject*>self.address != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.address)
+        if <PyObject*>self.address != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.address) or write_str(w, p, 0xA, <PyObject*>self.address)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -725,12 +730,12 @@ cdef class Mount(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.readonly != Py_False:
             p = write_bool(w, p, 0x20, <PyObject*>self.readonly)
-        if <PyObject*>self.type != empty_str:
-            p = write_str(w, p, 0x1A, <PyObject*>self.type)
-        if <PyObject*>self.target != empty_str:
-            p = write_str(w, p, 0x12, <PyObject*>self.target)
-        if <PyObject*>self.source != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.source)
+        if <PyObject*>self.type != default_str:
+            p = put_short_str(p, w.short_start, 0x1A, <PyObject*>self.type) or write_str(w, p, 0x1A, <PyObject*>self.type)
+        if <PyObject*>self.target != default_str:
+            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.target) or write_str(w, p, 0x12, <PyObject*>self.target)
+        if <PyObject*>self.source != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.source) or write_str(w, p, 0xA, <PyObject*>self.source)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -777,30 +782,30 @@ cdef class CreateContainerRequest(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.detail != Py_False:
             p = write_bool(w, p, 0x320, <PyObject*>self.detail)
-        if <PyObject*>self.id != empty_str:
-            p = write_str(w, p, 0x62, <PyObject*>self.id)
-        if <PyObject*>self.rootfs != empty_str:
-            p = write_str(w, p, 0x5A, <PyObject*>self.rootfs)
+        if <PyObject*>self.id != default_str:
+            p = put_short_str(p, w.short_start, 0x62, <PyObject*>self.id) or write_str(w, p, 0x62, <PyObject*>self.id)
+        if <PyObject*>self.rootfs != default_str:
+            p = put_short_str(p, w.short_start, 0x5A, <PyObject*>self.rootfs) or write_str(w, p, 0x5A, <PyObject*>self.rootfs)
         if <PyObject*>self.open_stdin != Py_False:
             p = write_bool(w, p, 0x50, <PyObject*>self.open_stdin)
         if <PyObject*>self.tty != Py_False:
             p = write_bool(w, p, 0x48, <PyObject*>self.tty)
-        if <PyObject*>self.mounts != unset:
+        if not is_empty_list(<PyObject*>self.mounts):
             p = write_message_list(w, p, 0x42, <PyObject*>self.mounts, _Mount)
-        if <PyObject*>self.user != empty_str:
-            p = write_str(w, p, 0x3A, <PyObject*>self.user)
-        if <PyObject*>self.working_dir != empty_str:
-            p = write_str(w, p, 0x32, <PyObject*>self.working_dir)
-        if <PyObject*>self.env != unset:
+        if <PyObject*>self.user != default_str:
+            p = put_short_str(p, w.short_start, 0x3A, <PyObject*>self.user) or write_str(w, p, 0x3A, <PyObject*>self.user)
+        if <PyObject*>self.working_dir != default_str:
+            p = put_short_str(p, w.short_start, 0x32, <PyObject*>self.working_dir) or write_str(w, p, 0x32, <PyObject*>self.working_dir)
+        if not is_empty_map(<PyObject*>self.env):
             p = write_str_map(w, p, 0x2A, <PyObject*>self.env)
-        if <PyObject*>self.entrypoint != unset:
+        if not is_empty_list(<PyObject*>self.entrypoint):
             p = write_str_list(w, p, 0x22, <PyObject*>self.entrypoint)
-        if <PyObject*>self.cmd != unset:
+        if not is_empty_list(<PyObject*>self.cmd):
             p = write_str_list(w, p, 0x1A, <PyObject*>self.cmd)
-        if <PyObject*>self.image != empty_str:
-            p = write_str(w, p, 0x12, <PyObject*>self.image)
-        if <PyObject*>self.name != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.name)
+        if <PyObject*>self.image != default_str:
+            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.image) or write_str(w, p, 0x12, <PyObject*>self.image)
+        if <PyObject*>self.name != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.name) or write_str(w, p, 0xA, <PyObject*>self.name)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -860,10 +865,10 @@ cdef class CreateContainerResponse(Message):
     cdef object warnings
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.warnings != unset:
+        if not is_empty_list(<PyObject*>self.warnings):
             p = write_str_list(w, p, 0x322, <PyObject*>self.warnings)
-        if <PyObject*>self.id != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.id)
+        if <PyObject*>self.id != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -894,8 +899,8 @@ cdef class StartContainerRequest(Message):
     cdef object id
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.id != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.id)
+        if <PyObject*>self.id != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -942,10 +947,10 @@ cdef class StopContainerRequest(Message):
     cdef object timeout
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.timeout != zero:
+        if <PyObject*>self.timeout != default_int:
             p = write_uint32(w, p, 0x10, <PyObject*>self.timeout)
-        if <PyObject*>self.id != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.id)
+        if <PyObject*>self.id != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -994,8 +999,8 @@ cdef class RemoveContainerRequest(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.force != Py_False:
             p = write_bool(w, p, 0x10, <PyObject*>self.force)
-        if <PyObject*>self.id != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.id)
+        if <PyObject*>self.id != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1043,8 +1048,8 @@ cdef class ListContainersRequest(Message):
     cdef object filter
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.filter != empty_str:
-            p = write_str(w, p, 0x32A, <PyObject*>self.filter)
+        if <PyObject*>self.filter != default_str:
+            p = put_short_str(p, w.short_start, 0x32A, <PyObject*>self.filter) or write_str(w, p, 0x32A, <PyObject*>self.filter)
         if <PyObject*>self.detail != Py_False:
             p = write_bool(w, p, 0x320, <PyObject*>self.detail)
         if <PyObject*>self.all != Py_False:
@@ -1079,7 +1084,7 @@ cdef class ListContainersResponse(Message):
     cdef object containers
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.containers != unset:
+        if not is_empty_list(<PyObject*>self.containers):
             p = write_message_list(w, p, 0xA, <PyObject*>self.containers, _ContainerInfo)
         return p
 
@@ -1125,40 +1130,40 @@ cdef class ContainerInfo(Message):
     cdef object rootfs
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.rootfs != empty_str:
-            p = write_str(w, p, 0x372, <PyObject*>self.rootfs)
-        if <PyObject*>self.user != empty_str:
-            p = write_str(w, p, 0x36A, <PyObject*>self.user)
+        if <PyObject*>self.rootfs != default_str:
+            p = put_short_str(p, w.short_start, 0x372, <PyObject*>self.rootfs) or write_str(w, p, 0x372, <PyObject*>self.rootfs)
+        if <PyObject*>self.user != default_str:
+            p = put_short_str(p, w.short_start, 0x36A, <PyObject*>self.user) or write_str(w, p, 0x36A, <PyObject*>self.user)
         if <PyObject*>self.tty != Py_False:
             p = write_bool(w, p, 0x360, <PyObject*>self.tty)
-        if <PyObject*>self.warnings != unset:
+        if not is_empty_list(<PyObject*>self.warnings):
             p = write_str_list(w, p, 0x35A, <PyObject*>self.warnings)
-        if <PyObject*>self.error != empty_str:
-            p = write_str(w, p, 0x352, <PyObject*>self.error)
-        if <PyObject*>self.command != unset:
+        if <PyObject*>self.error != default_str:
+            p = put_short_str(p, w.short_start, 0x352, <PyObject*>self.error) or write_str(w, p, 0x352, <PyObject*>self.error)
+        if not is_empty_list(<PyObject*>self.command):
             p = write_str_list(w, p, 0x34A, <PyObject*>self.command)
-        if <PyObject*>self.finished_at != zero:
+        if <PyObject*>self.finished_at != default_int:
             p = write_int64(w, p, 0x340, <PyObject*>self.finished_at)
-        if <PyObject*>self.started_at != zero:
+        if <PyObject*>self.started_at != default_int:
             p = write_int64(w, p, 0x338, <PyObject*>self.started_at)
-        if <PyObject*>self.signal != zero:
+        if <PyObject*>self.signal != default_int:
             p = write_int32(w, p, 0x330, <PyObject*>self.signal)
-        if <PyObject*>self.exit_code != zero:
+        if <PyObject*>self.exit_code != default_int:
             p = write_int32(w, p, 0x328, <PyObject*>self.exit_code)
-        if <PyObject*>self.pid != zero:
+        if <PyObject*>self.pid != default_int:
             p = write_uint32(w, p, 0x320, <PyObject*>self.pid)
-        if <PyObject*>self.created != zero:
+        if <PyObject*>self.created != default_int:
             p = write_int64(w, p, 0x30, <PyObject*>self.created)
-        if <PyObject*>self.status != empty_str:
-            p = write_str(w, p, 0x2A, <PyObject*>self.status)
-        if <PyObject*>self.state != empty_str:
-            p = write_str(w, p, 0x22, <PyObject*>self.state)
-        if <PyObject*>self.image != empty_str:
-            p = write_str(w, p, 0x1A, <PyObject*>self.image)
-        if <PyObject*>self.name != empty_str:
-            p = write_str(w, p, 0x12, <PyObject*>self.name)
-        if <PyObject*>self.id != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.id)
+        if <PyObject*>self.status != default_str:
+            p = put_short_str(p, w.short_start, 0x2A, <PyObject*>self.status) or write_str(w, p, 0x2A, <PyObject*>self.status)
+        if <PyObject*>self.state != default_str:
+            p = put_short_str(p, w.short_start, 0x22, <PyObject*>self.state) or write_str(w, p, 0x22, <PyObject*>self.state)
+        if <PyObject*>self.image != default_str:
+            p = put_short_str(p, w.short_start, 0x1A, <PyObject*>self.image) or write_str(w, p, 0x1A, <PyObject*>self.image)
+        if <PyObject*>self.name != default_str:
+            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.name) or write_str(w, p, 0x12, <PyObject*>self.name)
+        if <PyObject*>self.id != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1222,10 +1227,10 @@ cdef class KillContainerRequest(Message):
     cdef object signal
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.signal != empty_str:
-            p = write_str(w, p, 0x12, <PyObject*>self.signal)
-        if <PyObject*>self.id != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.id)
+        if <PyObject*>self.signal != default_str:
+            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.signal) or write_str(w, p, 0x12, <PyObject*>self.signal)
+        if <PyObject*>self.id != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1255,10 +1260,10 @@ cdef class WaitContainerRequest(Message):
     cdef object condition
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.condition != empty_str:
-            p = write_str(w, p, 0x12, <PyObject*>self.condition)
-        if <PyObject*>self.id != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.id)
+        if <PyObject*>self.condition != default_str:
+            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.condition) or write_str(w, p, 0x12, <PyObject*>self.condition)
+        if <PyObject*>self.id != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1289,11 +1294,11 @@ cdef class WaitContainerResponse(Message):
     cdef object signal
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.signal != zero:
+        if <PyObject*>self.signal != default_int:
             p = write_int32(w, p, 0x320, <PyObject*>self.signal)
-        if <PyObject*>self.error != empty_str:
-            p = write_str(w, p, 0x12, <PyObject*>self.error)
-        if <PyObject*>self.status_code != zero:
+        if <PyObject*>self.error != default_str:
+            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.error) or write_str(w, p, 0x12, <PyObject*>self.error)
+        if <PyObject*>self.status_code != default_int:
             p = write_int64(w, p, 0x8, <PyObject*>self.status_code)
         return p
 
@@ -1325,8 +1330,8 @@ cdef class PauseContainerRequest(Message):
     cdef object id
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.id != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.id)
+        if <PyObject*>self.id != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1353,8 +1358,8 @@ cdef class UnpauseContainerRequest(Message):
     cdef object id
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.id != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.id)
+        if <PyObject*>self.id != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1381,8 +1386,8 @@ cdef class ContainerStatsRequest(Message):
     cdef object id
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.id != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.id)
+        if <PyObject*>self.id != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1418,25 +1423,25 @@ cdef class ContainerStatsResponse(Message):
     cdef object pids
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.pids != zero:
+        if <PyObject*>self.pids != default_int:
             p = write_uint32(w, p, 0x50, <PyObject*>self.pids)
-        if <PyObject*>self.block_write_bytes != zero:
+        if <PyObject*>self.block_write_bytes != default_int:
             p = write_uint64(w, p, 0x48, <PyObject*>self.block_write_bytes)
-        if <PyObject*>self.block_read_bytes != zero:
+        if <PyObject*>self.block_read_bytes != default_int:
             p = write_uint64(w, p, 0x40, <PyObject*>self.block_read_bytes)
-        if <PyObject*>self.network_tx_bytes != zero:
+        if <PyObject*>self.network_tx_bytes != default_int:
             p = write_uint64(w, p, 0x38, <PyObject*>self.network_tx_bytes)
-        if <PyObject*>self.network_rx_bytes != zero:
+        if <PyObject*>self.network_rx_bytes != default_int:
             p = write_uint64(w, p, 0x30, <PyObject*>self.network_rx_bytes)
-        if <PyObject*>self.memory_limit != zero:
+        if <PyObject*>self.memory_limit != default_int:
             p = write_uint64(w, p, 0x28, <PyObject*>self.memory_limit)
-        if <PyObject*>self.memory_usage != zero:
+        if <PyObject*>self.memory_usage != default_int:
             p = write_uint64(w, p, 0x20, <PyObject*>self.memory_usage)
-        if <PyObject*>self.online_cpus != zero:
+        if <PyObject*>self.online_cpus != default_int:
             p = write_uint32(w, p, 0x18, <PyObject*>self.online_cpus)
-        if <PyObject*>self.system_cpu_usage != zero:
+        if <PyObject*>self.system_cpu_usage != default_int:
             p = write_uint64(w, p, 0x10, <PyObject*>self.system_cpu_usage)
-        if <PyObject*>self.cpu_usage != zero:
+        if <PyObject*>self.cpu_usage != default_int:
             p = write_uint64(w, p, 0x8, <PyObject*>self.cpu_usage)
         return p
 
@@ -1483,10 +1488,10 @@ cdef class ContainerTopRequest(Message):
     cdef object ps_args
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.ps_args != empty_str:
-            p = write_str(w, p, 0x12, <PyObject*>self.ps_args)
-        if <PyObject*>self.id != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.id)
+        if <PyObject*>self.ps_args != default_str:
+            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.ps_args) or write_str(w, p, 0x12, <PyObject*>self.ps_args)
+        if <PyObject*>self.id != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1516,9 +1521,9 @@ cdef class ContainerTopResponse(Message):
     cdef object processes
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.processes != unset:
+        if not is_empty_list(<PyObject*>self.processes):
             p = write_message_list(w, p, 0x12, <PyObject*>self.processes, _ProcessRow)
-        if <PyObject*>self.titles != unset:
+        if not is_empty_list(<PyObject*>self.titles):
             p = write_str_list(w, p, 0xA, <PyObject*>self.titles)
         return p
 
@@ -1552,7 +1557,7 @@ cdef class ProcessRow(Message):
     cdef object values
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.values != unset:
+        if not is_empty_list(<PyObject*>self.values):
             p = write_str_list(w, p, 0xA, <PyObject*>self.values)
         return p
 
@@ -1630,30 +1635,30 @@ cdef class ExecRequest(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.detail != Py_False:
             p = write_bool(w, p, 0x350, <PyObject*>self.detail)
-        if <PyObject*>self.tty_height != zero:
+        if <PyObject*>self.tty_height != default_int:
             p = write_uint32(w, p, 0x348, <PyObject*>self.tty_height)
-        if <PyObject*>self.tty_width != zero:
+        if <PyObject*>self.tty_width != default_int:
             p = write_uint32(w, p, 0x340, <PyObject*>self.tty_width)
-        if <PyObject*>self.stdin != empty_bytes:
+        if <PyObject*>self.stdin != default_bytes:
             p = write_bytes(w, p, 0x33A, <PyObject*>self.stdin)
         if <PyObject*>self.detach != Py_False:
             p = write_bool(w, p, 0x330, <PyObject*>self.detach)
-        if <PyObject*>self.timeout_ms != zero:
+        if <PyObject*>self.timeout_ms != default_int:
             p = write_uint64(w, p, 0x328, <PyObject*>self.timeout_ms)
         if <PyObject*>self.stream != Py_False:
             p = write_bool(w, p, 0x320, <PyObject*>self.stream)
         if <PyObject*>self.tty != Py_False:
             p = write_bool(w, p, 0x30, <PyObject*>self.tty)
-        if <PyObject*>self.user != empty_str:
-            p = write_str(w, p, 0x2A, <PyObject*>self.user)
-        if <PyObject*>self.working_dir != empty_str:
-            p = write_str(w, p, 0x22, <PyObject*>self.working_dir)
-        if <PyObject*>self.env != unset:
+        if <PyObject*>self.user != default_str:
+            p = put_short_str(p, w.short_start, 0x2A, <PyObject*>self.user) or write_str(w, p, 0x2A, <PyObject*>self.user)
+        if <PyObject*>self.working_dir != default_str:
+            p = put_short_str(p, w.short_start, 0x22, <PyObject*>self.working_dir) or write_str(w, p, 0x22, <PyObject*>self.working_dir)
+        if not is_empty_map(<PyObject*>self.env):
             p = write_str_map(w, p, 0x1A, <PyObject*>self.env)
-        if <PyObject*>self.cmd != unset:
+        if not is_empty_list(<PyObject*>self.cmd):
             p = write_str_list(w, p, 0x12, <PyObject*>self.cmd)
-        if <PyObject*>self.container_id != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.container_id)
+        if <PyObject*>self.container_id != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.container_id) or write_str(w, p, 0xA, <PyObject*>self.container_id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1715,22 +1720,22 @@ cdef class ExecOutput(Message):
     cdef object pid
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.pid != zero:
+        if <PyObject*>self.pid != default_int:
             p = write_uint32(w, p, 0x338, <PyObject*>self.pid)
         if <PyObject*>self.timed_out != Py_False:
             p = write_bool(w, p, 0x330, <PyObject*>self.timed_out)
-        if <PyObject*>self.signal != zero:
+        if <PyObject*>self.signal != default_int:
             p = write_int32(w, p, 0x328, <PyObject*>self.signal)
-        if <PyObject*>self.stderr != empty_bytes:
+        if <PyObject*>self.stderr != default_bytes:
             p = write_bytes(w, p, 0x322, <PyObject*>self.stderr)
         if <PyObject*>self.done != Py_False:
             p = write_bool(w, p, 0x20, <PyObject*>self.done)
-        if <PyObject*>self.exit_code != zero:
+        if <PyObject*>self.exit_code != default_int:
             p = write_int32(w, p, 0x18, <PyObject*>self.exit_code)
-        if <PyObject*>self.data != empty_bytes:
+        if <PyObject*>self.data != default_bytes:
             p = write_bytes(w, p, 0x12, <PyObject*>self.data)
-        if <PyObject*>self.stream != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.stream)
+        if <PyObject*>self.stream != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.stream) or write_str(w, p, 0xA, <PyObject*>self.stream)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1780,26 +1785,26 @@ cdef class ExecStartRequest(Message):
     cdef object tty_height
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.tty_height != zero:
+        if <PyObject*>self.tty_height != default_int:
             p = write_uint32(w, p, 0x50, <PyObject*>self.tty_height)
-        if <PyObject*>self.tty_width != zero:
+        if <PyObject*>self.tty_width != default_int:
             p = write_uint32(w, p, 0x48, <PyObject*>self.tty_width)
         if <PyObject*>self.detach != Py_False:
             p = write_bool(w, p, 0x40, <PyObject*>self.detach)
         if <PyObject*>self.tty != Py_False:
             p = write_bool(w, p, 0x38, <PyObject*>self.tty)
-        if <PyObject*>self.user != empty_str:
-            p = write_str(w, p, 0x32, <PyObject*>self.user)
-        if <PyObject*>self.working_dir != empty_str:
-            p = write_str(w, p, 0x2A, <PyObject*>self.working_dir)
-        if <PyObject*>self.env != unset:
+        if <PyObject*>self.user != default_str:
+            p = put_short_str(p, w.short_start, 0x32, <PyObject*>self.user) or write_str(w, p, 0x32, <PyObject*>self.user)
+        if <PyObject*>self.working_dir != default_str:
+            p = put_short_str(p, w.short_start, 0x2A, <PyObject*>self.working_dir) or write_str(w, p, 0x2A, <PyObject*>self.working_dir)
+        if not is_empty_map(<PyObject*>self.env):
             p = write_str_map(w, p, 0x22, <PyObject*>self.env)
-        if <PyObject*>self.cmd != unset:
+        if not is_empty_list(<PyObject*>self.cmd):
             p = write_str_list(w, p, 0x1A, <PyObject*>self.cmd)
-        if <PyObject*>self.container_id != empty_str:
-            p = write_str(w, p, 0x12, <PyObject*>self.container_id)
-        if <PyObject*>self.exec_id != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.exec_id)
+        if <PyObject*>self.container_id != default_str:
+            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.container_id) or write_str(w, p, 0x12, <PyObject*>self.container_id)
+        if <PyObject*>self.exec_id != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.exec_id) or write_str(w, p, 0xA, <PyObject*>self.exec_id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1848,7 +1853,7 @@ cdef class ExecStartResponse(Message):
     cdef object pid
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.pid != zero:
+        if <PyObject*>self.pid != default_int:
             p = write_uint32(w, p, 0x8, <PyObject*>self.pid)
         return p
 
@@ -1878,12 +1883,12 @@ cdef class ExecResizeRequest(Message):
     cdef object height
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.height != zero:
+        if <PyObject*>self.height != default_int:
             p = write_uint32(w, p, 0x18, <PyObject*>self.height)
-        if <PyObject*>self.width != zero:
+        if <PyObject*>self.width != default_int:
             p = write_uint32(w, p, 0x10, <PyObject*>self.width)
-        if <PyObject*>self.exec_id != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.exec_id)
+        if <PyObject*>self.exec_id != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.exec_id) or write_str(w, p, 0xA, <PyObject*>self.exec_id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1920,11 +1925,11 @@ cdef class AttachRequest(Message):
     cdef object exec_id
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.exec_id != empty_str:
-            p = write_str(w, p, 0x3A, <PyObject*>self.exec_id)
-        if <PyObject*>self.tty_height != zero:
+        if <PyObject*>self.exec_id != default_str:
+            p = put_short_str(p, w.short_start, 0x3A, <PyObject*>self.exec_id) or write_str(w, p, 0x3A, <PyObject*>self.exec_id)
+        if <PyObject*>self.tty_height != default_int:
             p = write_uint32(w, p, 0x30, <PyObject*>self.tty_height)
-        if <PyObject*>self.tty_width != zero:
+        if <PyObject*>self.tty_width != default_int:
             p = write_uint32(w, p, 0x28, <PyObject*>self.tty_width)
         if <PyObject*>self.attach_stderr != Py_False:
             p = write_bool(w, p, 0x20, <PyObject*>self.attach_stderr)
@@ -1932,8 +1937,8 @@ cdef class AttachRequest(Message):
             p = write_bool(w, p, 0x18, <PyObject*>self.attach_stdout)
         if <PyObject*>self.attach_stdin != Py_False:
             p = write_bool(w, p, 0x10, <PyObject*>self.attach_stdin)
-        if <PyObject*>self.container_id != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.container_id)
+        if <PyObject*>self.container_id != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.container_id) or write_str(w, p, 0xA, <PyObject*>self.container_id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -1975,13 +1980,13 @@ cdef class AttachInput(Message):
     cdef object height
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.height != zero:
+        if <PyObject*>self.height != default_int:
             p = write_uint32(w, p, 0x20, <PyObject*>self.height)
-        if <PyObject*>self.width != zero:
+        if <PyObject*>self.width != default_int:
             p = write_uint32(w, p, 0x18, <PyObject*>self.width)
         if <PyObject*>self.resize != Py_False:
             p = write_bool(w, p, 0x10, <PyObject*>self.resize)
-        if <PyObject*>self.data != empty_bytes:
+        if <PyObject*>self.data != default_bytes:
             p = write_bytes(w, p, 0xA, <PyObject*>self.data)
         return p
 
@@ -2016,10 +2021,10 @@ cdef class AttachOutput(Message):
     cdef object data
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.data != empty_bytes:
+        if <PyObject*>self.data != default_bytes:
             p = write_bytes(w, p, 0x12, <PyObject*>self.data)
-        if <PyObject*>self.stream != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.stream)
+        if <PyObject*>self.stream != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.stream) or write_str(w, p, 0xA, <PyObject*>self.stream)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -2058,19 +2063,19 @@ cdef class LogsRequest(Message):
     cdef object until_nanos
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.until_nanos != zero:
+        if <PyObject*>self.until_nanos != default_int:
             p = write_int64(w, p, 0x330, <PyObject*>self.until_nanos)
-        if <PyObject*>self.since_nanos != zero:
+        if <PyObject*>self.since_nanos != default_int:
             p = write_int64(w, p, 0x328, <PyObject*>self.since_nanos)
         if <PyObject*>self.stream != Py_False:
             p = write_bool(w, p, 0x320, <PyObject*>self.stream)
-        if <PyObject*>self.tail != zero:
+        if <PyObject*>self.tail != default_int:
             p = write_int64(w, p, 0x40, <PyObject*>self.tail)
         if <PyObject*>self.timestamps != Py_False:
             p = write_bool(w, p, 0x38, <PyObject*>self.timestamps)
-        if <PyObject*>self.until != zero:
+        if <PyObject*>self.until != default_int:
             p = write_int64(w, p, 0x30, <PyObject*>self.until)
-        if <PyObject*>self.since != zero:
+        if <PyObject*>self.since != default_int:
             p = write_int64(w, p, 0x28, <PyObject*>self.since)
         if <PyObject*>self.stderr != Py_False:
             p = write_bool(w, p, 0x20, <PyObject*>self.stderr)
@@ -2078,8 +2083,8 @@ cdef class LogsRequest(Message):
             p = write_bool(w, p, 0x18, <PyObject*>self.stdout)
         if <PyObject*>self.follow != Py_False:
             p = write_bool(w, p, 0x10, <PyObject*>self.follow)
-        if <PyObject*>self.container_id != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.container_id)
+        if <PyObject*>self.container_id != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.container_id) or write_str(w, p, 0xA, <PyObject*>self.container_id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -2131,12 +2136,12 @@ cdef class LogEntry(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.partial != Py_False:
             p = write_bool(w, p, 0x320, <PyObject*>self.partial)
-        if <PyObject*>self.timestamp != zero:
+        if <PyObject*>self.timestamp != default_int:
             p = write_int64(w, p, 0x18, <PyObject*>self.timestamp)
-        if <PyObject*>self.data != empty_bytes:
+        if <PyObject*>self.data != default_bytes:
             p = write_bytes(w, p, 0x12, <PyObject*>self.data)
-        if <PyObject*>self.stream != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.stream)
+        if <PyObject*>self.stream != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.stream) or write_str(w, p, 0xA, <PyObject*>self.stream)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -2175,10 +2180,10 @@ cdef class LogEntryV2(Message):
         if <PyObject*>self.partial != Py_False:
             p = write_bool(w, p, 0x320, <PyObject*>self.partial)
         p = write_message(w, p, 0x1A, <PyObject*>self.timestamp, _Timestamp)
-        if <PyObject*>self.data != empty_bytes:
+        if <PyObject*>self.data != default_bytes:
             p = write_bytes(w, p, 0x12, <PyObject*>self.data)
-        if <PyObject*>self.stream != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.stream)
+        if <PyObject*>self.stream != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.stream) or write_str(w, p, 0xA, <PyObject*>self.stream)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -2215,12 +2220,12 @@ cdef class ReadFileRequest(Message):
     cdef object limit
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.limit != zero:
+        if <PyObject*>self.limit != default_int:
             p = write_int64(w, p, 0x18, <PyObject*>self.limit)
-        if <PyObject*>self.offset != zero:
+        if <PyObject*>self.offset != default_int:
             p = write_int64(w, p, 0x10, <PyObject*>self.offset)
-        if <PyObject*>self.path != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.path)
+        if <PyObject*>self.path != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.path) or write_str(w, p, 0xA, <PyObject*>self.path)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -2255,16 +2260,16 @@ cdef class FileChunk(Message):
     cdef object mode
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.mode != zero:
+        if <PyObject*>self.mode != default_int:
             p = write_uint32(w, p, 0x28, <PyObject*>self.mode)
         if <PyObject*>self.eof != Py_False:
             p = write_bool(w, p, 0x20, <PyObject*>self.eof)
-        if <PyObject*>self.offset != zero:
+        if <PyObject*>self.offset != default_int:
             p = write_int64(w, p, 0x18, <PyObject*>self.offset)
-        if <PyObject*>self.data != empty_bytes:
+        if <PyObject*>self.data != default_bytes:
             p = write_bytes(w, p, 0x12, <PyObject*>self.data)
-        if <PyObject*>self.path != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.path)
+        if <PyObject*>self.path != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.path) or write_str(w, p, 0xA, <PyObject*>self.path)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -2299,7 +2304,7 @@ cdef class WriteFileResponse(Message):
     cdef object bytes_written
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.bytes_written != zero:
+        if <PyObject*>self.bytes_written != default_int:
             p = write_int64(w, p, 0x8, <PyObject*>self.bytes_written)
         return p
 
@@ -2330,8 +2335,8 @@ cdef class StatsRequest(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.stream != Py_False:
             p = write_bool(w, p, 0x10, <PyObject*>self.stream)
-        if <PyObject*>self.container_id != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.container_id)
+        if <PyObject*>self.container_id != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.container_id) or write_str(w, p, 0xA, <PyObject*>self.container_id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -2370,8 +2375,8 @@ cdef class ContainerStats(Message):
         p = write_message(w, p, 0x22, <PyObject*>self.network, _NetworkStats)
         p = write_message(w, p, 0x1A, <PyObject*>self.memory, _MemoryStats)
         p = write_message(w, p, 0x12, <PyObject*>self.cpu, _CpuStats)
-        if <PyObject*>self.container_id != empty_str:
-            p = write_str(w, p, 0xA, <PyObject*>self.container_id)
+        if <PyObject*>self.container_id != default_str:
+            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.container_id) or write_str(w, p, 0xA, <PyObject*>self.container_id)
         return p
 
     cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
@@ -2421,9 +2426,9 @@ cdef class CpuStats(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         p = write_double(w, p, 0x19, <PyObject*>self.usage_percent)
-        if <PyObject*>self.system_ns != zero:
+        if <PyObject*>self.system_ns != default_int:
             p = write_uint64(w, p, 0x10, <PyObject*>self.system_ns)
-        if <PyObject*>self.usage_ns != zero:
+        if <PyObject*>self.usage_ns != default_int:
             p = write_uint64(w, p, 0x8, <PyObject*>self.usage_ns)
         return p
 
@@ -2458,12 +2463,12 @@ cdef class MemoryStats(Message):
     cdef object cache
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.cache != zero:
+        if <PyObject*>self.cache != default_int:
             p = write_uint64(w, p, 0x20, <PyObject*>self.cache)
         p = write_double(w, p, 0x19, <PyObject*>self.usage_percent)
-        if <PyObject*>self.limit != zero:
+        if <PyObject*>self.limit != default_int:
             p = write_uint64(w, p, 0x10, <PyObject*>self.limit)
-        if <PyObject*>self.usage != zero:
+        if <PyObject*>self.usage != default_int:
             p = write_uint64(w, p, 0x8, <PyObject*>self.usage)
         return p
 
@@ -2500,13 +2505,13 @@ cdef class NetworkStats(Message):
     cdef object tx_packets
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.tx_packets != zero:
+        if <PyObject*>self.tx_packets != default_int:
             p = write_uint64(w, p, 0x20, <PyObject*>self.tx_packets)
-        if <PyObject*>self.rx_packets != zero:
+        if <PyObject*>self.rx_packets != default_int:
             p = write_uint64(w, p, 0x18, <PyObject*>self.rx_packets)
-        if <PyObject*>self.tx_bytes != zero:
+        if <PyObject*>self.tx_bytes != default_int:
             p = write_uint64(w, p, 0x10, <PyObject*>self.tx_bytes)
-        if <PyObject*>self.rx_bytes != zero:
+        if <PyObject*>self.rx_bytes != default_int:
             p = write_uint64(w, p, 0x8, <PyObject*>self.rx_bytes)
         return p
 
@@ -2541,9 +2546,9 @@ cdef class BlockStats(Message):
     cdef object write_bytes
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
-        if <PyObject*>self.write_bytes != zero:
+        if <PyObject*>self.write_bytes != default_int:
             p = write_uint64(w, p, 0x10, <PyObject*>self.write_bytes)
-        if <PyObject*>self.read_bytes != zero:
+        if <PyObject*>self.read_bytes != default_int:
             p = write_uint64(w, p, 0x8, <PyObject*>self.read_bytes)
         return p
 

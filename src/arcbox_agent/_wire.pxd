@@ -5,6 +5,10 @@
 # needed, and a frame's header is put before the payload, all in one pass and
 # without moving a byte.
 #
+# Most values are short, and are written by `put_short_...`: in line, after one look at the room
+# (`short_start`) and one at the object.  Whatever else a value may be, the helper behind it
+# (`write_...`) finds out: longer, of a subclass, not ASCII, negative, wrong.
+#
 # Decoding runs forwards over the caller's bytes; `p` is the place and `end` the
 # first byte that does not belong to the message.  No helper reads at `end`.
 #
@@ -23,6 +27,13 @@ cdef extern from "<stdint.h>":
 cdef extern from *:
     int __builtin_clzll(unsigned long long) nogil
 
+cdef extern from "short_values.h":
+    enum: SHORT_TEXT "ARCBOX_SHORT_TEXT"
+    bint short_int "arcbox_short_int"(PyObject*, int64_t*) noexcept
+    uint8_t* put_short_text "arcbox_put_short_text"(uint8_t*, const void*, size_t) noexcept nogil
+    uint8_t* put_short_str "arcbox_put_short_str"(
+        uint8_t*, const uint8_t*, uint32_t, PyObject*) noexcept
+
 # Declared here with borrowed pointers: cpython's own declarations take references.
 cdef extern from "Python.h":
     PyObject* Py_False
@@ -36,7 +47,10 @@ cdef extern from "Python.h":
     bint PyBytes_CheckExact(PyObject*)
     char* PyBytes_AS_STRING(PyObject*)
     Py_ssize_t PyBytes_GET_SIZE(PyObject*)
-    bint PyLong_Check(PyObject*)
+    bint PyList_CheckExact(PyObject*)
+    Py_ssize_t list_size "PyList_GET_SIZE"(PyObject*)
+    bint PyDict_CheckExact(PyObject*)
+    Py_ssize_t dict_size "PyDict_GET_SIZE"(PyObject*)
     long long PyLong_AsLongLongAndOverflow(PyObject*, int*) except? -1
     bint PyFloat_CheckExact(PyObject*)
     double PyFloat_AS_DOUBLE(PyObject*)
@@ -80,10 +94,17 @@ cdef struct Place:
     Py_ssize_t indexes[MAX_NESTING]
 
 
+cdef enum:
+    # Room for a tag and a length.
+    FIELD_HEAD = 16
+    SHORT_FIELD = FIELD_HEAD + SHORT_TEXT
+
+
 cdef struct Writer:
-    Place place
     uint8_t* start  # owner: the writer (take_writer, give_writer)
+    uint8_t* short_start  # start + SHORT_FIELD: at it and above is room for a short field
     uint8_t* end
+    Place place
 
 
 cdef int refuse_value(Place* place, uint32_t tag, object index, object reason) except -1
@@ -103,8 +124,10 @@ cdef void give_writer(Writer* w) noexcept
 cdef uint8_t* grow(Writer* w, uint8_t* p, size_t size) except NULL
 cdef const char* utf8_of(
     Writer* w, uint32_t tag, object index, PyObject* value, Py_ssize_t* size) except NULL
-cdef uint8_t* write_other_str(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL
+cdef uint8_t* write_str(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL
 cdef uint8_t* write_buffer(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL
+cdef uint8_t* write_integer(
+    Writer* w, uint8_t* p, uint32_t tag, PyObject* value, int64_t low, uint64_t high) except NULL
 cdef uint64_t integer_of(
     Writer* w, uint32_t tag, object index, PyObject* value, int64_t low, uint64_t high) except? 1
 cdef double double_of(Writer* w, uint32_t tag, object index, PyObject* value) except? -1
@@ -122,69 +145,89 @@ cdef inline uint8_t* reserve(Writer* w, uint8_t* p, size_t size) except NULL:
     return p
 
 
+cdef inline uint8_t* reserve_short(Writer* w, uint8_t* p) except NULL:
+    """Make room for a short field before p."""
+    if p < w.short_start:
+        return grow(w, p, SHORT_FIELD)
+    return p
+
+
+cdef inline uint8_t* put_u64(uint8_t* p, uint64_t bits) noexcept nogil:
+    """Eight bytes, little-endian; the caller has reserved them."""
+    cdef int i
+    p -= 8
+    for i in range(8):
+        p[i] = <uint8_t>(bits >> (8 * i))
+    return p
+
+
+cdef inline uint64_t seven_bits_a_byte(uint64_t value) noexcept nogil:
+    """The lowest 56 bits, spread over eight bytes from the lowest one on.
+
+    The upper half moves up by four bits, of each half the upper half by two, of each quarter by one.
+    """
+    value = value & 0xFFFFFFF | (value & 0xFFFFFFF0000000ULL) << 4
+    value = value & 0x00003FFF00003FFFULL | (value & 0x0FFFC0000FFFC000ULL) << 2
+    return value & 0x007F007F007F007FULL | (value & 0x3F803F803F803F80ULL) << 1
+
+
 cdef inline uint8_t* put_varint(uint8_t* p, uint64_t value) noexcept nogil:
-    """At most ten bytes; the caller has reserved them."""
-    cdef uint8_t* start
+    """At most ten bytes.  The caller has reserved them, and not less than eight."""
+    cdef uint64_t bytes
+    cdef int spare
     if value < 0x80:
         p -= 1
         p[0] = <uint8_t>value
         return p
-    # Seven bits a byte: as many bytes as the bits need.
-    p -= (70 - __builtin_clzll(value)) // 7
-    start = p
-    while value >= 0x80:
-        p[0] = <uint8_t>(value | 0x80)
-        value >>= 7
-        p += 1
-    p[0] = <uint8_t>value
-    return start
+    bytes = seven_bits_a_byte(value)
+    value >>= 56
+    if value:
+        # Nine bytes, or ten with the one bit that is left for the tenth.
+        if value >= 0x80:
+            p -= 1
+            p[0] = 1
+        p -= 1
+        p[0] = <uint8_t>value
+        return put_u64(p, bytes | 0x8080808080808080ULL)
+    # The last byte ends at p; what is spare stands before the first, and is written over.
+    spare = __builtin_clzll(bytes) & 0x38
+    put_u64(p, bytes << spare | 0x80808080808080ULL & (UINT64_MAX << spare))
+    return p - 8 + (spare >> 3)
+
+
+cdef inline uint8_t* put_tag(uint8_t* p, uint32_t tag) noexcept nogil:
+    """A tag; the caller has reserved eight bytes."""
+    if tag < 0x80:
+        p -= 1
+        p[0] = <uint8_t>tag
+        return p
+    if tag < 0x4000:
+        p -= 2
+        p[0] = <uint8_t>(tag | 0x80)
+        p[1] = <uint8_t>(tag >> 7)
+        return p
+    return put_varint(p, tag)
 
 
 cdef inline uint8_t* put_block(uint8_t* p, const void* data, size_t size) noexcept nogil:
     """`size` bytes, which the caller has reserved."""
-    cdef uint64_t first, last
-    cdef uint32_t first4, last4
     p -= size
-    # Most texts are short, and a call of memcpy with an unknown size costs more than they do.
-    # So its ends are copied, which meet or overlap.
-    if size <= 64:
-        if size >= 32:
-            memcpy(p, data, 32)
-            memcpy(p + size - 32, <const uint8_t*>data + size - 32, 32)
-            return p
-        if size >= 16:
-            memcpy(p, data, 16)
-            memcpy(p + size - 16, <const uint8_t*>data + size - 16, 16)
-            return p
-        if size >= 8:
-            memcpy(&first, data, 8)
-            memcpy(&last, <const uint8_t*>data + size - 8, 8)
-            memcpy(p, &first, 8)
-            memcpy(p + size - 8, &last, 8)
-            return p
-        if size >= 4:
-            memcpy(&first4, data, 4)
-            memcpy(&last4, <const uint8_t*>data + size - 4, 4)
-            memcpy(p, &first4, 4)
-            memcpy(p + size - 4, &last4, 4)
-            return p
     memcpy(p, data, size)
     return p
 
 
 cdef inline uint8_t* write_varint(Writer* w, uint8_t* p, uint32_t tag, uint64_t value) except NULL:
-    p = reserve(w, p, 15)
-    p = put_varint(p, value)
-    return put_varint(p, tag)
+    p = reserve_short(w, p)
+    return put_tag(put_varint(p, value), tag)
 
 
 cdef inline uint8_t* write_block(
     Writer* w, uint8_t* p, uint32_t tag, const void* data, size_t size) except NULL:
     """Tag, length, bytes."""
-    p = reserve(w, p, size + 15)
+    p = reserve(w, p, size + FIELD_HEAD)
     p = put_block(p, data, size)
     p = put_varint(p, size)
-    return put_varint(p, tag)
+    return put_tag(p, tag)
 
 
 cdef inline bint is_ascii(PyObject* value) noexcept:
@@ -192,29 +235,30 @@ cdef inline bint is_ascii(PyObject* value) noexcept:
     return value != NULL and PyUnicode_CheckExact(value) and PyUnicode_IS_COMPACT_ASCII(value)
 
 
+cdef inline bint is_empty_list(PyObject* value) noexcept:
+    """Is it a list field with nothing in it?  Reading such a field has made a list of its own."""
+    return value == unset or value != NULL and PyList_CheckExact(value) and list_size(value) == 0
+
+
+cdef inline bint is_empty_map(PyObject* value) noexcept:
+    return value == unset or value != NULL and PyDict_CheckExact(value) and dict_size(value) == 0
+
+
 cdef inline const void* ascii_of(PyObject* value) noexcept:
     """The bytes of such a str: right behind its head."""
     return <char*>value + sizeof(PyASCIIObject)
 
 
-cdef inline uint8_t* write_str(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
-    cdef Py_ssize_t size
-    if not is_ascii(value):
-        return write_other_str(w, p, tag, value)
-    size = PyUnicode_GET_LENGTH(value)
-    if size == 0:
-        return p
-    return write_block(w, p, tag, ascii_of(value), <size_t>size)
-
-
 cdef inline uint8_t* write_bytes(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
-    cdef Py_ssize_t size
+    cdef size_t size
     if value == NULL or not PyBytes_CheckExact(value):
         return write_buffer(w, p, tag, value)
-    size = PyBytes_GET_SIZE(value)
+    size = <size_t>PyBytes_GET_SIZE(value)
     if size == 0:
         return p
-    return write_block(w, p, tag, PyBytes_AS_STRING(value), <size_t>size)
+    if size <= SHORT_TEXT and p >= w.short_start:
+        return put_tag(put_short_text(p, PyBytes_AS_STRING(value), size), tag)
+    return write_block(w, p, tag, PyBytes_AS_STRING(value), size)
 
 
 cdef inline uint8_t* write_bool(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
@@ -223,47 +267,49 @@ cdef inline uint8_t* write_bool(Writer* w, uint8_t* p, uint32_t tag, PyObject* v
     return write_varint(w, p, tag, 1)
 
 
-cdef inline uint8_t* write_integer(
-    Writer* w, uint8_t* p, uint32_t tag, PyObject* value, int64_t low, uint64_t high) except NULL:
-    """An integer from `low` to `high`; a negative one is ten bytes of its two's complement."""
-    cdef int overflow = 0
+cdef inline uint8_t* put_short_int(
+    uint8_t* p, const uint8_t* lowest, uint32_t tag, PyObject* value, uint64_t high) noexcept:
+    """A field whose value is a plain int from 0 to `high`, before p, where that is not below `lowest`.
+
+    NULL: it is another.
+    """
     cdef int64_t number
-    cdef uint64_t bits
-    if value != NULL and PyLong_Check(value):
-        number = PyLong_AsLongLongAndOverflow(value, &overflow)
-        if overflow == 0 and number >= low and (number < 0 or <uint64_t>number <= high):
-            if number == 0:
-                return p
-            return write_varint(w, p, tag, <uint64_t>number)
-    bits = integer_of(w, tag, None, value, low, high)
-    return write_varint(w, p, tag, bits)
+    if value == NULL or p < lowest or not short_int(value, &number) or <uint64_t>number > high:
+        return NULL
+    if number == 0:
+        return p
+    return put_tag(put_varint(p, <uint64_t>number), tag)
 
 
 cdef inline uint8_t* write_int32(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
-    return write_integer(w, p, tag, value, -0x80000000, 0x7FFFFFFF)
+    return (
+        put_short_int(p, w.short_start, tag, value, 0x7FFFFFFF)
+        or write_integer(w, p, tag, value, -0x80000000, 0x7FFFFFFF))
 
 
 cdef inline uint8_t* write_int64(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
-    return write_integer(w, p, tag, value, INT64_MIN, <uint64_t>INT64_MAX)
+    return (
+        put_short_int(p, w.short_start, tag, value, <uint64_t>INT64_MAX)
+        or write_integer(w, p, tag, value, INT64_MIN, <uint64_t>INT64_MAX))
 
 
 cdef inline uint8_t* write_uint32(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
-    return write_integer(w, p, tag, value, 0, 0xFFFFFFFF)
+    return (
+        put_short_int(p, w.short_start, tag, value, 0xFFFFFFFF)
+        or write_integer(w, p, tag, value, 0, 0xFFFFFFFF))
 
 
 cdef inline uint8_t* write_uint64(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
-    return write_integer(w, p, tag, value, 0, UINT64_MAX)
+    return (
+        put_short_int(p, w.short_start, tag, value, UINT64_MAX)
+        or write_integer(w, p, tag, value, 0, UINT64_MAX))
 
 
 cdef inline uint8_t* put_double(uint8_t* p, double value) noexcept nogil:
     """Eight bytes, little-endian; the caller has reserved them."""
     cdef uint64_t bits
-    cdef int i
     memcpy(&bits, &value, 8)
-    p -= 8
-    for i in range(8):
-        p[i] = <uint8_t>(bits >> (8 * i))
-    return p
+    return put_u64(p, bits)
 
 
 cdef inline uint8_t* write_double(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
@@ -277,9 +323,9 @@ cdef inline uint8_t* write_double(Writer* w, uint8_t* p, uint32_t tag, PyObject*
     memcpy(&bits, &number, 8)
     if bits == 0:
         return p
-    p = reserve(w, p, 13)
-    p = put_double(p, number)
-    return put_varint(p, tag)
+    p = reserve_short(w, p)
+    return put_tag(put_double(p, number), tag)
+
 
 cdef inline uint8_t* put_u32(uint8_t* p, uint32_t value) noexcept nogil:
     """Four bytes, big-endian; the caller has reserved them."""

@@ -94,6 +94,7 @@ cdef uint8_t* take_writer(Writer* w, PyObject* cls) except NULL:
         if w.start == NULL:
             raise MemoryError
         w.end = w.start + SCRATCH_SIZE
+    w.short_start = w.start + SHORT_FIELD
     return w.end
 
 
@@ -119,6 +120,7 @@ cdef uint8_t* grow(Writer* w, uint8_t* p, size_t size) except NULL:
     memcpy(start + capacity - written, p, written)
     free(w.start)
     w.start = start
+    w.short_start = start + SHORT_FIELD
     w.end = start + capacity
     return w.end - written
 
@@ -146,9 +148,14 @@ cdef const char* utf8_of(
     return NULL
 
 
-cdef uint8_t* write_other_str(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
+cdef uint8_t* write_str(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
+    """What `put_short_str` does not take."""
     cdef Py_ssize_t size = 0
-    cdef const char* data = utf8_of(w, tag, None, value, &size)
+    cdef const char* data
+    if is_ascii(value):
+        size = PyUnicode_GET_LENGTH(value)
+        return write_block(w, p, tag, ascii_of(value), <size_t>size) if size else p
+    data = utf8_of(w, tag, None, value, &size)
     return write_block(w, p, tag, data, <size_t>size) if size else p
 
 
@@ -170,6 +177,13 @@ cdef uint8_t* write_buffer(Writer* w, uint8_t* p, uint32_t tag, PyObject* borrow
         return p
     refuse_value(&w.place, tag, None, reason)
     return NULL
+
+
+cdef uint8_t* write_integer(
+    Writer* w, uint8_t* p, uint32_t tag, PyObject* value, int64_t low, uint64_t high) except NULL:
+    """What `put_short_int` does not take; a negative one is ten bytes of its two's complement."""
+    cdef uint64_t bits = integer_of(w, tag, None, value, low, high)
+    return write_varint(w, p, tag, bits) if bits else p
 
 
 cdef uint64_t integer_of(
@@ -222,12 +236,17 @@ cdef uint8_t* write_str_list(Writer* w, uint8_t* p, uint32_t tag, PyObject* valu
     """An empty item is written too: only a whole field can be left out."""
     cdef Py_ssize_t i, size = 0
     cdef PyObject* item
+    cdef uint8_t* short_one
     cdef const void* data
     items = sequence_of(w, tag, value)
     i = PySequence_Fast_GET_SIZE(items)
     while i > 0:
         i -= 1
         item = PySequence_Fast_GET_ITEM(items, i)
+        short_one = put_short_str(p, w.short_start, tag, item)
+        if short_one != NULL:
+            p = short_one
+            continue
         if is_ascii(item):
             data = ascii_of(item)
             size = PyUnicode_GET_LENGTH(item)
@@ -245,7 +264,7 @@ cdef uint8_t* write_double_list(Writer* w, uint8_t* p, uint32_t tag, PyObject* v
     size = i = PySequence_Fast_GET_SIZE(items)
     if size == 0:
         return p
-    p = reserve(w, p, <size_t>size * 8 + 15)
+    p = reserve(w, p, <size_t>size * 8 + FIELD_HEAD)
     while i > 0:
         i -= 1
         number = double_of(w, tag, i, PySequence_Fast_GET_ITEM(items, i))
@@ -275,19 +294,20 @@ cdef uint8_t* _write_map(
     cdef PyObject** entries = on_stack
     cdef PyObject* key
     cdef PyObject* item
-    cdef Py_ssize_t position = 0, count = 0
+    cdef Py_ssize_t position = 0, count = 0, size
     value = held(borrowed)
     if not isinstance(value, dict):
         if value == ():
             return p  # nobody has asked for it yet
         refuse_value(&w.place, tag, None, f"expected dict, not {kind_of(value)}")
     # A dict is walked from its first entry only, and the last is to be written first.
-    if PyDict_Size(value) > ENTRIES_ON_STACK:
-        entries = <PyObject**>malloc(2 * sizeof(PyObject*) * <size_t>PyDict_Size(value))
+    size = PyDict_Size(value)
+    if size > ENTRIES_ON_STACK:
+        entries = <PyObject**>malloc(2 * sizeof(PyObject*) * <size_t>size)
         if entries == NULL:
             raise MemoryError
     try:
-        while PyDict_Next(value, &position, &key, &item):
+        while count < size and PyDict_Next(value, &position, &key, &item):
             entries[2 * count] = key
             entries[2 * count + 1] = item
             count += 1
@@ -302,7 +322,16 @@ cdef uint8_t* _write_map(
 
 cdef uint8_t* _write_entry(
     Writer* w, uint8_t* p, uint32_t tag, PyObject* key, PyObject* item, bint of_str) except NULL:
-    cdef size_t before = <size_t>(w.end - p)
+    cdef size_t before
+    cdef uint8_t* short_one
+    if of_str:
+        # Most entries are short on both sides.
+        short_one = put_short_str(p, w.short_start, 0x12, item)
+        if short_one != NULL:
+            short_one = put_short_str(short_one, w.short_start, 0x0A, key)
+        if short_one != NULL and short_one >= w.short_start:
+            return put_tag(put_varint(short_one, <size_t>(p - short_one)), tag)
+    before = <size_t>(w.end - p)
     if of_str:
         p = _write_entry_str(w, p, tag, 0x12, key, item)
     else:
@@ -311,7 +340,7 @@ cdef uint8_t* _write_entry(
     return write_varint(w, p, tag, <size_t>(w.end - p) - before)
 
 
-cdef inline uint8_t* _write_entry_str(
+cdef uint8_t* _write_entry_str(
     Writer* w, uint8_t* p, uint32_t tag, uint32_t part, PyObject* key, PyObject* text) except NULL:
     cdef const void* data
     cdef Py_ssize_t size = 0
@@ -440,16 +469,16 @@ cdef const uint8_t* _skip(
 # making a str costs more than finding one.  So the last ones are kept, each in the one
 # place that its bytes point to; whatever a peer sends, it is never more than these.
 cdef enum:
-    SHORT_TEXT = 16
-    SHORT_TEXTS = 512
+    KEPT_TEXT = 16
+    KEPT_TEXTS = 512
 
-cdef struct ShortText:
+cdef struct KeptText:
     uint64_t first
     uint64_t last
     size_t size
     PyObject* text  # owned, or NULL
 
-cdef ShortText _short_texts[SHORT_TEXTS]
+cdef KeptText _kept_texts[KEPT_TEXTS]
 
 
 cdef object text_of(Place* place, uint32_t tag, const uint8_t* p, size_t size):
@@ -457,10 +486,10 @@ cdef object text_of(Place* place, uint32_t tag, const uint8_t* p, size_t size):
     cdef uint64_t first = 0, last = 0
     cdef uint32_t first4, last4
     cdef size_t i
-    cdef ShortText* short
+    cdef KeptText* kept
     if size == 0:
         return ""
-    if size > SHORT_TEXT:
+    if size > KEPT_TEXT:
         i = 0
         while size - i >= 8:
             memcpy(&first, p + i, 8)
@@ -485,17 +514,17 @@ cdef object text_of(Place* place, uint32_t tag, const uint8_t* p, size_t size):
     if (first | last) & 0x8080808080808080ULL:
         return _other_text(place, tag, p, size)
     i = (first * 0x9E3779B97F4A7C15ULL + last * 0xC2B2AE3D27D4EB4FULL + size) >> 55  # 9 bits
-    short = &_short_texts[i]
-    if short.first != first or short.last != last or short.size != size:
+    kept = &_kept_texts[i]
+    if kept.first != first or kept.last != last or kept.size != size:
         text = _ascii(p, size)
-        Py_XDECREF(short.text)
+        Py_XDECREF(kept.text)
         Py_INCREF(<PyObject*>text)
-        short.first = first
-        short.last = last
-        short.size = size
-        short.text = <PyObject*>text
+        kept.first = first
+        kept.last = last
+        kept.size = size
+        kept.text = <PyObject*>text
         return text
-    return <object>short.text
+    return <object>kept.text
 
 
 cdef inline object _ascii(const uint8_t* p, size_t size):

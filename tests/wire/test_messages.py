@@ -419,6 +419,75 @@ def test_a_message_longer_than_the_scratch_buffer_is_whole() -> None:
     assert wire.ExecRequest.decode(wire.ExecRequest(env=env).encode()).env == env
 
 
+@pytest.mark.parametrize("size", [1, 2, 15, 16, 31, 32, 33, 34, 62, 63, 64, 65, 66, 127, 128, 129])
+@pytest.mark.parametrize("letter", ["a", "é", "猫"], ids=ascii)
+def test_a_text_of_every_length_has_its_bytes_everywhere(letter: str, size: int) -> None:
+    """Short ones are copied in pieces of a set size, which must leave what stands beside them."""
+    text = (letter * size)[:-1] + "z"
+    body = text.encode()
+    length = bytes([len(body)]) if len(body) < 128 else bytes([len(body) & 0x7F | 0x80, len(body) >> 7])
+    field = length + body
+    request = wire.ExecRequest(
+        container_id=text, cmd=["x", text, ""], env={text: text}, working_dir=text, user="u"
+    )
+    entry = b"\x0a" + field + b"\x12" + field
+    entry_size = bytes([len(entry)]) if len(entry) < 128 else bytes([len(entry) & 0x7F | 0x80, len(entry) >> 7])
+    assert request.encode() == (
+        b"\x0a" + field + b"\x12\x01x\x12" + field + b"\x12\x00"
+        b"\x1a" + entry_size + entry + b"\x22" + field + b"\x2a\x01u"
+    )
+    chunk = wire.FileChunk(path=text, data=body, offset=1)
+    assert chunk.encode() == b"\x0a" + field + b"\x12" + field + b"\x18\x01"
+    # A tag of two bytes: field 106.
+    assert wire.ContainerInfo(name=text, error=text).encode() == b"\x12" + field + b"\xd2\x06" + field
+
+
+@pytest.mark.parametrize("bits", range(64))
+def test_an_integer_of_every_size_has_the_bytes_google_gives_it(bits: int) -> None:
+    for number in (1 << bits, (1 << bits) - 1, (1 << bits) + 1):
+        theirs = GOOGLE["MemoryStats"](usage=number, limit=1, cache=number)
+        assert wire.MemoryStats(usage=number, limit=1, cache=number).encode() == theirs.SerializeToString()
+        for signed in (number, -number):
+            if -(1 << 63) <= signed < 1 << 63:
+                expected = GOOGLE["PingRequest"](message="m", timestamp_secs=signed)
+                ours = wire.PingRequest(message="m", timestamp_secs=signed)
+                assert ours.encode() == expected.SerializeToString()
+
+
+@pytest.mark.parametrize("short", [1, 32, 64])
+def test_what_does_not_fit_any_more_is_as_whole_as_what_does(short: int) -> None:
+    """The scratch buffer grows inside a message, wherever its beginning was reached."""
+    name = "n" * short
+    for left in range(100):
+        # One that is too large to be kept, so that the next begins with 64 KiB again.
+        wire.FileChunk(data=bytes(2 << 20)).encode()
+        fields: dict[str, Any] = {
+            "id": name,
+            "name": name,
+            "created": 1 << 40,
+            "pid": 7,
+            "command": [name, name],
+            "error": "e" * (0x10000 - left),
+        }
+        ours = wire.ListContainersResponse(
+            containers=[wire.ContainerInfo(**fields), wire.ContainerInfo(id=name)]
+        )
+        container = GOOGLE["ContainerInfo"]
+        theirs = GOOGLE["ListContainersResponse"](
+            containers=[container(**fields), container(id=name)]
+        )
+        assert ours.encode() == theirs.SerializeToString()
+
+
+def test_a_list_that_was_read_and_is_empty_is_left_out() -> None:
+    message = wire.ContainerInfo(id="a")
+    assert (message.command, message.warnings) == ([], [])
+    assert message.encode() == b"\x0a\x01a"
+    request = wire.ExecRequest(user="a")
+    assert (request.cmd, request.env) == ([], {})
+    assert request.encode() == b"\x2a\x01a"
+
+
 def test_a_map_keeps_its_order() -> None:
     env = {name: name.lower() for name in "ZQAXB"}
     assert list(wire.ExecRequest.decode(wire.ExecRequest(env=env).encode()).env) == list("ZQAXB")
