@@ -504,7 +504,9 @@ cdef inline uint8_t* _write_inner(
     cdef size_t before = <size_t>(w.end - p)
     if value == NULL or <PyObject*>Py_TYPE(<object>value) != known.type:
         _refuse_kind(w, value, known)
-    p = (<Message>value)._write(w, p)
+    # Held: a buffer's own code, run by one of its fields, may take it out of the message it is in.
+    cdef Message inner = <Message>value
+    p = inner._write(w, p)
     return write_varint(w, p, tag, <size_t>(w.end - p) - before)
 
 

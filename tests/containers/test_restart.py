@@ -259,6 +259,8 @@ def test_a_removal_that_was_cut_off_is_completed(left_running: Any) -> None:
     record = json.loads(record_path.read_text())
     record["state"] = "removing"
     record_path.write_text(json.dumps(record))
+    # Of a rotation that was cut off, too.
+    (agent.state_dir / "logs" / f"{id}.log.new").touch()
     agent.restart()
     with connect(agent) as client:
         assert client.list_containers(all=True) == []

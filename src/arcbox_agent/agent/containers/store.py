@@ -3,7 +3,7 @@
     STATE_DIR/containers/ID.json           a record
     STATE_DIR/containers/ID.json.tmp       one being written; of a crash: removed
     STATE_DIR/containers/ID.json.damaged   set aside: it held no record
-    STATE_DIR/logs/ID.log, ID.log.*        its output
+    STATE_DIR/logs/ID.log, ID.log.*        its output (ID.log.new: of a rotation that was cut short)
     STATE_DIR/volumes/NAME/                volumes; they outlive containers
     RUN_DIR/containers/ID/                 FIFOs and pid file of a running one
 
@@ -160,9 +160,9 @@ def _sweep_away(what: str, path: str, remove: Callable[[str], None]) -> None:
 
 
 def _owner_of_log(name: str) -> str | None:
-    """The container whose log, or rotated log, a file of that name is."""
-    head, _, number = name.rpartition(".")
-    base = head if number.isdigit() else name
+    """The container whose log, rotated log, or log in the making (a rotation cut short) a file of that name is."""
+    head, _, place = name.rpartition(".")
+    base = head if place.isdigit() or place == "new" else name
     id = base.removesuffix(".log")
     return id if id != base and is_id(id) else None
 
