@@ -49,6 +49,12 @@ def test_a_wrong_setting_ends_with_2_and_names_it(arguments: list[str], message:
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", message)
 
 
+def test_an_agent_that_nobody_could_reach_does_not_start(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(f"listen = []\nstate_dir = '{tmp_path}/s'\nrun_dir = '{tmp_path}/r'\n")
+    ended = run_agent("--config", str(tmp_path / "config.toml"))
+    assert (ended.returncode, "listen: names no address" in ended.stderr) == (2, True)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_with_0_and_leaves_no_socket(start_agent, number: signal.Signals) -> None:
     agent = start_agent()
@@ -130,6 +136,21 @@ def test_two_agents_never_share_a_state_directory(agent: RunningAgent) -> None:
     )
     assert other.returncode == 2
     assert "is in use by another agent: stop it, or name another directory (--state-dir DIR)" in other.stderr
+    assert not (agent.directory / "other.sock").exists()
+
+
+def test_two_agents_never_share_a_run_directory(agent: RunningAgent) -> None:
+    """The second would sweep what the containers of the first need, and take its keeper."""
+    other = run_agent(
+        "--listen",
+        f"unix:{agent.directory}/other.sock",
+        "--state-dir",
+        str(agent.directory / "state2"),
+        "--run-dir",
+        str(agent.run_dir),
+    )
+    assert other.returncode == 2
+    assert "is in use by another agent: stop it, or name another directory (--run-dir DIR)" in other.stderr
     assert not (agent.directory / "other.sock").exists()
 
 

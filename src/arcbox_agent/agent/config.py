@@ -403,6 +403,8 @@ class Settings:
         self._check_together()
 
     def _check_together(self) -> None:
+        if not self.listen:
+            raise ConfigError("listen", "names no address: nobody could reach the agent")
         if self.max_queued_total < self.max_frame_size:
             raise ConfigError(
                 "max_queued_total",

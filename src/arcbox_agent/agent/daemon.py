@@ -202,14 +202,15 @@ def run(settings: Settings) -> int:
     raise_descriptor_limit()
     set_oom_score_adj(settings.oom_score_adj)
     try:
-        lock = directories.prepare(settings)
+        locks = directories.prepare(settings)
     except ConfigError as error:
         log.error("cannot start", reason=error)
         return EXIT_USAGE
     try:
         code, action = _run_loop(settings)
     finally:
-        os.close(lock)
+        for lock in locks:
+            os.close(lock)
     if action != "exit":
         return _end_machine(action, settings)
     return code
@@ -294,21 +295,13 @@ def watch_signals(loop: AbstractEventLoop, agent: Agent) -> None:
     )
 
 
-#: The soft limit on descriptors that the agent was started with: what it starts gets it back,
-#: because programs that use select(), or close every descriptor there may be, rely on a low one.
-inherited_descriptor_limit: tuple[int, int] | None = None
-
-
 #: Enough for max_connections, and for containers with three descriptors each.
 DESCRIPTORS_WANTED = 65536
 
 
 def raise_descriptor_limit() -> None:
     """A descriptor for each connection, FIFO and log: as many as the hard limit gives."""
-    global inherited_descriptor_limit
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if inherited_descriptor_limit is None:
-        inherited_descriptor_limit = (soft, hard)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     # PID 1 gets a hard limit of 4096 from the kernel, which it may raise.
     for wanted in (max(hard, DESCRIPTORS_WANTED), hard):
         try:

@@ -30,11 +30,12 @@ _ADVICE = {
 }
 
 
-def prepare(settings: Settings) -> int:
-    """Make both directories private and usable; returns the descriptor that locks them.
+def prepare(settings: Settings) -> list[int]:
+    """Make both directories private and usable; returns the descriptors that lock them.
 
-    The lock is on the directories themselves, so it leaves no file behind, and the kernel
-    drops it with the process, however that ends.
+    The locks are on the directories themselves, so they leave no file behind, and the kernel
+    drops them with the process, however that ends.  Each directory has its own: an agent
+    sweeps both of what belongs to none of its containers.
     """
     _make("run_dir", settings.run_dir)
     try:
@@ -51,7 +52,13 @@ def prepare(settings: Settings) -> int:
             state_dir=settings.state_dir,
             read_only=where,
         )
-    return _lock(settings.state_dir)
+    locks = [_lock("state_dir", settings.state_dir)]
+    try:
+        locks.append(_lock("run_dir", settings.run_dir))
+    except ConfigError:
+        os.close(locks[0])
+        raise
+    return locks
 
 
 def _is_read_only(error: BaseException | None) -> bool:
@@ -72,11 +79,14 @@ def _make(setting: str, path: str) -> None:
         os.unlink(probe)
     except OSError as error:
         advice = _ADVICE.get(error.errno or 0, error.strerror or str(error))
-        option = "--" + setting.replace("_", "-")
-        raise ConfigError(setting, f"cannot use {path}: {advice} ({option} DIR)") from error
+        raise ConfigError(setting, f"cannot use {path}: {advice} ({_option(setting)} DIR)") from error
 
 
-def _lock(path: str) -> int:
+def _option(setting: str) -> str:
+    return "--" + setting.replace("_", "-")
+
+
+def _lock(setting: str, path: str) -> int:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     deadline = time.monotonic() + LOCK_PATIENCE
     while True:
@@ -91,6 +101,6 @@ def _lock(path: str) -> int:
                 continue
             os.close(fd)
             raise ConfigError(
-                "state_dir",
-                f"{path} is in use by another agent: stop it, or name another directory (--state-dir DIR)",
+                setting,
+                f"{path} is in use by another agent: stop it, or name another directory ({_option(setting)} DIR)",
             ) from error

@@ -36,7 +36,8 @@ SPAWN_THREADS = 8
 ADOPTED_STATUS_WAIT = 2.0
 ADOPTED_STATUS_STEP = 0.01
 
-# As the agent itself was started.  It may raise its own limit; its children get what it got.
+# As the agent itself was started.  It raises its own limit on descriptors; its children get what
+# it got, because programs that use select(), or close every descriptor there may be, rely on a low one.
 _NOFILE = resource.getrlimit(resource.RLIMIT_NOFILE)
 _CORE = resource.getrlimit(resource.RLIMIT_CORE)
 
