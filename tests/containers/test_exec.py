@@ -16,6 +16,8 @@ import pytest
 
 import arcbox_agent
 from arcbox_agent import sync, wire
+from arcbox_agent.agent.containers import cgroups
+from arcbox_agent.agent.containers.process_runtime import _cgroup_name
 from arcbox_agent.agent.frame_heads import FrameHeads
 from arcbox_agent.errors import AgentFailedError, BadRequestError, BusyError, NotFoundError
 from arcbox_agent.wire import Mount
@@ -340,6 +342,24 @@ def test_many_at_once_leave_nothing(agent: Any) -> None:
     run(main())
     with open(f"/proc/{agent.process.pid}/task/{agent.process.pid}/children") as file:
         assert file.read().split() == []
+
+
+def test_a_command_that_cannot_be_prepared_leaves_no_cgroup(client: sync.Client, agent: Any) -> None:
+    parent = cgroups.find_parent(_cgroup_name(str(agent.state_dir)))
+    assert parent is not None, "this test needs cgroup2"
+    for _ in range(5):
+        client.exec(["true"])  # leaves its cgroup for the next one
+        with pytest.raises(BadRequestError, match="unknown user"):
+            client.exec(["true"], user="nobody-of-that-name")
+    assert len([entry for entry in os.scandir(f"{parent}/.commands") if entry.is_dir()]) <= 1
+
+
+def test_more_arguments_than_one_command_may_have_are_refused(client: sync.Client) -> None:
+    for call in (client.exec, client.create_container):
+        with pytest.raises(BadRequestError, match="more than the 65536"):
+            call(cmd=["true", *["x"] * 65536])
+    with pytest.raises(BadRequestError, match="more than the 65536"):
+        client.exec(["true"], env={f"v{n}": "" for n in range(65536)})
 
 
 @pytest.mark.parametrize("trace", [None, "", "8f1c", "x" * 3000])

@@ -297,8 +297,12 @@ class Commands:
                 # As 0.0.1-alpha.1 says it, and then which program.
                 words = f"{error.strerror} (os error {error.errno}): {request.cmd[0]}"
             raise AgentFailedError(f"exec failed: {words}") from error
-        except OSError as error:
-            raise AgentFailedError(f"exec failed: {error.strerror} (os error {error.errno})") from error
+        except Exception as error:
+            # Where it is to run could not be found out, or what it needs not be opened.
+            await self._containers.runtime.in_thread(preparation.undo)
+            if isinstance(error, OSError):
+                raise AgentFailedError(f"exec failed: {error.strerror} (os error {error.errno})") from error
+            raise
         self._metrics.add("commands_started")
         command = Command(
             process,

@@ -14,8 +14,15 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: Directories of a PATH that are tried; what follows is not.
 MAX_PATH = 256
 
+#: Arguments of a command, and variables in its environment (_spawn.pyx has the same bound).
+MAX_STRINGS = 65536
+#: PATH and HOME, which every environment has.
+_ALWAYS_THERE = 2
+
 
 def check_env(env: Mapping[str, str]) -> None:
+    if len(env) > MAX_STRINGS - _ALWAYS_THERE:
+        raise BadRequestError(f"{len(env)} environment variables, PATH and HOME are more than the {MAX_STRINGS} allowed")
     for key, value in env.items():
         if not key or "=" in key or "\0" in key:
             raise BadRequestError(f"invalid environment variable name {key!r}")
@@ -26,6 +33,8 @@ def check_env(env: Mapping[str, str]) -> None:
 def check_command(argv: Sequence[str], what: str = "command") -> None:
     if not argv or not argv[0]:
         raise BadRequestError(f"empty {what}")
+    if len(argv) > MAX_STRINGS:
+        raise BadRequestError(f"{len(argv)} arguments of a {what} are more than the {MAX_STRINGS} allowed")
     if any("\0" in argument for argument in argv):
         raise BadRequestError(f"the {what} has a NUL in it")
 
