@@ -72,6 +72,12 @@ def test_home_is_that_of_the_user(output_of: Run, rootfs: Path) -> None:
         assert output_of("sh", "-c", "echo $HOME", rootfs=str(rootfs), user=user) == [home]
 
 
+def test_an_entry_of_the_passwd_file_ends_at_a_newline_and_nowhere_else(output_of: Run, rootfs: Path) -> None:
+    with open(rootfs / "etc" / "passwd", "a") as passwd:
+        passwd.write("odd:x:4600:4200:\u2028\x85\x0b:/at/home:/bin/sh\n")
+    assert output_of("sh", "-c", "echo $HOME", rootfs=str(rootfs), user="odd") == ["/at/home"]
+
+
 def test_a_user_of_the_guest_alone_is_unknown_in_a_root_of_its_own(client: sync.Client, rootfs: Path) -> None:
     client.create_container(cmd=["true"], user="daemon")
     with pytest.raises(BadRequestError, match="unknown user 'daemon'"):
@@ -145,6 +151,26 @@ def test_a_bind_a_volume_and_a_tmpfs(client: sync.Client, agent: Any, rootfs: Pa
     assert (agent.state_dir / "volumes" / "data" / "kept").exists()  # volumes outlive containers
     with open("/proc/self/mounts") as file:
         assert str(rootfs) not in file.read()
+
+
+def test_a_volume_is_open_to_every_user_though_the_agent_has_a_umask(
+    start_agent: Callable[..., Any], rootfs: Path
+) -> None:
+    before = os.umask(0o077)  # as the systemd unit has it
+    try:
+        agent = start_agent()
+    finally:
+        os.umask(before)
+    with sync.connect(agent.address) as client:
+        client.create_container(
+            cmd=["ls", "/vol"],
+            rootfs=str(rootfs),
+            name="x",
+            user="alice",
+            mounts=[Mount(type="volume", source="data", target="/vol")],
+        )
+        client.start_container("x")
+        assert client.wait_container("x").status_code == 0
 
 
 def test_what_lies_below_a_readonly_bind_is_readonly_too(output_of: Run, rootfs: Path, tmp_path: Path) -> None:

@@ -85,7 +85,11 @@ def steps(entries: Sequence[Entry], volumes_dir: str, rootfs: str) -> list[tuple
             # Only the way to it is closed to others (the state directory); inside a
             # container it must be open to the container's user.
             source = os.path.join(volumes_dir, source)
-            os.makedirs(source, mode=0o755, exist_ok=True)
+            try:
+                os.mkdir(source)
+                os.chmod(source, 0o755)  # whatever the agent's own umask is
+            except FileExistsError:
+                pass  # with the mode that its users gave it
         found.append(
             (
                 "tmpfs" if kind == "tmpfs" else "bind",

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from arcbox_agent._spawn import STEPS, exit_status
 from arcbox_agent.agent.containers import cgroups, environment, mounts, users
 from arcbox_agent.agent.containers.record import STARTING
-from arcbox_agent.agent.containers.runtime import NotStarted, Place, StartError, reason
+from arcbox_agent.agent.containers.runtime import NotStarted, Place, StartError, reason, system_reason
 from arcbox_agent.agent.containers.sessions import Session
 from arcbox_agent.agent.keeper import Keeper
 from arcbox_agent.agent.log import Logger
@@ -187,7 +187,7 @@ class ProcessRuntime:
             raise StartError(str(error)) from error
         except OSError as error:
             preparation.close()
-            raise StartError(_words(error)) from error
+            raise StartError(system_reason(error)) from error
         scope: Scope | None = preparation.cgroup
         handle: CaptureHandle | None = None
         spawning = False
@@ -210,7 +210,7 @@ class ProcessRuntime:
                 targets = [entry[2] for entry in record.mounts]
                 raise StartError(reason(error, record.command[0], record.working_dir, targets)) from error
             if isinstance(error, OSError):
-                raise StartError(_words(error)) from error
+                raise StartError(system_reason(error)) from error
             raise
         preparation.close()
         await self.keeper.keep(record.id, [process.pidfd])
@@ -458,11 +458,6 @@ class _Preparation:
 def _ids(user: users.User, asked: str) -> tuple[int, int, Sequence[int]] | None:
     # An agent that is not root can only run what it is itself.
     return None if not asked and os.geteuid() != 0 else user.ids
-
-
-def _words(error: OSError) -> str:
-    text = error.strerror or str(error)
-    return f"{error.filename}: {text}" if error.filename else text
 
 
 def _end(cgroup: Cgroup) -> None:

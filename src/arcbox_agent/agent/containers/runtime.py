@@ -133,6 +133,12 @@ class Runtime(Protocol):
     async def close(self) -> None: ...
 
 
+def system_reason(error: OSError) -> str:
+    """A failed system call in words: about which file, where one is known, and what the system said."""
+    text = error.strerror or str(error)
+    return f"{error.filename}: {text}" if error.filename else text
+
+
 def reason(error: SpawnError, program: str, cwd: str, targets: Sequence[str]) -> str:
     """A failed spawn in words: what it was about, and what the system said."""
     if error.step == "exec":

@@ -12,6 +12,7 @@ from arcbox_agent.agent.containers import environment, ids
 from arcbox_agent.agent.containers.model import Container, Exit
 from arcbox_agent.agent.containers.process_runtime import ProcessRuntime
 from arcbox_agent.agent.containers.record import Record
+from arcbox_agent.agent.containers.runtime import system_reason
 from arcbox_agent.agent.containers.store import Store
 from arcbox_agent.agent.containers.supervisor import Supervisor, fail
 from arcbox_agent.agent.log import Logger
@@ -176,7 +177,7 @@ class Containers:
             container = Container(record, self._store.log_path(record.id))
             await self._supervisor.create(container)
         except OSError as error:
-            raise AgentFailedError(f"the container cannot be created: {error.strerror}: {error.filename}") from error
+            raise AgentFailedError(f"the container cannot be created: {system_reason(error)}") from error
         finally:
             self._reserved -= wanted
             self._creating -= 1

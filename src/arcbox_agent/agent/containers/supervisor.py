@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from arcbox_agent.agent.containers import record as states
 from arcbox_agent.agent.containers.model import Exit
-from arcbox_agent.agent.containers.runtime import NotStarted, StartError
+from arcbox_agent.agent.containers.runtime import NotStarted, StartError, system_reason
 from arcbox_agent.agent.log import Logger
 from arcbox_agent.agent.processes import LOST, ExitStatus
 from arcbox_agent.errors import AgentFailedError, ConflictError, NotFoundError, RequestError
@@ -296,7 +296,7 @@ class Supervisor:
         except OSError as error:
             record.state = before
             await self._write_or_retry(container)
-            raise AgentFailedError(f"its files cannot be removed: {error.strerror}: {error.filename}") from error
+            raise AgentFailedError(f"its files cannot be removed: {system_reason(error)}") from error
         container.removed = True
         self._dirty.discard(container)
         forget(container)

@@ -145,5 +145,6 @@ def _rows(root: str, path: str, columns: int) -> list[list[str]]:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return []
         octets = file.read(MAX_FILE)
-    rows = [line.split(":") for line in octets.decode("utf-8", "surrogateescape").splitlines()]
+    # Not splitlines(): a name in there may hold any of the other characters that it takes for an end.
+    rows = [line.split(":") for line in octets.decode("utf-8", "surrogateescape").split("\n")]
     return [row for row in rows if len(row) >= columns]
