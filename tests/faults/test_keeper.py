@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from arcbox_agent import connect, sync
 from arcbox_agent._spawn import exit_status
+from arcbox_agent.agent import keeper as keeper_module
 from arcbox_agent.agent.keeper import Keeper
 from arcbox_agent.agent.processes import Processes
+from tests.containers.support import eventually
+from tools.stress.agent import PATIENCE, AgentProcess
 
 
 @asynccontextmanager
@@ -136,3 +145,125 @@ def test_it_keeps_what_came_in_several_calls_and_no_more_than_it_may() -> None:
             await keeper.drop("container")
 
     asyncio.run(run())
+
+
+def test_a_keeper_that_was_slow_once_still_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        monkeypatch.setattr(keeper_module, "PATIENCE", 0.5)
+        async with agents() as (next_agent, processes):
+            keeper = await next_agent()
+            reading, writing = os.pipe()
+            await keeper.keep("first", [reading])
+            (pid,) = [process.pid for process in processes._owned.values()]
+            os.kill(pid, signal.SIGSTOP)
+            await keeper.keep("missed", [reading])
+            os.kill(pid, signal.SIGCONT)
+            await keeper.keep("second", [writing])
+            assert len(processes) == 1
+            for key in ("first", "second"):
+                (fd,) = await keeper.fetch(key)
+                os.close(fd)
+                await keeper.drop(key)
+            await keeper.drop("missed")
+            os.close(reading)
+            os.close(writing)
+
+    asyncio.run(run())
+
+
+def test_a_keeper_without_room_keeps_what_it_has_and_finds_the_next_agent() -> None:
+    async def run() -> None:
+        async with agents() as (next_agent, processes):
+            keeper = await next_agent()
+            reading, writing = os.pipe()
+            await keeper.keep("first", [reading, writing])
+            (pid,) = [process.pid for process in processes._owned.values()]
+            room = len(os.listdir(f"/proc/{pid}/fd")) + 1
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (room, room))
+            await keeper.keep("two", [reading, writing])
+            await keeper.keep("one", [reading])
+            keeper = await next_agent()
+            assert await keeper.start() == ["first", "one"]
+            for key, many in (("first", 2), ("two", 0), ("one", 1)):
+                fds = await keeper.fetch(key)
+                assert len(fds) == many
+                for fd in fds:
+                    os.close(fd)
+                await keeper.drop(key)
+            os.close(reading)
+            os.close(writing)
+
+    asyncio.run(run())
+
+
+def test_more_containers_than_the_agent_was_given_descriptors_outlive_it() -> None:
+    with tempfile.TemporaryDirectory(prefix="arcbox-") as name:
+        agent = AgentProcess(Path(name), settings={"containers_at_exit": "leave"})
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+        try:
+            agent.start()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        try:
+            agent.wait_until_it_answers()
+            asyncio.run(_outlived(agent, 40))
+        finally:
+            if agent.running:
+                agent.kill()
+
+
+async def _outlived(agent: AgentProcess, many: int) -> None:
+    ids = [f"c{number}" for number in range(many)]
+    go = agent.directory / "go"
+    script = f"while ! [ -e {go} ]; do sleep 0.1; done; echo last words; exit 7"
+    async with connect(agent.address, timeout=PATIENCE) as client:
+        for id in ids:
+            await client.create_container(id=id, cmd=["/bin/sh", "-c", script])
+            await client.start_container(id)
+        pids = [each.pid for each in await client.list_containers()]
+    agent.kill()
+    go.touch()
+    await until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
+    agent.start()
+    agent.wait_until_it_answers()
+    async with connect(agent.address, timeout=PATIENCE) as client:
+        ends = [await client.wait_container(id) for id in ids]
+        assert [(end.status_code, end.error) for end in ends] == [(7, "")] * many
+        for id in ids:
+            assert [entry.data async for entry in client.logs(id)] == [b"last words"]
+            await client.remove_container(id)
+
+
+def test_the_exit_code_of_a_run_is_not_that_of_one_before_it(start_agent: Callable[..., Any]) -> None:
+    agent = start_agent(containers_at_exit="leave")
+    go = agent.directory / "go"
+    script = f"while ! [ -e {go} ]; do sleep 0.05; done; exit 9"
+    with sync.connect(agent.address) as client:
+        client.create_container(id="other", cmd=["sleep", "1000"])
+        client.start_container("other")  # so that there is a keeper
+        client.create_container(id="c", cmd=["/bin/sh", "-c", script])
+    # What is left where the agent is killed after the end of a run is on disk, and before the
+    # keeper is told of it.
+    pid = os.posix_spawn("/bin/sh", ["sh", "-c", "exit 5"], {})
+    pidfd = os.pidfd_open(pid)
+    os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+    agent.kill()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as keeper:
+        keeper.settimeout(PATIENCE)
+        keeper.connect(str(agent.run_dir / "keeper.sock"))
+        socket.send_fds(keeper, [b"kc"], [pidfd])
+        assert keeper.recv(100) == b"ok"
+    os.close(pidfd)
+    agent.restart()
+    with sync.connect(agent.address) as client:
+        client.start_container("c")
+        (info,) = [each for each in client.list_containers() if each.id == "c"]
+    agent.kill()
+    go.touch()
+    eventually(lambda: not os.path.exists(f"/proc/{info.pid}"))
+    agent.restart()
+    with sync.connect(agent.address) as client:
+        assert client.wait_container("c").status_code == 9
+        for id in ("c", "other"):
+            client.remove_container(id, force=True)

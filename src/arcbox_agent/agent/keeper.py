@@ -19,7 +19,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from arcbox_agent.agent.log import Logger
+from arcbox_agent.agent.log import EveryMinute, Logger
 from arcbox_agent.agent.processes import SpawnError, SpawnSpec
 
 if TYPE_CHECKING:
@@ -34,8 +34,15 @@ log = Logger("keeper")
 
 #: A keeper that answers no sooner is none.
 PATIENCE = 5.0
+#: How long after a keeper could not be started it is tried again.
+RETRY = 60.0
+#: While there are no descriptors to receive what is kept: how often, and how far apart, it is asked for again.
+ATTEMPTS = 100
+PAUSE = 0.05
 MOST_EACH = 8
 REPLY = 65536
+#: Stands for a reply whose descriptors there was no room for.
+CUT = b"cut"
 
 
 class Keeper:
@@ -48,7 +55,8 @@ class Keeper:
         # One thread: requests are short, go out one after the other, and never hold up the loop.
         self._executor: ThreadPoolExecutor | None = None
         self._starting = asyncio.Lock()
-        self._failed = False
+        self._not_before = 0.0
+        self._full_log = EveryMinute()
 
     async def start(self) -> list[str]:
         """Find the keeper of a former agent; the keys it has descriptors for, [] where there is none."""
@@ -57,8 +65,8 @@ class Keeper:
         reply, _ = await self._ask(b"l")
         return [key.decode(errors="replace") for key in reply.split(b"\0")[1:]]
 
-    async def keep(self, key: str, fds: Sequence[int]) -> None:
-        """Hold duplicates of these, besides what is held for `key` already.
+    async def keep(self, key: str, fds: Sequence[int], *, anew: bool = False) -> None:
+        """Hold duplicates of these, besides what is held for `key` already, or instead of it (`anew`).
 
         A descriptor that is -1 is that of a process which has ended already.
         """
@@ -80,13 +88,21 @@ class Keeper:
                 for fd in own:
                     os.close(fd)
         if there:
-            await self._ask(b"k" + key.encode(), own)
+            reply, _ = await self._ask((b"n" if anew else b"k") + key.encode(), own)
+            if reply == b"full" and (silent := self._full_log.passes()) is not None:
+                log.warning("the keeper has no room for more descriptors", key=key, also_refused=silent)
 
     async def fetch(self, key: str) -> list[int]:
         """What is held for `key`, as descriptors of the caller's own."""
-        if self._socket is None:
-            return []
-        return (await self._ask(b"g" + key.encode()))[1]
+        for _ in range(ATTEMPTS):
+            if self._socket is None:
+                return []
+            reply, fds = await self._ask(b"g" + key.encode())
+            if reply != CUT:
+                return fds
+            await asyncio.sleep(PAUSE)
+        log.error("no descriptors to take over what is kept", key=key)
+        return []
 
     async def drop(self, key: str) -> None:
         """Hold nothing for `key` any more."""
@@ -107,23 +123,37 @@ class Keeper:
         async with self._starting:
             if self._socket is not None:
                 return True
-            if self._failed:
+            now = asyncio.get_running_loop().time()
+            if now < self._not_before:
                 return False
+            # One that was only slow once still has what it keeps.
+            if await self._in_thread(self._connect) and (await self._ask(b"l"))[0]:
+                return True
+            fds: list[int] = []
             try:
                 # A copy of the script is run, not the package: that would import all of the agent's.
                 script = os.path.join(os.path.dirname(__file__), "keeper_process.py")
-                null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+                fds.append(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
+                fds.append(os.dup(fds[0]))
                 listener = await self._in_thread(self._listen)
                 spec = SpawnSpec(
-                    [sys.executable, "-ISE", script], stdio=(listener, null, os.dup(null)), cwd="/"
+                    [sys.executable, "-ISE", script],
+                    stdio=(listener, fds[0], fds[1]),
+                    cwd="/",
+                    # It holds some for each container, as the agent does.
+                    own_limits=True,
                 )
+                fds.clear()  # the spawn closes them
                 await self._processes.spawn(spec)
                 if await self._in_thread(self._connect):
                     return True
                 reason: object = "it does not answer"
             except (OSError, SpawnError) as error:
                 reason = error
-            self._failed = True
+            finally:
+                for fd in fds:
+                    os.close(fd)
+            self._not_before = now + RETRY
             log.error("no keeper: output and exit codes may be lost where the agent is killed", reason=reason)
             return False
 
@@ -174,7 +204,7 @@ class Keeper:
                 return b"", []
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
             connection.sendmsg([packet], rights)
-            reply, ancillary, _, _ = connection.recvmsg(
+            reply, ancillary, flags, _ = connection.recvmsg(
                 REPLY, socket.CMSG_SPACE(4 * MOST_EACH), socket.MSG_CMSG_CLOEXEC
             )
             if not reply:
@@ -183,6 +213,11 @@ class Keeper:
             for level, kind, data in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     came.frombytes(data[: len(data) - len(data) % came.itemsize])
+            if flags & socket.MSG_CTRUNC:
+                # The descriptor table is full.  Some are no use without the others.
+                for fd in came:
+                    os.close(fd)
+                return CUT, []
             return reply, list(came)
         except OSError:
             # Whatever it was: the next exchange could not tell which reply is its own.

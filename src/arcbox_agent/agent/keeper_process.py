@@ -12,7 +12,8 @@ reads no output, waits for no child, and cannot break what it does not touch.
 
 One request a packet, one packet back:
 
-    k KEY + descriptors   keep these too                    -> ok
+    k KEY + descriptors   keep these too                    -> ok, or full
+    n KEY + descriptors   keep these, and no others         -> ok, or full
     g KEY                 give them                         -> ok + descriptors
     d KEY                 close them                        -> ok
     l                     list                              -> ok NUL KEY NUL KEY ...
@@ -35,6 +36,8 @@ PACKET = 4096
 LIST = 65536
 #: Milliseconds between two looks at the socket's path, while there is no agent.
 LOOK = 10_000
+#: Milliseconds between two attempts to accept an agent, where the system has no descriptor for it.
+PAUSE = 100
 
 
 def main() -> None:
@@ -53,13 +56,20 @@ def main() -> None:
     while True:
         for fd, _ in poll.poll(LOOK if agent is None else None):
             if fd == listener.fileno():
-                accepted, _ = listener._accept()  # type: ignore[attr-defined]
                 if agent is not None:
+                    # First of all: its descriptor may be the only one to be had.
                     poll.unregister(agent)
                     agent.close()
+                    agent = None
+                try:
+                    accepted, _ = listener._accept()  # type: ignore[attr-defined]
+                except OSError:
+                    select.poll().poll(PAUSE)
+                    continue
                 agent = _socket.socket(fileno=accepted)
                 poll.register(agent, select.POLLIN)
-            elif agent is not None and fd == agent.fileno() and not serve(agent, kept):
+                break  # what else was ready may have been the former agent, of the same number
+            if agent is not None and fd == agent.fileno() and not serve(agent, kept):
                 poll.unregister(agent)
                 agent.close()
                 agent = None
@@ -78,7 +88,7 @@ def identity(path: str) -> tuple[int, int] | None:
 def serve(agent: _socket.socket, kept: dict[bytes, list[int]]) -> bool:
     """Answer one request; False: the agent is gone."""
     try:
-        packet, ancillary, _, _ = agent.recvmsg(
+        packet, ancillary, flags, _ = agent.recvmsg(
             PACKET, _socket.CMSG_SPACE(4 * MOST_EACH), _socket.MSG_CMSG_CLOEXEC
         )
     except OSError:
@@ -93,13 +103,21 @@ def serve(agent: _socket.socket, kept: dict[bytes, list[int]]) -> bool:
     ]
     order, key = packet[:1], packet[1:]
     reply, given = b"ok", list[int]()
-    if order == b"k":
-        have = kept.get(key, [])
-        if len(have) + len(came) > MOST_EACH or (not have and len(kept) >= MOST_KEYS):
+    if order in (b"k", b"n"):
+        have = kept.pop(key, [])
+        if order == b"n":
+            for fd in have:
+                _socket.close(fd)
+            have = []
+        # Cut: the descriptor table is full, and some are no use without the others.
+        full = flags & _socket.MSG_CTRUNC or len(have) + len(came) > MOST_EACH or len(kept) >= MOST_KEYS
+        if full:
             reply = b"full"
-        elif came:
-            kept[key] = have + came
+        else:
+            have = have + came
             came = []
+        if have:
+            kept[key] = have
     elif order == b"g":
         given = kept.get(key, [])
     elif order == b"d":

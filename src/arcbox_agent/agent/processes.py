@@ -95,6 +95,7 @@ class SpawnSpec:
         "keep_fd",
         "mounts",
         "new_namespace",
+        "own_limits",
         "pid_fd",
         "programs",
         "root",
@@ -119,6 +120,7 @@ class SpawnSpec:
         keep_fd: int = -1,
         pid_fd: int = -1,
         cgroup_fd: int = -1,
+        own_limits: bool = False,
     ) -> None:
         self.argv = argv
         self.env = env
@@ -135,6 +137,8 @@ class SpawnSpec:
         self.keep_fd = keep_fd
         self.pid_fd = pid_fd
         self.cgroup_fd = cgroup_fd
+        #: It keeps the agent's own limits: for a part of the agent.
+        self.own_limits = own_limits
 
     def descriptors(self) -> set[int]:
         fds = {*self.stdio, self.keep_fd, self.pid_fd, self.cgroup_fd, self.join_pidfd}
@@ -162,7 +166,7 @@ class SpawnSpec:
                 cwd=self.cwd,
                 mounts=self.mounts,
                 ids=self.ids,
-                rlimits=_rlimits(),
+                rlimits=() if self.own_limits else _rlimits(),
             )
         finally:
             self.close()

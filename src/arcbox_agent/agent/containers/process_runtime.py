@@ -195,7 +195,7 @@ class ProcessRuntime:
             handle = self._attach(record.id, preparation.fifos, preparation.master)
             await handle.ready()
             # Before there is anybody who could write and end while no agent is there.
-            await self.keeper.keep(record.id, preparation.to_keep())
+            await self.keeper.keep(record.id, preparation.to_keep(), anew=True)
             spawning = True  # from here on the descriptors of `spec` are not ours
             process = await self._processes.spawn(spec)
         except BaseException as error:
