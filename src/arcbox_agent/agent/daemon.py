@@ -81,10 +81,12 @@ class Agent:
         self.metrics.gauge(
             "uptime_seconds", lambda: time.monotonic() - self.started_at, "Seconds since the agent started."
         )
-        if os.getpid() == 1:
-            self.processes.watch_orphans()
         await self.capture.start()
         await self.containers.open()
+        if os.getpid() == 1:
+            # Not before: a container that ended while PID 1 started again is a zombie of nobody's
+            # until it is found again, and its exit code is still to be had.
+            self.processes.watch_orphans()
         await self.followers.start()
         listeners = open_listeners(self.settings)
         self.server.listeners = listeners
