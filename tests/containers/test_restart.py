@@ -6,8 +6,10 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +17,13 @@ from typing import Any
 
 import pytest
 
-from arcbox_agent import sync
+from arcbox_agent import sync, wire
+from arcbox_agent.agent.containers import cgroups
+from arcbox_agent.agent.containers.process_runtime import _cgroup_name
+from arcbox_agent.agent.processes import start_time_of
 from arcbox_agent.errors import NotFoundError
+
+from tools.stress.agent import AgentProcess
 
 from .support import alive, eventually, lines_of
 
@@ -176,9 +183,15 @@ def test_a_number_that_another_process_has_now_is_not_taken_for_the_container(le
         id = client.create_container(cmd=["sleep", "1000"], name="x").id
         client.start_container("x")
         pid = client.list_containers()[0].pid
+        began = start_time_of(pid)
     agent.kill()
     os.kill(pid, signal.SIGKILL)
     other = subprocess.Popen(["sleep", "1000"])
+    while start_time_of(other.pid) == began:
+        # Of the same tick of the kernel's clock: no number comes round that fast.
+        other.kill()
+        other.wait()
+        other = subprocess.Popen(["sleep", "1000"])
     try:
         # As if the kernel had given the number to somebody else.
         record_path = agent.state_dir / "containers" / f"{id}.json"
@@ -245,6 +258,91 @@ def test_a_start_that_was_cut_off_is_undone(left_running: Any) -> None:
         assert client.list_containers(all=True)[0].error == "exec: No such file or directory"
         client.start_container("x")
         assert client.wait_container("x").status_code == 3
+    end_all(agent)
+
+
+def test_a_start_under_way_when_the_agent_is_told_to_end_comes_to_its_end(left_running: Any) -> None:
+    agent = left_running
+    parent = cgroups.find_parent(_cgroup_name(str(agent.state_dir)))
+    assert parent is not None, "this test needs cgroup2"
+    freeze = Path(parent, "cgroup.freeze")
+    with connect(agent) as client:
+        client.create_container(cmd=["sleep", "1000"], id="x")
+    record = agent.state_dir / "containers" / "x.json"
+    freeze.write_text("1")  # whatever is born there waits
+    try:
+        with socket.socket(socket.AF_UNIX) as leaving:
+            leaving.connect(str(agent.socket_path))
+            leaving.sendall(wire.encode_message(wire.StartContainerRequest(id="x")))
+            eventually(lambda: '"state": "starting"' in record.read_text())
+            eventually(lambda: os.path.exists(f"{parent}/x") and Path(parent, "x", "cgroup.procs").read_text() != "")
+        agent.process.terminate()
+        eventually(lambda: "agent: stopping" in agent.log())
+        time.sleep(0.2)
+    finally:
+        freeze.write_text("0")
+    assert agent.process.wait(60) == 0
+    agent.restart()
+    with connect(agent) as client:
+        (info,) = client.list_containers(all=True)
+        assert (info.state, alive(info.pid)) == ("running", True)
+        assert info.pid == int(Path(parent, "x", "cgroup.procs").read_text())
+    end_all(agent)
+
+
+def test_an_agent_without_descriptors_to_take_containers_over_does_them_no_harm() -> None:
+    ids = [f"c{number}" for number in range(20)]
+    with tempfile.TemporaryDirectory(prefix="arcbox-") as name:
+        agent = AgentProcess(Path(name), settings={"containers_at_exit": "leave"})
+        agent.start()
+        try:
+            agent.wait_until_it_answers()
+            needed = len(os.listdir(f"/proc/{agent.pid}/fd"))
+            with connect(agent) as client:
+                for id in ids:
+                    client.create_container(cmd=["sh", "-c", "read x; echo words; exit 7"], id=id, open_stdin=True)
+                    client.start_container(id)
+                pids = {each.id: each.pid for each in client.list_containers()}
+            agent.kill()
+            agent.python = ("prlimit", f"--nofile={needed + 30}", sys.executable)
+            agent.start()
+            # It may have none for its listeners either, and ends then.
+            eventually(lambda: not agent.running or agent.answers(), 60)
+            assert all(map(alive, pids.values()))
+            assert "Too many open files" in agent.log()
+            agent.kill()
+            agent.python = (sys.executable,)
+            agent.start()
+            agent.wait_until_it_answers()
+            with connect(agent) as client:
+                assert {each.id: each.pid for each in client.list_containers()} == pids
+                for id in ids:
+                    (agent.run_dir / "containers" / id / "stdin").write_text("x\n")
+                    assert client.wait_container(id).status_code == 7
+                    assert lines_of(client, id) == [b"words"]
+            end_all(agent)
+            agent.stop()
+        finally:
+            if agent.running:
+                agent.kill()
+
+
+def test_what_the_end_of_a_run_left_is_not_taken_for_the_next_run(left_running: Any) -> None:
+    agent = left_running
+    with connect(agent) as client:
+        client.create_container(cmd=["sh", "-c", "exit 3"], id="x")
+        client.start_container("x")
+        client.wait_container("x")
+    agent.kill()
+    # As if the agent had been killed when the end was on disk, and no more.
+    left = agent.run_dir / "containers" / "x"
+    left.mkdir()
+    (left / "pid").write_text("123 (x) S " + "0 " * 50 + "\n")
+    os.mkfifo(left / "stdout")
+    agent.restart()
+    assert not left.exists()
+    with connect(agent) as client:
+        assert client.list_containers(all=True)[0].status == "Exited (3)"
     end_all(agent)
 
 

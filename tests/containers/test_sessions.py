@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,6 +76,28 @@ def test_a_command_is_killed_with_its_session(client_without_cgroups: sync.Clien
     assert result.timed_out
     pid = int(result.stdout)
     eventually(lambda: not alive(pid))
+
+
+def test_a_stop_without_descriptors_ends_all_of_it_when_there_are_some_again(client_without_cgroups: sync.Client) -> None:
+    client = client_without_cgroups
+    client.create_container(cmd=["sh", "-c", "trap 'exit 0' TERM; sleep 1000 & echo $!; wait"], name="x")
+    client.start_container("x")
+    eventually(lambda: len(lines_of(client, "x")) == 1)
+    left, main = int(lines_of(client, "x")[0]), client.list_containers()[0].pid
+    agent = client.agent_info().pid
+    limits = resource.prlimit(agent, resource.RLIMIT_NOFILE)
+    resource.prlimit(agent, resource.RLIMIT_NOFILE, (3, limits[1]))
+    stop = threading.Thread(target=client.stop_container, args=("x",), kwargs={"timeout": 20})
+    try:
+        stop.start()
+        eventually(lambda: not alive(main))
+        time.sleep(0.3)
+    finally:
+        resource.prlimit(agent, resource.RLIMIT_NOFILE, limits)
+    stop.join(30)
+    assert not stop.is_alive()
+    assert not alive(left)
+    assert client.list_containers(all=True)[0].status == "Stopped"
 
 
 def test_a_session_whose_number_is_a_strangers_now_has_nothing_of_ours() -> None:

@@ -225,7 +225,9 @@ class Process:
         self.pid = pid
         #: -1 once its status is taken.
         self.pidfd = pidfd
-        #: In clock ticks since boot: with the pid it names the process for good.  0: not asked for.
+        #: In clock ticks (10 ms) since boot.  With the pid it names the process for good: a number
+        #: comes round only after all the others, and no machine goes through them in one tick.
+        #: 0: not asked for.
         self.start_time = start_time
         #: False for an adopted one whose parent is somebody else.
         self.child = child
@@ -355,16 +357,31 @@ class Processes:
         return process
 
     def adopt(self, pid: int, start_time: int) -> Process | None:
-        """The process of a former agent; None where it is gone."""
+        """The process of a former agent; None where it is gone.  OSError: that cannot be told."""
         try:
             pidfd = os.pidfd_open(pid)
-        except (ProcessLookupError, OSError):
-            return None
-        # Looked at after the pidfd was opened: from here on the number cannot become another's.
-        if start_time_of(pid) != start_time:
+        except OSError as error:
+            # No such process, or a thread has the number now (two errors, by the kernel's age).
+            if error.errno in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
+                return None
+            raise
+        try:
+            # Looked at after the pidfd was opened: from here on the number cannot become another's.
+            same = start_time_of(pid) == start_time
+        except OSError:
+            os.close(pidfd)
+            raise
+        if not same:
             os.close(pidfd)
             return None
         return self._own(pid, pidfd, start_time, child=False)
+
+    def release(self, process: Process) -> None:
+        """Takes back an adoption."""
+        self._forget(process)
+        os.close(process.pidfd)
+        process.pidfd = -1
+        process._ended.cancel()
 
     def reap_orphans(self) -> int:
         """Takes the zombies that nobody here owns; how many.  For PID 1, at each SIGCHLD."""
@@ -407,10 +424,7 @@ class Processes:
         if self._watching:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for process in list(self._owned.values()):
-            self._forget(process)
-            os.close(process.pidfd)
-            process.pidfd = -1
-            process._ended.cancel()
+            self.release(process)
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
 

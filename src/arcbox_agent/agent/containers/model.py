@@ -88,6 +88,11 @@ class Container:
         return states.CREATED
 
     @property
+    def may_run(self) -> bool:
+        """Whether it runs; for one that an agent could not look after, as far as is known."""
+        return self.running is not None or self.record.state in (states.STARTING, states.RUNNING)
+
+    @property
     def status(self) -> str:
         state = self.state
         if state == states.CREATED:

@@ -56,6 +56,10 @@ THREADS = 4
 #: How long a new agent waits for a spawn that the old one left under way.
 SPAWN_PATIENCE = 30.0
 
+#: How long a new agent waits for descriptors to take over what runs, and what tells that it has none.
+DESCRIPTORS_PATIENCE = 10.0
+NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
 #: The agent's cgroup for its commands; an id cannot begin with a dot.
 COMMANDS = ".commands"
 
@@ -137,11 +141,12 @@ class ProcessRuntime:
             log.warning("no cgroup2 that can be written: processes are followed by session and parent")
         self._kept = set(await self.keeper.start())
 
-    async def sweep(self, known: Iterable[str]) -> None:
-        keep = set(known)
-        for key in self._kept - keep:
+    async def sweep(self, known: Iterable[str], running: Iterable[str]) -> None:
+        keep, alive = set(known), set(running)
+        for key in self._kept - alive:
             await self.keeper.drop(key)
         self._kept.clear()
+        await self.in_thread(self._sweep_run_dirs, keep - alive)
         await self.in_thread(self._sweep_cgroups, keep)
 
     async def close(self) -> None:
@@ -182,12 +187,14 @@ class ProcessRuntime:
         preparation = _Preparation()
         try:
             spec = await self.in_thread(self._prepare, record, preparation)
-        except RequestError as error:
+        except Exception as error:
             preparation.close()
-            raise StartError(str(error)) from error
-        except OSError as error:
-            preparation.close()
-            raise StartError(system_reason(error)) from error
+            await self.in_thread(self.clean, record.id, preparation.cgroup)
+            if isinstance(error, RequestError):
+                raise StartError(str(error)) from error
+            if isinstance(error, OSError):
+                raise StartError(system_reason(error)) from error
+            raise
         scope: Scope | None = preparation.cgroup
         handle: CaptureHandle | None = None
         spawning = False
@@ -198,6 +205,10 @@ class ProcessRuntime:
             await self.keeper.keep(record.id, preparation.to_keep(), anew=True)
             spawning = True  # from here on the descriptors of `spec` are not ours
             process = await self._processes.spawn(spec)
+        except asyncio.CancelledError:
+            # The agent ends.  Nothing is undone: a spawn may be under way, and what comes of it is
+            # told by the pid file.
+            raise
         except BaseException as error:
             if not spawning:
                 spec.close()
@@ -320,6 +331,17 @@ class ProcessRuntime:
     # ------------------------------------------------------------- recover
 
     async def recover(self, record: Record) -> Running | NotStarted:
+        deadline = time.monotonic() + DESCRIPTORS_PATIENCE
+        while True:
+            try:
+                return await self._recover(record)
+            except OSError as error:
+                # The others that are found again hold more meanwhile than they will in the end.
+                if error.errno not in NO_DESCRIPTORS or time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(0.05)
+
+    async def _recover(self, record: Record) -> Running | NotStarted:
         path = self._store.run_path(record.id)
         fds = await self.keeper.fetch(record.id)
         try:
@@ -334,7 +356,12 @@ class ProcessRuntime:
             pid, start_time = found or (record.pid, record.start_time)
             process = self._processes.adopt(pid, start_time) if pid else None
             status = None if process is not None else _kept_status(fds)
-            handle = self._attach_again(record, path, fds)
+            try:
+                handle = self._attach_again(record, path, fds)
+            except OSError:
+                if process is not None:
+                    self._processes.release(process)
+                raise
             scope: Scope = self._cgroup(record.id) or Session(pid, start_time)
             return ProcessRun(self, record.id, pid, start_time, process, scope, handle, status)
         finally:
@@ -349,6 +376,8 @@ class ProcessRuntime:
                 raise FileNotFoundError(errno.ENOENT, "its terminal is gone")
             return self._attach(record.id, fifos, master)
         except OSError as error:
+            if error.errno in NO_DESCRIPTORS:
+                raise
             log.error("the output of a container cannot be found again", container=record.id, error=error)
             return None
 
@@ -404,6 +433,15 @@ class ProcessRuntime:
     async def remove(self, record: Record) -> None:
         await self._capture.forget(record.id)
         await self.release(record)
+
+    def _sweep_run_dirs(self, over: set[str]) -> None:
+        """An agent that was killed at the end of a run left its pid file, which the next run must not be taken for."""
+        for name in os.listdir(self._store.run_dir):
+            if name in over:
+                scope = self._cgroup(name)
+                if scope is not None and scope.alive():
+                    _end(scope)
+                self.clean(name, scope)
 
     def _sweep_cgroups(self, keep: set[str]) -> None:
         if self._parent is None:

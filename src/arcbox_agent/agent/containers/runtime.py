@@ -104,8 +104,8 @@ class Runtime(Protocol):
     async def open(self) -> None:
         """Before anything else."""
 
-    async def sweep(self, known: Iterable[str]) -> None:
-        """At start-up: remove what belongs to none of these containers."""
+    async def sweep(self, known: Iterable[str], running: Iterable[str]) -> None:
+        """At start-up: remove what belongs to none of the containers that are known, or to a run that is over."""
 
     def check(self, record: Record, mounts: Sequence[Mount]) -> None:
         """Whether such a container can be; adds to `warnings`, fills `mounts`.  RequestError.  For a thread."""

@@ -83,14 +83,18 @@ class Containers:
             self._add(Container(record, self._store.log_path(record.id)))
         await self._all(self._supervisor.recover(each, self._forget) for each in list(self._containers.values()))
         # Only now: what was found again tells what belongs to nobody.
-        await in_thread(self._store.sweep, list(self._containers))
-        await self.runtime.sweep(list(self._containers))
+        known, running = list(self._containers), [each.id for each in self._containers.values() if each.may_run]
+        try:
+            await in_thread(self._store.sweep, known)
+            await self.runtime.sweep(known, running)
+        except OSError as error:
+            log.error("what former containers left cannot be removed", error=error)
         if records:
             log.info("containers loaded", containers=len(self._containers), running=self._count_running())
 
     async def close(self, stop: bool, deadline: float) -> None:
         """Leave them running, or stop them by `deadline` (loop time)."""
-        self._supervisor.closing = True
+        await self._supervisor.settle(self._containers.values())
         if stop:
             left = deadline - asyncio.get_running_loop().time()
             await self.stop_all(max(0.0, min(left, self._settings.stop_timeout)))

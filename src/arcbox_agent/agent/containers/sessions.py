@@ -27,7 +27,10 @@ class Session:
         self.seen: dict[int, int] = {}
 
     def alive(self) -> bool:
-        return bool(self._members())
+        try:
+            return bool(self._members())
+        except OSError:
+            return True  # no descriptor left to look with: whoever asks, asks again
 
     def pids(self) -> set[int]:
         return set(self._members())

@@ -20,7 +20,7 @@ from arcbox_agent.agent.processes import LOST, ExitStatus
 from arcbox_agent.errors import AgentFailedError, ConflictError, NotFoundError, RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterable
     from typing import Any, TypeVar
 
     from arcbox_agent.agent.containers.model import Container
@@ -40,6 +40,8 @@ KILL_PATIENCE = 10.0
 LOOK_FIRST, LOOK_LAST = 0.002, 0.05
 #: How often what could not be written is tried again.
 RETRY = 1.0
+#: At the agent's end: how long a start, a removal or a record under way may take to come to its end.
+SETTLE = 5.0
 
 
 class Supervisor:
@@ -98,6 +100,9 @@ class Supervisor:
                 raise AgentFailedError(f"the start cannot be recorded: {error.strerror}") from error
             try:
                 running = await self._runtime.start(record)
+            except asyncio.CancelledError:
+                # The agent ends.  The intent stays on disk: what becomes of it, the next agent finds out.
+                raise
             except BaseException as error:
                 record.state, record.pid, record.start_time = before
                 record.run -= 1
@@ -234,7 +239,11 @@ class Supervisor:
     ) -> None:
         loop = asyncio.get_running_loop()
         if gently:
-            await running.signal_all(signal.SIGTERM)
+            try:
+                await running.signal_all(signal.SIGTERM)
+            except OSError as error:  # no descriptor left to look for the others with
+                log.warning("only the main process can be told to stop", container=container.id, error=error)
+                running.send_signal(signal.SIGTERM)
         while not watcher.done():
             container.stop_hastened.clear()
             deadline = container.stop_deadline
@@ -352,8 +361,19 @@ class Supervisor:
 
     # --------------------------------------------------------------- close
 
-    async def close(self) -> None:
+    async def settle(self, containers: Iterable[Container]) -> None:
+        """At the agent's end: lets what changes a container come to its end, and lets nothing more begin."""
         self.closing = True
+
+        async def settled(container: Container) -> None:
+            async with container.lock:
+                pass
+
+        waiting = [self.spawn_task(settled(each)) for each in containers if each.lock.locked()]
+        if waiting and (await asyncio.wait(waiting, timeout=SETTLE))[1]:
+            log.error("a start, a removal or a record hangs: left to the next agent")
+
+    async def close(self) -> None:
         tasks = [task for task in self._tasks if not task.done()]
         for task in tasks:
             task.cancel()
