@@ -17,6 +17,7 @@ from arcbox_agent.wire import (
     Error,
     ExecOutput,
     ExecRequest,
+    ListContainersRequest,
     PingRequest,
     PingResponse,
     encode_frame,
@@ -162,6 +163,26 @@ def _send_and_ignore(peer: Peer, data: bytes) -> None:
 
 
 # ------------------------------------------------------------------------- time-outs
+
+
+@pytest.mark.parametrize("trace_id", [None, "t" * 2000])
+def test_waiting_requests_without_a_payload_have_a_bound_too(start_agent, trace_id: str | None) -> None:
+    agent = start_agent(max_frame_size="1MiB", max_queued_total="4MiB")
+    go = agent.directory / "go"
+    before = resident(agent)
+    call = ExecRequest(cmd=["sh", "-c", f"until test -e {go}; do sleep 0.2; done"])
+    requests = encode_message(ListContainersRequest(), trace_id) * 1000
+    with ExitStack() as open_peers:
+        peers = [open_peers.enter_context(Peer(agent.socket_path)) for _ in range(40)]
+        for peer in peers:
+            peer.send(call, trace_id=trace_id)
+        # Each read takes what it brings off the decoder: as objects, in no buffer any more.
+        eventually(lambda: info(agent).counters["commands_started"] == len(peers), "all commands run")
+        for peer in peers:
+            _send_and_ignore(peer, requests)
+        eventually(lambda: info(agent).counters["bound_queued_total"] >= 1, "the largest are closed")
+        assert resident(agent) - before < 24 << 20
+        go.touch()
 
 
 def test_a_frame_that_stays_half_is_told_and_closed(start_agent) -> None:

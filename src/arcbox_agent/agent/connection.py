@@ -67,6 +67,9 @@ COPIED = 4 << 10
 #: change of every connection is bounded by max_connections.
 UNCOUNTED = 16 << 10
 
+#: What a frame that waits costs besides its payload and its trace id: the objects that hold them.
+FRAME_COST = 128
+
 #: How long a connection that is being closed waits for its peer to take the last replies.
 LINGER = 5.0
 
@@ -279,7 +282,7 @@ class Connection(Protocol):
     def _next_frame(self) -> Frame | None:
         if self._waiting:
             frame = self._waiting.popleft()
-            self._waiting_bytes -= len(frame.payload)
+            self._waiting_bytes -= _cost(frame)
             return frame
         if self._broken is not None:
             raise self._broken
@@ -388,7 +391,7 @@ class Connection(Protocol):
                     self._note_partial_frame(bool(waiting))
                     break
                 waiting.append(frame)
-                self._waiting_bytes += len(frame.payload)
+                self._waiting_bytes += _cost(frame)
             else:
                 if not self._paused:
                     server.counters["bound_pipelined"] += 1
@@ -613,6 +616,11 @@ class Connection(Protocol):
         log.warning("connection closed: max_queued_total reached", peer=self.peer, held=self.held)
         self._close_with(429, "the agent's bound on bytes in flight was reached (max_queued_total)")
         self.abort()
+
+
+def _cost(frame: Frame) -> int:
+    """The memory that a frame takes while it waits."""
+    return len(frame.payload) + len(frame.trace_id or "") + FRAME_COST
 
 
 def _name(type: int) -> str:
