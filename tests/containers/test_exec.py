@@ -179,6 +179,31 @@ def test_a_detached_command_goes_on_without_its_client(agent: Any) -> None:
         assert client.exec_detached(["true"]) > 0
 
 
+def test_a_detached_command_goes_on_though_its_client_goes_away_while_it_is_started(agent: Any, tmp_path: Path) -> None:
+    parent = cgroups.find_parent(_cgroup_name(str(agent.state_dir)))
+    assert parent is not None, "this test needs cgroup2"
+    with sync.connect(agent.address, wait=10) as client:
+        client.exec_detached(["true"])  # there is a cgroup for commands now
+        freeze = Path(parent, "cgroup.freeze")
+        freeze.write_text("1")  # whatever is born there waits
+        try:
+            for detach in (True, False):
+                with socket.socket(socket.AF_UNIX) as leaving:
+                    leaving.connect(str(agent.socket_path))
+                    script = f"echo $$ >{tmp_path}/{detach}; exec sleep 1000"
+                    request = wire.ExecRequest(cmd=["sh", "-c", script], detach=detach)
+                    leaving.sendall(wire.encode_message(request))
+                    born = 2 - detach
+                    eventually(lambda: len(cgroups.Cgroup(parent).pids()) >= born)
+            eventually(lambda: client.agent_info().connections == 1)
+        finally:
+            freeze.write_text("0")
+        eventually(lambda: (tmp_path / "True").exists() and (tmp_path / "True").read_text() != "")
+        pid = int((tmp_path / "True").read_text())
+        eventually(lambda: cgroups.Cgroup(parent).pids() == {pid})
+    os.kill(pid, signal.SIGKILL)
+
+
 def test_the_agent_ends_without_a_word_of_failure_while_detached_commands_go_on(agent: Any) -> None:
     with sync.connect(agent.address, wait=10) as client:
         reply = raw(agent, wire.ExecRequest(cmd=["sleep", "1000"], detach=True, detail=True, timeout_ms=900_000))

@@ -266,13 +266,18 @@ class Commands:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            task.add_done_callback(self._abandon)
+            task.add_done_callback(self._let_go if request.detach else self._abandon)
             raise
 
     def _abandon(self, task: asyncio.Task[Command]) -> None:
         """The client went away while its command was being started."""
         if not task.cancelled() and task.exception() is None:
             self.leave(task.result())
+
+    def _let_go(self, task: asyncio.Task[Command]) -> None:
+        """The same, of a command that is not its client's."""
+        if not task.cancelled() and task.exception() is None:
+            self.detach(task.result())
 
     async def _start(self, request: ExecRequest, place: Callable[[], Place], stderr: bool) -> Command:
         try:
