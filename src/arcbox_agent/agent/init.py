@@ -50,7 +50,9 @@ def supervise(run: Callable[[], int]) -> NoReturn:
     come back, or fails, it is started again by execv: the same process with a fresh
     memory, still the parent of all its children, whose exit codes it can still take.
     """
-    failures = int(os.environ.pop(_FAILURES, "0"))
+    before = os.environ.pop(_FAILURES, "")
+    # Whoever wrote the kernel's command line may have set it to anything.
+    failures = int(before) if before.isascii() and before.isdigit() and len(before) < 9 else 0
     started = time.monotonic()
     try:
         reason = f"it ended with {run()}"
@@ -233,6 +235,7 @@ def _raise_loopback() -> None:
 #: A virtio device shows up well within this once its drivers are there.
 _VSOCK_PATIENCE = 10.0
 _MODPROBE_PATIENCE = 30.0
+_KILL_PATIENCE = 2.0
 
 #: Each after those that it needs; where below the modules' directory it is.
 MODULES = (
@@ -309,7 +312,10 @@ def _wait_for(pid: int, seconds: float) -> None:
         if not ready:
             log.warning("modprobe hangs: killed", seconds=seconds)
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+            # One that hangs in a driver does not hear it: it is left, and reaped with the orphans.
+            ready, _, _ = select.select([pidfd], [], [], _KILL_PATIENCE)
+        if ready:
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
     finally:
         os.close(pidfd)
 
