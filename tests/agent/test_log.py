@@ -16,6 +16,7 @@ from arcbox_agent.agent import log
 from arcbox_agent.agent.log import EveryMinute, Logger, Sink, quote
 from arcbox_agent.wire import AttachRequest
 from tests.agent.peer import Peer, eventually
+from tests.conftest import REPOSITORY
 
 
 @pytest.fixture
@@ -73,6 +74,29 @@ def test_an_error_with_its_trace_is_one_line(pipe: int) -> None:
     assert line.count("\n") == 1
     assert "Traceback (most recent call last):\\n" in line
     assert "KeyError: 'x'" in line
+
+
+def test_an_error_is_told_where_no_descriptor_is_left_to_look_at_its_source() -> None:
+    script = (
+        "import resource, sys\n"
+        "from arcbox_agent.agent.log import Logger\n"
+        "def faulty():\n"
+        "    raise KeyError('x')\n"
+        "assert 'traceback' not in sys.modules\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))\n"
+        "try:\n"
+        "    faulty()\n"
+        "except KeyError as error:\n"
+        "    Logger('test').exception('it failed', error)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert ended.returncode == 0, ended.stderr
+    (line,) = ended.stderr.splitlines()
+    assert "test: it failed error=KeyError('x') " in line
+    assert line.endswith('traceback="<string>:8 in <module>\\n<string>:4 in faulty"')
 
 
 def test_a_stuck_reader_loses_lines_and_stops_nobody(pipe: int) -> None:

@@ -182,8 +182,19 @@ class Logger:
 
             trace = "".join(traceback.format_exception(error))
         except Exception:  # no descriptor to import it with, or to read the sources
-            trace = ""
+            trace = _places(error)
         self._log(ERROR, message, {**values, "error": repr(error), "traceback": trace.rstrip("\n")})
+
+
+def _places(error: BaseException) -> str:
+    """Where an error came by, the least that tells it, with nothing that must be imported."""
+    places = []
+    step = error.__traceback__
+    while step is not None:
+        code = step.tb_frame.f_code
+        places.append(f"{code.co_filename}:{step.tb_lineno} in {code.co_name}")
+        step = step.tb_next
+    return "\n".join(places)
 
 
 class EveryMinute:
