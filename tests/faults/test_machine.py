@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import re
 import resource
@@ -175,6 +176,29 @@ def test_a_full_descriptor_table_slows_accepting_and_no_more(agent: AgentProcess
     for connection in (*connections, *waiting):
         connection.close()
     assert agent.log().count("EMFILE") + agent.log().count("Too many open files") <= 2
+
+
+def test_a_command_without_descriptors_is_refused_with_the_reason(agent: AgentProcess) -> None:
+    async def run() -> None:
+        async with connect(agent.address, timeout=PATIENCE) as client:
+            await client.create_container(id="c", cmd=["/bin/sleep", "1000"])
+            await client.start_container("c")
+            await client.exec(["/bin/true"])
+            limits = resource.prlimit(agent.pid, resource.RLIMIT_NOFILE)
+            room = next(fd for fd in itertools.count() if not os.path.lexists(f"/proc/{agent.pid}/fd/{fd}"))
+            resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, (room, limits[1]))
+            try:
+                for where in ("", "c"):
+                    with pytest.raises(RequestError, match=r"^exec failed: Too many open files \(os error 24\)"):
+                        await client.exec(["/bin/true"], container=where)
+            finally:
+                resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, limits)
+            for where in ("", "c"):
+                assert (await client.exec(["/bin/true"], container=where)).exit_code == 0
+            await client.remove_container("c", force=True)
+
+    asyncio.run(run())
+    assert "Traceback" not in agent.log()
 
 
 def connection_to(agent: AgentProcess) -> socket.socket:

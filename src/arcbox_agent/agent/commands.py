@@ -260,7 +260,10 @@ class Commands:
         if self._active >= self._settings.max_execs:
             self._metrics.add("bound_execs")
             raise BusyError(f"max_execs = {self._settings.max_execs} commands run already: try again later")
-        place = self._place(request)
+        try:
+            place = self._place(request)
+        except OSError as error:
+            raise _failed(error) from error
         self._active += 1
         task = asyncio.get_running_loop().create_task(self._start(request, place, stderr))
         try:
@@ -306,7 +309,7 @@ class Commands:
             # Where it is to run could not be found out, or what it needs not be opened.
             await self._containers.runtime.in_thread(preparation.undo)
             if isinstance(error, OSError):
-                raise AgentFailedError(f"exec failed: {error.strerror} (os error {error.errno})") from error
+                raise _failed(error) from error
             raise
         self._metrics.add("commands_started")
         command = Command(
@@ -457,6 +460,11 @@ def _prepare(request: ExecRequest, place: Place, preparation: _Preparation, stde
         raise
     preparation.give_away(spec.descriptors())
     return spec
+
+
+def _failed(error: OSError) -> AgentFailedError:
+    """As 0.0.1-alpha.1 says it."""
+    return AgentFailedError(f"exec failed: {error.strerror} (os error {error.errno})")
 
 
 def _remove(scope: Scope) -> None:
