@@ -41,7 +41,7 @@ LOOK_FIRST, LOOK_LAST = 0.002, 0.05
 #: How often what could not be written is tried again.
 RETRY = 1.0
 #: At the agent's end: how long a start, a removal or a record under way may take to come to its end.
-SETTLE = 5.0
+SETTLE = 3.0
 
 
 class Supervisor:
