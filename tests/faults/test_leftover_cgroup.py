@@ -37,3 +37,18 @@ async def _exit_code(agent: AgentProcess) -> int:
         reply = await client.wait_container("c")
         await client.remove_container("c")
         return reply.status_code
+
+
+def test_an_agent_that_ran_nothing_leaves_no_cgroup() -> None:
+    with tempfile.TemporaryDirectory(prefix="arcbox-") as name:
+        agent = AgentProcess(Path(name))
+        agent.start()
+        try:
+            agent.wait_until_it_answers()
+            parent = cgroups.find_parent(_cgroup_name(str(agent.state_dir)))
+            assert parent is not None, "this test needs cgroup2"
+            agent.stop()
+            assert not Path(parent).exists()
+        finally:
+            if agent.running:
+                agent.kill()

@@ -511,6 +511,8 @@ def _remove_if_empty(paths: Sequence[str]) -> None:
     for path in paths:
         try:
             os.rmdir(path)
+        except FileNotFoundError:
+            continue  # no command was ever run
         except OSError:
             return  # containers or commands go on in it
 
