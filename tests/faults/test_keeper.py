@@ -46,6 +46,11 @@ async def agents() -> AsyncIterator[tuple[Callable[[], Awaitable[Keeper]], Proce
             await processes.close()
 
 
+def copies(*fds: int) -> list[int]:
+    """For the keeper, which takes over what it is given."""
+    return [os.dup(fd) for fd in fds]
+
+
 async def until(what: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 30
     while not what():
@@ -60,7 +65,7 @@ def test_what_was_written_into_a_pipe_outlives_both_of_its_ends() -> None:
             assert await keeper.start() == []
             reading, writing = os.pipe()
             os.write(writing, b"the last words")
-            await keeper.keep("container", [reading, writing])
+            await keeper.keep("container", copies(reading, writing))
             os.close(reading)
             os.close(writing)
 
@@ -82,7 +87,7 @@ def test_the_status_of_a_process_that_ended_while_there_was_no_agent_can_be_read
             keeper = await next_agent()
             pid = os.posix_spawn("/bin/sh", ["sh", "-c", "kill -STOP $$; exit 7"], {})
             pidfd = os.pidfd_open(pid)
-            await keeper.keep("container", [pidfd])
+            await keeper.keep("container", copies(pidfd))
             os.close(pidfd)
 
             keeper = await next_agent()
@@ -102,12 +107,12 @@ def test_a_keeper_that_was_killed_is_missed_but_not_needed() -> None:
         async with agents() as (next_agent, processes):
             keeper = await next_agent()
             reading, writing = os.pipe()
-            await keeper.keep("first", [reading, writing])
+            await keeper.keep("first", copies(reading, writing))
             (pid,) = [process.pid for process in processes._owned.values()]
             os.kill(pid, signal.SIGKILL)
             await until(lambda: not len(processes))
-            await keeper.keep("second", [reading, writing])  # finds it gone
-            await keeper.keep("third", [reading, writing])  # and has started another
+            await keeper.keep("second", copies(reading, writing))  # finds it gone
+            await keeper.keep("third", copies(reading, writing))  # and has started another
             assert len(processes) == 1
             assert len(await keeper.fetch("third")) == 2
             await keeper.drop("third")
@@ -120,7 +125,7 @@ def test_a_keeper_whose_socket_was_removed_ends_though_it_keeps_something() -> N
         async with agents() as (next_agent, processes):
             keeper = await next_agent()
             reading, writing = os.pipe()
-            await keeper.keep("container", [reading, writing])
+            await keeper.keep("container", copies(reading, writing))
             os.close(writing)
             os.unlink(keeper._path)
             await keeper.close()
@@ -137,7 +142,7 @@ def test_it_keeps_what_came_in_several_calls_and_no_more_than_it_may() -> None:
             keeper = await next_agent()
             reading, writing = os.pipe()
             for _ in range(20):
-                await keeper.keep("container", [reading])
+                await keeper.keep("container", copies(reading))
             fds = await keeper.fetch("container")
             assert len(fds) == 8
             for fd in (*fds, reading, writing):
@@ -153,12 +158,12 @@ def test_a_keeper_that_was_slow_once_still_keeps_what_it_has(monkeypatch: pytest
         async with agents() as (next_agent, processes):
             keeper = await next_agent()
             reading, writing = os.pipe()
-            await keeper.keep("first", [reading])
+            await keeper.keep("first", copies(reading))
             (pid,) = [process.pid for process in processes._owned.values()]
             os.kill(pid, signal.SIGSTOP)
-            await keeper.keep("missed", [reading])
+            await keeper.keep("missed", copies(reading))
             os.kill(pid, signal.SIGCONT)
-            await keeper.keep("second", [writing])
+            await keeper.keep("second", copies(writing))
             assert len(processes) == 1
             for key in ("first", "second"):
                 (fd,) = await keeper.fetch(key)
@@ -176,12 +181,12 @@ def test_a_keeper_without_room_keeps_what_it_has_and_finds_the_next_agent() -> N
         async with agents() as (next_agent, processes):
             keeper = await next_agent()
             reading, writing = os.pipe()
-            await keeper.keep("first", [reading, writing])
+            await keeper.keep("first", copies(reading, writing))
             (pid,) = [process.pid for process in processes._owned.values()]
             room = len(os.listdir(f"/proc/{pid}/fd")) + 1
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (room, room))
-            await keeper.keep("two", [reading, writing])
-            await keeper.keep("one", [reading])
+            await keeper.keep("two", copies(reading, writing))
+            await keeper.keep("one", copies(reading))
             keeper = await next_agent()
             assert await keeper.start() == ["first", "one"]
             for key, many in (("first", 2), ("two", 0), ("one", 1)):

@@ -66,29 +66,20 @@ class Keeper:
         return [key.decode(errors="replace") for key in reply.split(b"\0")[1:]]
 
     async def keep(self, key: str, fds: Sequence[int], *, anew: bool = False) -> None:
-        """Hold duplicates of these, besides what is held for `key` already, or instead of it (`anew`).
+        """Hold these, besides what is held for `key` already, or instead of it (`anew`).
 
-        A descriptor that is -1 is that of a process which has ended already.
+        They are taken over: closed here as soon as the keeper has them, or if it cannot have them.
+        (Not duplicated, as there may be no descriptor left for that when it counts most.)
         """
-        # Duplicated before any wait: the caller may close its own in the meantime, and a
-        # process that ends at once closes its pidfd.
-        own: list[int] = []
         there = False
-        try:
-            for fd in fds:
-                if fd >= 0:
-                    own.append(os.dup(fd))
-        except OSError as error:
-            # The container is worth more than what is done for the case of the agent's death.
-            log.error("descriptors cannot be kept", key=key, error=error)
         try:
             there = self._socket is not None or await self._start_one()
         finally:
             if not there:
-                for fd in own:
+                for fd in fds:
                     os.close(fd)
         if there:
-            reply, _ = await self._ask((b"n" if anew else b"k") + key.encode(), own)
+            reply, _ = await self._ask((b"n" if anew else b"k") + key.encode(), fds)
             if reply == b"full" and (silent := self._full_log.passes()) is not None:
                 log.warning("the keeper has no room for more descriptors", key=key, also_refused=silent)
 

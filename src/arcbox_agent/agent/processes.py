@@ -149,6 +149,7 @@ class SpawnSpec:
         """Spawns; (pid, pidfd, start time).  It blocks: for a thread."""
         # One that is found by its cgroup, and by nobody after a restart, needs no start time.
         dated = self.pid_fd >= 0 or self.cgroup_fd < 0
+        start_time = 0
         try:
             pid, pidfd = spawn(
                 programs=self.programs,
@@ -168,10 +169,13 @@ class SpawnSpec:
                 ids=self.ids,
                 rlimits=() if self.own_limits else _rlimits(),
             )
+            if self.pid_fd >= 0:
+                # The child has written it there itself, so nothing has to be opened for it.
+                start_time = int(fields_of(os.pread(self.pid_fd, 4096, 0))[19])
         finally:
             self.close()
-        if not dated:
-            return pid, pidfd, 0
+        if start_time or not dated:
+            return pid, pidfd, start_time
         try:
             # The zombie stays until the loop takes its status, so the number is still its own.
             return pid, pidfd, start_time_of(pid) or 0
@@ -471,14 +475,19 @@ def start_time_of(pid: int) -> int | None:
 
 
 def stat_fields(pid: int | str) -> list[bytes] | None:
-    """The fields of /proc/PID/stat behind the name, so from the state (field 3) on."""
+    """As fields_of; None where there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
             line = file.read(4096)
     except (FileNotFoundError, ProcessLookupError):
         return None
+    return fields_of(line)
+
+
+def fields_of(line: bytes) -> list[bytes]:
+    """What is behind the name in a line of /proc/PID/stat, the state (field 3) first."""
     # The name may hold spaces and brackets; what follows it cannot.
-    return line[line.rindex(b")") + 2 :].split()
+    return line[line.rfind(b")") + 2 :].split()
 
 
 def _zombie_status(pid: int, start_time: int) -> ExitStatus | None:

@@ -31,7 +31,7 @@ from arcbox_agent.agent.containers.runtime import NotStarted, Place, StartError,
 from arcbox_agent.agent.containers.sessions import Session
 from arcbox_agent.agent.keeper import Keeper
 from arcbox_agent.agent.log import Logger
-from arcbox_agent.agent.processes import LOST, ExitStatus, SpawnError, SpawnSpec
+from arcbox_agent.agent.processes import LOST, ExitStatus, SpawnError, SpawnSpec, fields_of
 from arcbox_agent.errors import BadRequestError, RequestError
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class ProcessRuntime:
             handle = self._attach(record.id, preparation.fifos, preparation.master)
             await handle.ready()
             # Before there is anybody who could write and end while no agent is there.
-            await self.keeper.keep(record.id, preparation.to_keep(), anew=True)
+            await self.keeper.keep(record.id, preparation.hand_over(), anew=True)
             spawning = True  # from here on the descriptors of `spec` are not ours
             process = await self._processes.spawn(spec)
         except asyncio.CancelledError:
@@ -224,7 +224,12 @@ class ProcessRuntime:
                 raise StartError(system_reason(error)) from error
             raise
         preparation.close()
-        await self.keeper.keep(record.id, [process.pidfd])
+        if process.pidfd >= 0:  # else it has ended already
+            try:
+                await self.keeper.keep(record.id, [os.dup(process.pidfd)])
+            except OSError as error:
+                # The container is worth more than what is done for the case of the agent's death.
+                log.error("the pidfd of a container cannot be kept", container=record.id, error=error)
         return ProcessRun(
             self,
             record.id,
@@ -482,15 +487,17 @@ class _Preparation:
     def give_away(self, fds: set[int]) -> None:
         self._fds -= fds
 
-    def to_keep(self) -> list[int]:
-        return [*self.kept, *([self.master] if self.master is not None else [])]
-
-    def close(self) -> None:
-        for fd in (*self._fds, *self.to_keep()):
-            os.close(fd)
-        self._fds.clear()
+    def hand_over(self) -> list[int]:
+        """What the keeper is to hold: its own from here on."""
+        fds = [*self.kept, *([self.master] if self.master is not None else [])]
         self.kept.clear()
         self.master = None
+        return fds
+
+    def close(self) -> None:
+        for fd in (*self._fds, *self.hand_over()):
+            os.close(fd)
+        self._fds.clear()
 
 
 def _ids(user: users.User, asked: str) -> tuple[int, int, Sequence[int]] | None:
@@ -538,7 +545,7 @@ def _read_pid_file(path: str) -> tuple[int, int] | NotStarted | None:
     finally:
         os.close(fd)
     line, _, rest = octets.partition(b"\n")
-    fields = line[line.rfind(b")") + 2 :].split()
+    fields = fields_of(line)
     if not line or len(fields) < 20:
         return NotStarted("the agent was killed while it started the container")
     words = rest.split()
