@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from arcbox_agent.agent.log import Logger
 from arcbox_agent.wire import encode_message
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from arcbox_agent.agent.access import Access
     from arcbox_agent.agent.connection import Connection

@@ -13,11 +13,11 @@ import fcntl
 import os
 import struct
 import time
-from typing import TYPE_CHECKING
 
 from arcbox_agent.agent.log import Logger
 from arcbox_agent.errors import BadRequestError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from arcbox_agent.agent.metrics import Metrics
 

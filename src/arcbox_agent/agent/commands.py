@@ -17,7 +17,6 @@ import signal
 import struct
 import sys
 import termios
-from typing import TYPE_CHECKING
 
 from arcbox_agent.agent.containers import cgroups, environment, users
 from arcbox_agent.agent.containers.runtime import Place, reason
@@ -26,6 +25,7 @@ from arcbox_agent.agent.log import Logger
 from arcbox_agent.agent.processes import SpawnError, SpawnSpec
 from arcbox_agent.errors import AgentFailedError, BusyError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 

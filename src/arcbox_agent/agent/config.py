@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from arcbox_agent.address import UnixAddress, parse_listen
 from arcbox_agent.agent.access import MODES
 from arcbox_agent.errors import AddressError, ConfigError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 

@@ -24,7 +24,6 @@ from asyncio import CancelledError, Protocol
 from collections import deque
 from os import SPLICE_F_MOVE, SPLICE_F_NONBLOCK, close, dup, splice
 from socket import MSG_MORE
-from typing import TYPE_CHECKING
 
 from arcbox_agent.agent.access import NEEDS
 from arcbox_agent.agent.call import Call
@@ -40,6 +39,7 @@ from arcbox_agent.errors import (
 )
 from arcbox_agent.wire import FrameDecoder, encode_error, encode_message, message_class, serve_pings
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from asyncio import Future, Task, Transport

@@ -14,7 +14,6 @@ import resource
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -35,6 +34,7 @@ from arcbox_agent.agent.routes import ROUTES
 from arcbox_agent.agent.server import Server
 from arcbox_agent.errors import ConfigError, RequestError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, TimerHandle
     from collections.abc import Sequence

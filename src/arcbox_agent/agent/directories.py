@@ -6,11 +6,11 @@ import errno
 import fcntl
 import os
 import time
-from typing import TYPE_CHECKING
 
 from arcbox_agent.agent.log import Logger
 from arcbox_agent.errors import ConfigError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from arcbox_agent.agent.config import Settings
 

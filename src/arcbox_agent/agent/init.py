@@ -18,12 +18,12 @@ import socket
 import struct
 import sys
 import time
-from typing import TYPE_CHECKING
 
 from arcbox_agent import _guest
 from arcbox_agent.agent import power
 from arcbox_agent.agent.log import Logger
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn

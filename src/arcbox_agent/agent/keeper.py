@@ -17,11 +17,11 @@ import os
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 from arcbox_agent.agent.log import EveryMinute, Logger
 from arcbox_agent.agent.processes import SpawnError, SpawnSpec
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import TypeVar

@@ -16,7 +16,6 @@ import os
 import socket
 import stat
 import struct
-from typing import TYPE_CHECKING
 
 from arcbox_agent.address import UnixAddress, VsockAddress, parse_listen
 from arcbox_agent.agent.access import MODES
@@ -24,6 +23,7 @@ from arcbox_agent.agent.config import parse_listen_or_activated
 from arcbox_agent.agent.log import EveryMinute, Logger
 from arcbox_agent.errors import ConfigError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, TimerHandle
     from collections.abc import Callable

@@ -7,10 +7,10 @@ request is bounded in size and in time.
 from __future__ import annotations
 
 from asyncio import Protocol
-from typing import TYPE_CHECKING
 
 from arcbox_agent.agent.log import Logger
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from asyncio import AbstractEventLoop, Task, TimerHandle, Transport

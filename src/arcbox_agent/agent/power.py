@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import TYPE_CHECKING
 
 from arcbox_agent import _guest
 from arcbox_agent.agent.log import Logger
 from arcbox_agent.errors import AgentFailedError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 

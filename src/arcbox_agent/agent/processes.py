@@ -14,10 +14,10 @@ import os
 import resource
 import signal
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 from arcbox_agent._spawn import SpawnError, exit_status, spawn, take_status
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Protocol

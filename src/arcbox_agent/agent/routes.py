@@ -7,8 +7,6 @@ connection's next request waits for it, and no other connection does.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from arcbox_agent.agent.access import Access
 from arcbox_agent.agent.handlers import agent_info, containers, exec, logs, power, runtime, system
 from arcbox_agent.message_types import MessageType
@@ -29,6 +27,7 @@ from arcbox_agent.wire import (
     WaitContainerRequest,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any

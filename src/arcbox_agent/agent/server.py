@@ -8,13 +8,13 @@ all, which runs only while a connection asks to be watched.
 from __future__ import annotations
 
 from asyncio import Event
-from typing import TYPE_CHECKING
 
 from arcbox_agent.agent.connection import Connection
 from arcbox_agent.agent.log import EveryMinute, Logger
 from arcbox_agent.errors import BusyError
 from arcbox_agent.wire import encode_error
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from asyncio import AbstractEventLoop, Task, TimerHandle

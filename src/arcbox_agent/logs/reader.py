@@ -6,15 +6,16 @@ Needs no agent: it works in a rescue shell, and on any host that has the files.
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
 
 from arcbox_agent import _logs
 from arcbox_agent._logs import BLOCKED, CHANGED, END, Engine
 from arcbox_agent._logscan import TailScan, bisect
 from arcbox_agent.logs.files import LogFile, open_neighbour, open_newest
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
+    from typing import Any
 
 #: A larger file is searched for a time by bisection, which takes its times to
 #: be in order, but for SLACK: where the clock was set back by more, lines

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import posixpath
-from typing import TYPE_CHECKING
 
 from arcbox_agent.agent.containers import ids
 from arcbox_agent.errors import BadRequestError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 

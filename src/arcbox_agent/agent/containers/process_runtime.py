@@ -20,9 +20,7 @@ import signal
 import struct
 import termios
 import time
-import zlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 from arcbox_agent._spawn import STEPS, exit_status
 from arcbox_agent.agent.containers import cgroups, environment, mounts, users
@@ -34,6 +32,7 @@ from arcbox_agent.agent.log import Logger
 from arcbox_agent.agent.processes import LOST, ExitStatus, SpawnError, SpawnSpec, fields_of
 from arcbox_agent.errors import BadRequestError, RequestError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import TypeVar
@@ -579,4 +578,6 @@ def _cgroup_name(state_dir: str) -> str:
     """Agents beside each other, each with a state directory of its own, must not sweep each other's."""
     if state_dir == _DEFAULT_STATE_DIR:
         return "arcbox"
+    import zlib  # a shared library that only a state directory elsewhere needs
+
     return f"arcbox-{zlib.crc32(os.path.realpath(state_dir).encode()):08x}"

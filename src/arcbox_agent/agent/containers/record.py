@@ -6,11 +6,9 @@ is true now (service.py).
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING
-
 from arcbox_agent.agent.containers.ids import is_id
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
@@ -103,12 +101,16 @@ class Record:
             raise TypeError(f"unknown fields {sorted(values)}")
 
     def encode(self) -> bytes:
+        import json  # a millisecond that an agent without containers need not pay for at its start
+
         fields = {name: getattr(self, name) for name in ("id", *FIELDS)}
         return json.dumps({"format": FORMAT, **fields}, indent=1).encode("ascii") + b"\n"
 
     @classmethod
     def decode(cls, octets: bytes, id: str) -> Record:
         """The record of container `id`; RecordError where it is not one."""
+        import json
+
         try:
             values = json.loads(octets)
         except (ValueError, RecursionError) as error:

@@ -8,15 +8,17 @@ that again after a restart of the agent.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Protocol
 
     from arcbox_agent.agent.containers.cgroups import Cgroup
     from arcbox_agent.agent.containers.record import Record
     from arcbox_agent.agent.processes import ExitStatus, SpawnError
     from arcbox_agent.wire import Mount
+else:
+    Protocol = object
 
 
 class StartError(Exception):

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal as signals
 import time
-from typing import TYPE_CHECKING
 
 from arcbox_agent.agent.containers import environment, ids
 from arcbox_agent.agent.containers.model import Container, Exit
@@ -25,6 +24,7 @@ from arcbox_agent.errors import (
     NotFoundError,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 

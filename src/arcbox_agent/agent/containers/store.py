@@ -13,12 +13,12 @@ All of it blocks, for a disk: call it in a thread.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from arcbox_agent.agent.containers.ids import is_id
 from arcbox_agent.agent.containers.record import Record, RecordError
 from arcbox_agent.agent.log import Logger
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 

@@ -10,7 +10,6 @@ import asyncio
 import signal
 import time
 from contextvars import Context
-from typing import TYPE_CHECKING
 
 from arcbox_agent.agent.containers import record as states
 from arcbox_agent.agent.containers.model import Exit
@@ -19,6 +18,7 @@ from arcbox_agent.agent.log import Logger
 from arcbox_agent.agent.processes import LOST, ExitStatus
 from arcbox_agent.errors import AgentFailedError, ConflictError, NotFoundError, RequestError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
     from typing import Any, TypeVar

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
 
 from arcbox_agent.message_types import MessageType
 from arcbox_agent.wire import AgentInfo, ListenerInfo
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from arcbox_agent.agent.call import Call
     from arcbox_agent.agent.daemon import Agent

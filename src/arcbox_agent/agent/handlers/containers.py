@@ -6,11 +6,10 @@ all that start, stop and remove can say is a 500 that begins with `failed to`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from arcbox_agent.errors import AgentFailedError, RequestError
 from arcbox_agent.wire import CreateContainerResponse, Empty, ListContainersResponse, WaitContainerResponse
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from arcbox_agent.agent.call import Call
     from arcbox_agent.agent.daemon import Agent

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from arcbox_agent.agent.frame_heads import FrameHeads
 from arcbox_agent.errors import BadRequestError
 from arcbox_agent.wire import ExecOutput
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from arcbox_agent.agent.call import Call
     from arcbox_agent.agent.commands import Command, Output

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from arcbox_agent.agent.logs.follower import Options, read_on
 from arcbox_agent.errors import AgentFailedError, BadRequestError
 from arcbox_agent.wire import Empty, LogEntry, LogEntryV2, Timestamp
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from arcbox_agent.agent.call import Call
     from arcbox_agent.agent.containers.model import Container

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from arcbox_agent.wire import ShutdownResponse
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from arcbox_agent.agent.call import Call
     from arcbox_agent.agent.daemon import Agent

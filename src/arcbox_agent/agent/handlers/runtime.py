@@ -7,10 +7,9 @@ it answers.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from arcbox_agent.wire import RuntimeEnsureResponse, RuntimeStatusResponse, ServiceStatus
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from arcbox_agent.agent.call import Call
     from arcbox_agent.agent.daemon import Agent

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from arcbox_agent.agent import clock
 from arcbox_agent.agent.access import Access
@@ -11,6 +10,7 @@ from arcbox_agent.agent.addresses import ip_addresses
 from arcbox_agent.agent.handlers.agent_info import features
 from arcbox_agent.wire import PingResponse, SystemInfo
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from arcbox_agent.agent.call import Call
     from arcbox_agent.agent.daemon import Agent

@@ -17,11 +17,11 @@ import fcntl
 import os
 import threading
 from collections import deque
-from typing import TYPE_CHECKING
 
 from arcbox_agent._capture import CaptureLog, Pump, Source
 from arcbox_agent.agent.log import Logger
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

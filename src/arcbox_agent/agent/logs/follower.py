@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
 
 from arcbox_agent._logs import BLOCKED, END, with_trace
 from arcbox_agent.agent.logs.cursor import Cursor
 from arcbox_agent.agent.logs.inotify import Inotify
 from arcbox_agent.logs.reader import LogReader
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any

@@ -8,11 +8,11 @@ has changed; an event says only that looking is worth it.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from arcbox_agent import _inotify
 from arcbox_agent.agent.log import Logger
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, TimerHandle
     from collections.abc import Callable
