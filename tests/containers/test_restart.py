@@ -186,6 +186,8 @@ def test_a_number_that_another_process_has_now_is_not_taken_for_the_container(le
         began = start_time_of(pid)
     agent.kill()
     os.kill(pid, signal.SIGKILL)
+    # By its start time it is told, which the kernel counts in ticks of 10 ms: the other's is a later one.
+    time.sleep(0.05)
     other = subprocess.Popen(["sleep", "1000"])
     while start_time_of(other.pid) == began:
         # Of the same tick of the kernel's clock: no number comes round that fast.
