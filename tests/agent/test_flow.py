@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import resource
+import signal
 import socket
 import struct
 import threading
@@ -153,6 +154,23 @@ def test_all_half_frames_together_have_a_bound_and_the_largest_goes_first(start_
         reply = small.reply()
         assert isinstance(reply, Error)
         assert reply.code == 400
+
+
+def test_a_call_whose_connection_goes_before_it_has_begun_is_over_too(start_agent) -> None:
+    agent = start_agent(max_frame_size="64KiB", max_queued_total="64KiB", shutdown_timeout="0.5")
+    with Peer(agent.socket_path) as peer:
+        peer.ask(PingRequest())
+        # All of it comes in one read: the call is there, and more behind it than may be held.
+        os.kill(agent.process.pid, signal.SIGSTOP)
+        try:
+            peer.send(ExecRequest(cmd=["true"]), *[PingRequest(message="x" * 1000)] * 100)
+        finally:
+            os.kill(agent.process.pid, signal.SIGCONT)
+        reply = peer.reply()
+        assert isinstance(reply, Error)
+        assert reply.code == 429
+    agent.stop()
+    assert "did not finish in time" not in agent.log()
 
 
 def _send_and_ignore(peer: Peer, data: bytes) -> None:

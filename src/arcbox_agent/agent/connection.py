@@ -219,8 +219,7 @@ class Connection(Protocol):
         self._lost = True
         if not self._closing_since:
             self._closing_since = self._server.now()
-        if self._task is not None:
-            self._task.cancel()
+        self._cancel_task()
         self._waiting = None
         self._server.forget(self)
 
@@ -591,8 +590,13 @@ class Connection(Protocol):
         if self._transport is not None and not self._lost:
             self._closing_since = self._closing_since or self._server.now()
             self._transport.abort()
+        self._cancel_task()
+
+    def _cancel_task(self) -> None:
+        # In a moment: a task that is cancelled before its first step never takes it, and so
+        # nothing of what `_run` does at its end.  That step was asked for before this one.
         if self._task is not None:
-            self._task.cancel()
+            self._server.loop.call_soon(self._task.cancel)
 
     def stop(self) -> None:
         """The agent stops: nothing more is read; what has arrived is still answered."""
@@ -600,14 +604,14 @@ class Connection(Protocol):
             self._close(b"")
             return
         self._pause()
-        if self._call is not None and self._call.open_ended and self._task is not None:
-            self._task.cancel()
+        if self._call is not None and self._call.open_ended:
+            self._cancel_task()
 
     def cancel(self) -> None:
         """The agent can wait no longer."""
         if self._task is not None:
             self._waiting = None
-            self._task.cancel()
+            self._cancel_task()
         else:
             self.abort()
 
