@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -206,9 +207,37 @@ def test_memory_stays_small_whatever_the_size_of_the_log(agent: RunningAgent, cl
     assert peak(agent) - before < 16 << 20  # with what its connection may hold
 
 
+def test_a_follow_that_waits_keeps_nothing_of_what_it_has_sent(agent: RunningAgent, client: Any) -> None:
+    id = run(client, "sleep 1000")
+    log = agent.state_dir / "logs" / f"{id}.log"
+    log.touch()
+    with ExitStack() as connections:
+        followers = []
+        for since in range(1, 101):  # another each: nobody shares a reader with another
+            follower = connections.enter_context(socket.socket(socket.AF_UNIX))
+            follower.settimeout(30)
+            follower.connect(str(agent.socket_path))
+            follower.sendall(wire.encode_message(wire.LogsRequest(container_id=id, follow=True, since=since)))
+            followers.append(follower)
+        before = status(agent, "VmRSS")
+        with log.open("ab") as file:
+            file.write((b"2026-11-23T17:45:12.255151664Z stdout F " + b"x" * 100 + b"\n") * 900)
+        for follower in followers:
+            received = b""
+            while received.count(b"x" * 100) < 900:
+                received += follower.recv(1 << 20)
+        # 90 kB each, were the last output kept.
+        assert status(agent, "VmRSS") - before < 5 << 20
+    client.remove_container(id, force=True)
+
+
 def peak(agent: RunningAgent) -> int:
-    status = Path(f"/proc/{agent.process.pid}/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    return status(agent, "VmHWM")
+
+
+def status(agent: RunningAgent, field: str) -> int:
+    text = Path(f"/proc/{agent.process.pid}/status").read_text()
+    return int(text.split(f"{field}:")[1].split()[0]) * 1024
 
 
 @pytest.mark.parametrize("version", [1, 2])

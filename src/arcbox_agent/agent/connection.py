@@ -43,10 +43,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from asyncio import Future, Task, Transport
+    from collections.abc import Coroutine
     from typing import Any
 
     from arcbox_agent.agent.access import Access
-    from arcbox_agent.agent.routes import Route
     from arcbox_agent.agent.server import Server
     from arcbox_agent.wire import Frame, Message
 
@@ -311,7 +311,7 @@ class Connection(Protocol):
             request = route.request.decode(frame.payload) if route.request is not None else None
             if route.runs_in_task:
                 self._call = call
-                self._task = server.loop.create_task(self._run(route, request, call))
+                self._task = server.loop.create_task(self._run(route.handler(server.agent, request, call), call))
                 server.running.add(self)
                 return None
             return self._encode(route.handler(server.agent, request, call), trace_id)
@@ -320,10 +320,10 @@ class Connection(Protocol):
         finally:
             current_call.reset(token)
 
-    async def _run(self, route: Route, request: Message | None, call: Call) -> None:
-        """Serve one request that takes time."""
+    async def _run(self, handling: Coroutine[Any, Any, Message | None], call: Call) -> None:
+        """Serve one request that takes time: by `handling`, which alone holds the request, while it needs it."""
         try:
-            reply = await route.handler(self._server.agent, request, call)
+            reply = await handling
             out = self._encode(reply, call.trace_id) if reply is not None else b""
         except CancelledError:
             # Its client is gone, or the agent stops and can wait no longer.

@@ -129,6 +129,10 @@ class Container:
             info.rootfs = record.rootfs
         return info
 
+    def output_is_over(self) -> bool:
+        """Nothing more will be written, until it is started again."""
+        return self.running is None and self.output_finished
+
     def add_output_listener(self, callback: Callable[[], None]) -> None:
         """`callback` is called when `output_finished` becomes true, and at the removal."""
         self._listeners.append(callback)

@@ -25,13 +25,16 @@ async def logs(agent: Agent, request: LogsRequest, call: Call) -> Message:
         if not request.follow:
             answer = _stream if request.stream else _all_in_one
             return await answer(agent, container, options, call)
-        # Not a function of its own: a thousand follows are a thousand frames of it.
+        # Not a function of its own, and nothing is held that is not needed: a thousand follows
+        # are a thousand frames of this one.
         call.open_ended = True
-        follow = agent.followers.follow(container.log_path, options, lambda: _is_over(container))
+        follow = agent.followers.follow(container.log_path, options, container.output_is_over)
+        del request, options
         container.add_output_listener(follow.wake)
         try:
             while (frames := await follow.next()) is not None:
                 await call.send_bytes(frames)
+                del frames
         finally:
             container.remove_output_listener(follow.wake)
             follow.close()
@@ -63,14 +66,9 @@ def _time(seconds: int, nanos: int) -> int | None:
     return max(-(1 << 63) + 1, min(seconds * _SECOND + nanos, (1 << 63) - 1))
 
 
-def _is_over(container: Container) -> bool:
-    """Nothing more will be written, until the container is started again."""
-    return container.state != "running" and container.output_finished
-
-
 async def _stream(agent: Agent, container: Container, options: Options, call: Call) -> Message:
     # While the container runs, a last line without its newline is one in the making.
-    reader = options.reader(container.log_path, trace=options.trace, unended=_is_over(container))
+    reader = options.reader(container.log_path, trace=options.trace, unended=container.output_is_over())
     try:
         while (frames := await read_on(reader)) is not None:
             await call.send_bytes(frames)
@@ -84,7 +82,7 @@ async def _stream(agent: Agent, container: Container, options: Options, call: Ca
 async def _all_in_one(agent: Agent, container: Container, options: Options, call: Call) -> Message:
     """One entry with all lines, as 0.0.1-alpha.1 answers."""
     limit = agent.settings.max_frame_size - _OVERHEAD - len(options.trace)
-    reader = options.reader(container.log_path, output="text", unended=_is_over(container))
+    reader = options.reader(container.log_path, output="text", unended=container.output_is_over())
     text = bytearray()
     try:
         while (piece := await read_on(reader)) is not None:

@@ -264,7 +264,7 @@ class Follow:
 
     __slots__ = (
         "_cursor", "_ended", "_eager", "_finished", "_flow", "_followers", "_options", "_path", "_reader",
-        "_until_timer", "number", "over",
+        "_trace", "_until", "_until_timer", "number", "over",
     )  # fmt: skip
 
     def __init__(self, followers: Followers, path: str, options: Options, ended: Callable[[], bool]) -> None:
@@ -272,7 +272,9 @@ class Follow:
         self.over = False  # `until` has passed
         self._followers = followers
         self._path = path
-        self._options = options
+        self._options: Options | None = options  # until it is with a flow
+        self._trace = options.trace
+        self._until = options.until
         self._ended = ended
         self._reader: LogReader | None = options.reader(path, keep_open=True)  # of what is there already
         self._flow: Flow | None = None
@@ -346,7 +348,7 @@ class Follow:
         return None
 
     def _own(self, data: bytes) -> bytes:
-        return with_trace(data, self._options.trace) if self._options.trace else data
+        return with_trace(data, self._trace) if self._trace else data
 
     async def _initial(self, reader: LogReader) -> bytes | None:
         """What is there already; None: that was all of it."""
@@ -355,8 +357,10 @@ class Follow:
         except FileNotFoundError:
             data = None  # the container has not written yet
         if data is None:
-            self._reader = None
-            self._followers.enter(self, self._options.key(self._path), Cursor(self._path, reader.engine, reader.file))
+            assert self._options is not None
+            key = self._options.key(self._path)
+            self._reader = self._options = None
+            self._followers.enter(self, key, Cursor(self._path, reader.engine, reader.file))
         return data
 
     async def _shared(self, flow: Flow) -> bytes | None:
@@ -399,7 +403,7 @@ class Follow:
         return None if await flow.advance() or cursor.is_at(flow.cursor) else b""
 
     def _set_until(self) -> None:
-        until = self._options.until
+        until = self._until
         if until is None:
             return
         left = (until - time.time_ns()) / 1e9 + UNTIL_GRACE
