@@ -368,14 +368,20 @@ class Commands:
         command.done = True
         command.close_outputs()
         kill = command.process.status is None or command.timed_out
-        scope = command.scope
-        if not kill and command.in_guest and len(self._spare) < SPARE_CGROUPS and not scope.alive():
-            # Nothing is left in it, and nobody will kill it any more.
+        if kill or not command.in_guest:
+            self._end_later(self._finish(command, kill))
+            return
+        # Nobody will kill it any more.  Its cgroup is looked at when its client has the reply.
+        self._active -= 1
+        asyncio.get_running_loop().call_soon(self._keep_scope, command.scope)
+
+    def _keep_scope(self, scope: Scope) -> None:
+        """The cgroup of a command that has ended, for another if nothing is left in it."""
+        if len(self._spare) < SPARE_CGROUPS and not scope.alive():
             assert isinstance(scope, cgroups.Cgroup)
             self._spare.append(scope)
-            self._active -= 1
-            return
-        self._end_later(self._finish(command, kill))
+        else:
+            self._end_later(self._remove_scope(scope))
 
     def detach(self, command: Command) -> None:
         """Nobody waits for `command`."""

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 #: One read of what is collected.
 CHUNK = 256 << 10
 
+#: Where it is read to, for all commands: each copies it away before another has its turn.
+_ROOM = memoryview(bytearray(CHUNK))
+
 #: The most that one frame of a stream carries.
 PIECE = 1 << 20
 
@@ -38,14 +41,12 @@ async def exec(agent: Agent, request: ExecRequest, call: Call) -> ExecOutput:
 async def _stream(command: Command, call: Call) -> ExecOutput:
     """Each piece as it comes.  While the client does not read, nor do we: the command waits in its pipe."""
     heads = FrameHeads(call.trace_id)
-    typed = bytearray(CHUNK) if command.terminal else bytearray()
-    room = memoryview(typed)
 
     async def forward(output: Output) -> int | None:
         if command.terminal:
-            size = output.read_into(room)
+            size = output.read_into(_ROOM)
             if size:
-                await call.send(ExecOutput(stream=output.name, data=bytes(room[:size])))
+                await call.send(ExecOutput(stream=output.name, data=bytes(_ROOM[:size])))
             return size
         size = output.waiting()
         if size:
@@ -60,7 +61,7 @@ async def _stream(command: Command, call: Call) -> ExecOutput:
 
 async def _collect(command: Command, limit: int, detail: bool) -> ExecOutput:
     collected: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
-    room = memoryview(bytearray(min(CHUNK, limit + 1)))
+    room = _ROOM[: limit + 1]
 
     async def keep(output: Output) -> int | None:
         size = output.read_into(room)
