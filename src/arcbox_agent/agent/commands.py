@@ -57,6 +57,9 @@ SPARE_CGROUPS = 8
 KILL_ATTEMPTS = 50
 KILL_PAUSE = 0.1
 
+#: At the agent's end: how long all that is being started or ended may take.
+PATIENCE = 2.0
+
 #: Control-D: the end of the input of a terminal.
 END_OF_TRANSMISSION = b"\x04"
 
@@ -248,6 +251,8 @@ class Commands:
         self._active = 0
         #: Empty cgroups of commands that are over, for those to come.
         self._spare: list[cgroups.Cgroup] = []
+        #: Starts under way, which go on when their clients go away.
+        self._starting: set[asyncio.Task[Command]] = set()
         self._endings: set[asyncio.Task[None]] = set()
         #: Until each detached command ends: nobody waits for these.
         self._detached: set[asyncio.Task[None]] = set()
@@ -266,6 +271,8 @@ class Commands:
             raise _failed(error) from error
         self._active += 1
         task = asyncio.get_running_loop().create_task(self._start(request, place, stderr))
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -424,9 +431,13 @@ class Commands:
 
     async def close(self) -> None:
         """Every client is gone by now; waits, not for long, until what they started is."""
-        if self._endings:
-            await asyncio.wait(self._endings, timeout=2)
-        left = [*self._endings, *self._detached]
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + PATIENCE
+        # In this order: what was started for nobody is then being ended.
+        for tasks in (self._starting, self._endings):
+            if tasks:
+                await asyncio.wait(tasks, timeout=max(0.0, deadline - loop.time()))
+        left = [*self._starting, *self._endings, *self._detached]
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
