@@ -1,42 +1,54 @@
-"""Whether this machine's KVM runs a guest, which /dev/kvm alone does not tell."""
+"""What runs the guest's CPUs, in the order in which a boot tries it.
+
+/dev/kvm tells little: there are machines where it is there and refuses a guest, or lets
+one hang.  QEMU's emulation in several threads now and then hangs a guest that boots.  So
+each boot is watched (machine.py), and what follows a boot that hung is a safer choice.
+"""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
-from tests.vm.kernel import GuestKernel
 from tests.vm.packages import CACHE
 
-#: A kernel that runs under KVM panics for want of a root well within this.
-_PATIENCE = 8.0
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """`silence`, `limit`: seconds without a word on the console, and in all, until PID 1 starts.
+
+    A kernel that boots says something several times a second, and is there after two; each
+    bound is many times what a machine needs that has much else to do.
+    """
+
+    name: str
+    options: tuple[str, ...]
+    silence: float
+    limit: float
 
 
-def accelerator(kernel: GuestKernel) -> str:
-    """`kvm`, or `tcg`, which is emulation.  Found out once a boot of this machine."""
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return "tcg"
+_KVM = Accelerator("kvm", ("-accel", "kvm"), silence=15.0, limit=30.0)
+_TCG = Accelerator("tcg", ("-accel", "tcg,thread=multi"), silence=30.0, limit=60.0)
+#: One thread for all CPUs: slow, and without what can go wrong between two.
+_TCG_SINGLE = Accelerator("tcg", ("-accel", "tcg,thread=single"), silence=60.0, limit=120.0)
+
+
+def accelerators() -> list[Accelerator]:
+    """One for each try; after the last there is none."""
+    if os.access("/dev/kvm", os.R_OK | os.W_OK) and not _kvm_failed().exists():
+        return [_KVM, _TCG, _TCG_SINGLE]
+    return [_TCG, _TCG, _TCG_SINGLE]
+
+
+def remember_failure(accelerator: Accelerator) -> None:
+    """KVM is not tried again before this machine boots anew.  Emulation always is."""
+    if accelerator is _KVM:
+        for stale in CACHE.glob("kvm-failed-*"):
+            stale.unlink(missing_ok=True)
+        _kvm_failed().touch()
+
+
+def _kvm_failed() -> Path:
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    known = CACHE / f"accelerator-{boot}"
-    if known.exists():
-        return known.read_text()
-    answer = "kvm" if _kvm_boots(kernel) else "tcg"
-    for stale in CACHE.glob("accelerator-*"):
-        stale.unlink(missing_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=CACHE, delete=False) as file:
-        file.write(answer)
-    os.rename(file.name, known)
-    return answer
-
-
-def _kvm_boots(kernel: GuestKernel) -> bool:
-    command = ["qemu-system-x86_64", "-M", "q35", "-accel", "kvm", "-cpu", "host", "-m", "128"]
-    command += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"]
-    command += ["-kernel", str(kernel.image), "-append", "console=ttyS0 panic=-1"]
-    try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE)
-    except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == 0 and b"Linux version" in done.stdout
+    return CACHE / f"kvm-failed-{boot}"

@@ -18,7 +18,6 @@ import time
 
 import arcbox_agent
 from arcbox_agent.client import Client
-from tests.vm.accelerator import accelerator
 from tests.vm.kernel import guest_kernel
 from tests.vm.machine import Machine, agent_command, guest_environment
 from tests.vm.packages import REPOSITORY
@@ -79,11 +78,11 @@ def main() -> int:
             boots.append(time.monotonic() - started)
             if number == BOOTS - 1:
                 figures = asyncio.run(measure_guest(machine.address))
-            kernel_vsock = machine.kernel_vsock
+            kernel_vsock, accelerator = machine.kernel_vsock, machine.accelerator
     from_host, loopback, to_listening, pss = figures
     kernel = guest_kernel()
     vsock = "the kernel's vhost-vsock" if kernel_vsock else "the vhost-user backend of tests/vm"
-    print(f"Linux {kernel.release} on {accelerator(kernel)}, 2 CPUs; vsock through {vsock}\n")
+    print(f"Linux {kernel.release} on {accelerator.name}, 2 CPUs; vsock through {vsock}\n")
     rows = [
         ("boot to first answer", f"{statistics.median(boots):.1f} s"),
         ("round trip over vsock, host to guest, p50", f"{from_host:.0f} us"),

@@ -15,7 +15,7 @@ import pytest
 import arcbox_agent
 from arcbox_agent.client import Client
 from arcbox_agent.errors import TransportError
-from tests.vm.machine import Machine, agent_command
+from tests.vm.machine import HUNG_BOOTS, Machine, agent_command
 
 T = TypeVar("T")
 
@@ -39,6 +39,14 @@ def pytest_runtest_makereport(
     report = yield
     item.stash[_failed] = item.stash.get(_failed, False) or report.failed
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """A boot that was repeated is no failure, but nobody is to miss it."""
+    if HUNG_BOOTS:
+        terminalreporter.section("boots that were repeated")
+        for what in HUNG_BOOTS:
+            terminalreporter.line(what)
 
 
 def with_client(

@@ -16,6 +16,10 @@ from tests.vm.kernel import ROOT_MODULES, VSOCK_MODULES, GuestKernel
 
 _BUSYBOX = Path("/bin/busybox")
 
+#: The first root's last word on the console, and how its others begin: all is up to PID 1 then.
+STARTING_PID_1 = "initramfs: starting PID 1"
+GIVING_UP = "initramfs: cannot go on: "
+
 
 class Root(enum.Enum):
     #: The host's root, and a tmpfs over it that takes what is written.
@@ -24,10 +28,10 @@ class Root(enum.Enum):
     READ_ONLY = "read-only"
 
 
-_INIT = r"""#!/bin/busybox sh
+_INIT = rf"""#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin
-fail() { echo "initramfs: $*"; poweroff -f; }
+fail() {{ echo "{GIVING_UP}$*"; poweroff -f; }}
 mount -t proc proc /proc
 mount -t devtmpfs dev /dev
 while read -r module; do
@@ -57,6 +61,9 @@ umount /proc
 umount /dev
 cd /newroot
 mount --move . /
+# The kernel's own chatter ends, which showed how far it came.
+dmesg -n 4
+echo "{STARTING_PID_1}"
 exec chroot . $COMMAND
 """
 
