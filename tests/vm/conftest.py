@@ -7,7 +7,10 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable, Generator, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -15,7 +18,9 @@ import pytest
 import arcbox_agent
 from arcbox_agent.client import Client
 from arcbox_agent.errors import TransportError
+from tests.vm.kernel import guest_kernel
 from tests.vm.machine import HUNG_BOOTS, Machine, agent_command
+from tests.vm.packages import REPOSITORY
 
 T = TypeVar("T")
 
@@ -93,6 +98,22 @@ def guest() -> Iterator[Machine]:
         yield machine
     finally:
         machine.close()
+
+
+@pytest.fixture(scope="session")
+def minimal_initramfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What tools/make_initramfs.py makes, as docs/guest.md has it."""
+    directory = tmp_path_factory.mktemp("initramfs")
+    image = directory / "agent.cpio"
+    (config := directory / "config.toml").write_text('log_level = "debug"\n')
+    kernel = guest_kernel()
+    subprocess.run(
+        [sys.executable, str(REPOSITORY / "tools" / "make_initramfs.py"), "--output", str(image)]
+        + ["--config", str(config), "--modules", str(kernel.modules_root / kernel.release)]
+        + ["--busybox", "/bin/busybox"],
+        check=True,
+    )
+    return image
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import shutil
 import socket
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tests.vm import evidence
@@ -19,6 +21,7 @@ from tests.vm.accelerator import Accelerator, accelerators, remember_failure
 from tests.vm.initramfs import GIVING_UP, STARTING_PID_1, Root, boot_archive
 from tests.vm.kernel import guest_kernel
 from tests.vm.packages import REPOSITORY
+from tests.vm.qmp import Qmp, QmpError
 
 _VIRTIOFSD = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")
 
@@ -86,6 +89,7 @@ class Machine:
     `initramfs`: the guest's only root, with a PID 1 of its own.
     `files`: path in the guest to (content, mode), written over its root.
     `kernel_vsock`: None: the host's own vhost-vsock where there is one.
+    `snapshot`: goes on where `save` left off, with the same initramfs and memory.
 
     It is there once its PID 1 starts.  A boot that hangs before is the emulator's fault and is
     tried anew, a bounded number of times (accelerator.py).  So is one that hangs later on,
@@ -103,6 +107,7 @@ class Machine:
         initramfs: Path | None = None,
         kernel_arguments: str = "",
         kernel_vsock: bool | None = None,
+        snapshot: Path | None = None,
     ) -> None:
         # Short: a unix socket's path has room for 107 bytes.
         self.directory = Path(tempfile.mkdtemp(prefix="arcbox-vm-"))
@@ -115,6 +120,7 @@ class Machine:
         self._memory = memory
         self._kernel_arguments = kernel_arguments
         self._own_root = initramfs is None
+        self._snapshot = snapshot
         self._tries = accelerators()
         #: What was tried in vain before, each with the reason.
         self.hung_boots: list[str] = []
@@ -140,7 +146,11 @@ class Machine:
             self.boot_directory.mkdir()
             try:
                 self._start(self.accelerator)
-                self._wait_for_pid_1(self.accelerator)
+                if self._snapshot is not None:
+                    self._wait_for_restore(self.accelerator)
+                    self._plug_vsock()
+                else:
+                    self._wait_for_pid_1(self.accelerator)
                 return
             except HungBootError as error:
                 self._give_up_boot(error)
@@ -180,7 +190,8 @@ class Machine:
             shared_root = ["-chardev", f"socket,id=files,path={files_socket}"]
             shared_root += ["-device", "vhost-user-fs-pci,chardev=files,tag=hostroot"]
         if self.kernel_vsock:
-            vsock = ["-device", f"vhost-vsock-pci,guest-cid={self.cid}"]
+            chardev = []
+            self._vsock_device: dict[str, str | int] = {"driver": "vhost-vsock-pci", "guest-cid": self.cid}
         else:
             vhost_socket = self.boot_directory / "vhost.sock"
             self._run(
@@ -189,8 +200,15 @@ class Machine:
                 + ["--unix", str(self.vsock_path), "--cid", str(self.cid)],
             )
             sockets.append(vhost_socket)
-            vsock = ["-chardev", f"socket,id=vsock,path={vhost_socket}"]
-            vsock += ["-device", "vhost-user-vsock-pci,chardev=vsock"]
+            chardev = ["-chardev", f"socket,id=vsock,path={vhost_socket}"]
+            self._vsock_device = {"driver": "vhost-user-vsock-pci", "chardev": "vsock"}
+        # In a port of its own, so that it can be unplugged: no snapshot holds it.
+        self._vsock_device |= {"id": "vsock", "bus": "port1"}
+        vsock = ["-device", "pcie-root-port,id=port1,chassis=1", *chardev]
+        if self._snapshot is not None:
+            vsock += ["-incoming", f"exec:cat {self._snapshot}"]
+        else:
+            vsock += ["-device", json.dumps(self._vsock_device)]
         for path in sockets:
             self._wait(path.exists, 20.0, f"no socket {path.name} after 20 s")
         size = self._memory
@@ -199,6 +217,7 @@ class Machine:
             ["qemu-system-x86_64", "-name", "guest,debug-threads=on"]
             + ["-M", "q35", "-smp", "2", "-m", str(size), "-cpu", "max", *accelerator.options]
             + ["-object", f"memory-backend-memfd,id=mem,size={size}M,share=on", "-numa", "node,memdev=mem"]
+            + ["-object", "rng-random,id=random,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=random"]
             + shared_root
             + vsock
             + ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
@@ -227,6 +246,16 @@ class Machine:
             if now - began > accelerator.limit:
                 raise self._hung(f"PID 1 did not start within {accelerator.limit:g} s")
             time.sleep(_STEP)
+
+    def _wait_for_restore(self, accelerator: Accelerator) -> None:
+        deadline = time.monotonic() + accelerator.limit
+        while time.monotonic() < deadline and self.running:
+            # Its socket is not there at once.
+            with contextlib.suppress(QmpError), Qmp(self.qmp_path) as qemu:
+                if qemu.command("query-status")["running"]:
+                    return
+            time.sleep(_STEP)
+        raise self._hung("the guest was not restored")
 
     def _share_root(self) -> Path:
         """The host's root as it is on disk, over virtiofs; the socket it is served on."""
@@ -317,6 +346,29 @@ class Machine:
 
     def wait_for_console(self, text: str, limit: float = BOOT_LIMIT) -> None:
         self._wait(lambda: text in self.console(), limit, f"{text!r} is not on the console after {limit:g} s")
+
+    # ---- snapshots
+
+    def unplug_vsock(self) -> None:
+        with Qmp(self.qmp_path) as qemu:
+            qemu.command("device_del", id="vsock")
+            devices = partial(qemu.command, "qom-list", path="/machine/peripheral")
+            # The guest's kernel has to let go of it first.
+            self._wait(lambda: "vsock" not in [one["name"] for one in devices()], 60.0, "vsock is still there")
+
+    def _plug_vsock(self) -> None:
+        with Qmp(self.qmp_path) as qemu:
+            qemu.command("device_add", **self._vsock_device)
+
+    def save(self, snapshot: Path) -> None:
+        """The whole guest as it is now, in a file; it stands still then."""
+        with Qmp(self.qmp_path) as qemu:
+            qemu.command("migrate-set-parameters", **{"max-bandwidth": 1 << 40})
+            qemu.command("migrate", uri=f"exec:cat > {snapshot}")
+            status = partial(qemu.command, "query-migrate")
+            self._wait(lambda: status()["status"] in ("completed", "failed"), 120.0, "no snapshot after 120 s")
+            if status()["status"] == "failed":
+                raise self.failure(f"no snapshot: {status()}")
 
     # ---- its end
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from arcbox_agent.client import Client
-from arcbox_agent.wire import ShutdownResponse, SystemInfo
+from arcbox_agent.wire import SystemInfo
+from tests.cli.conftest import Arcboxctl
 from tests.vm.conftest import with_client
 from tests.vm.initramfs import Root
 from tests.vm.kernel import guest_kernel
 from tests.vm.machine import Machine
-from tests.vm.packages import REPOSITORY
 
 
 def test_pid_1_mounts_what_is_missing_and_waits_for_vsock(guest: Machine) -> None:
@@ -49,26 +48,28 @@ def test_the_end_stops_containers_in_order_and_then_the_machine(
 ) -> None:
     machine = boot()
     script = """
-        trap 'sleep 1; echo the container took its leave > /dev/console; exit 0' TERM
-        echo ready > /dev/console
+        trap 'sleep 1; echo container $0 took its leave > /dev/console; exit 0' TERM
+        echo ready $0 > /dev/console
         while true; do sleep 0.1; done
     """
 
     async def work(client: Client) -> None:
-        created = await client.create_container(cmd=["/bin/sh", "-c", script])
-        await client.start_container(created.id)
-        while "ready" not in machine.console():
-            await asyncio.sleep(0.05)
-        if end == "shutdown":
-            # The answer comes first.
-            assert (await client.shutdown(timeout=30)).accepted
-        else:
+        for name in ("one", "two"):
+            created = await client.create_container(cmd=["/bin/sh", "-c", script, name])
+            await client.start_container(created.id)
+            while f"ready {name}" not in machine.console():
+                await asyncio.sleep(0.05)
+        if end != "shutdown":
             await client.exec_detached(["/bin/kill", f"-{end}", "1"])
 
     with_client(machine, work)
+    if end == "shutdown":
+        # It is answered before anything ends.
+        done = Arcboxctl(machine.address)("shutdown", "--time", "30")
+        assert (done.stdout, done.stderr) == ("shutting down\n", "")
     console = machine.wait_until_off()
-    assert "the container took its leave" in console
-    assert farewell in console
+    for name in ("one", "two"):
+        assert console.index(f"container {name} took its leave") < console.index(farewell)
 
 
 def test_a_read_only_root_keeps_its_state_in_run_and_says_so(boot: Callable[..., Machine]) -> None:
@@ -81,22 +82,17 @@ def test_a_read_only_root_keeps_its_state_in_run_and_says_so(boot: Callable[...,
     assert "state is kept in memory" in machine.console()
 
 
-def test_a_minimal_initramfs_needs_nothing_but_the_agent(boot: Callable[..., Machine], tmp_path: Path) -> None:
-    image = tmp_path / "agent.cpio"
-    (config := tmp_path / "config.toml").write_text('log_level = "debug"\n')
-    kernel = guest_kernel()
-    subprocess.run(
-        [sys.executable, str(REPOSITORY / "tools" / "make_initramfs.py"), "--output", str(image)]
-        + ["--config", str(config), "--modules", str(kernel.modules_root / kernel.release)]
-        + ["--busybox", "/bin/busybox"],
-        check=True,
-    )
-    machine = boot(initramfs=image)
+def test_a_minimal_initramfs_needs_nothing_but_the_agent(
+    boot: Callable[..., Machine], minimal_initramfs: Path
+) -> None:
+    machine = boot(initramfs=minimal_initramfs)
 
-    async def work(client: Client) -> tuple[SystemInfo, ShutdownResponse]:
-        return await client.system_info(), await client.shutdown(reboot=True)
+    async def work(client: Client) -> SystemInfo:
+        return await client.system_info()
 
-    info, _ = with_client(machine, work)
-    assert info.kernel_version == kernel.release
+    info = with_client(machine, work)
+    assert info.kernel_version == guest_kernel().release
     assert info.os_name == "Linux"  # no os-release, as there is no distribution
+    done = Arcboxctl(machine.address)("--json", "shutdown", "--reboot")
+    assert json.loads(done.stdout) == {"accepted": True}
     assert "reboot: Restarting system" in machine.wait_until_off()

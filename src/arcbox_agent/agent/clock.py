@@ -54,14 +54,20 @@ _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
 _POOL_HEADER = struct.Struct("ii")  # bits of entropy, bytes
 _FROM_HARDWARE = 64
+#: What the kernel and its driver fetch ahead: it was saved with the guest, and each guest
+#: restored from one snapshot reads the same first.
+_FETCHED_AHEAD = 256
+#: Seconds that the event loop may wait for a device, once in a restore.
+_HARDWARE_PATIENCE = 0.1
 
 
 def reseed_random(host_time: int) -> None:
     """Stirs the kernel's random pool, and makes it draw its next numbers from there."""
-    hardware = _hardware_random()
+    drawn = _hardware_random()
+    hardware = drawn[_FETCHED_AHEAD:]
     # The times differ between two restores of one snapshot, but anyone can guess them: they
     # count for nothing.  What the hypervisor's device gives counts in full.
-    seed = hardware + struct.pack("qqq", host_time, time.monotonic_ns(), time.time_ns())
+    seed = drawn + struct.pack("qqq", host_time, time.monotonic_ns(), time.time_ns())
     try:
         fd = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -73,7 +79,7 @@ def reseed_random(host_time: int) -> None:
     except OSError as error:
         log.warning("cannot reseed the random pool", error=error)
     else:
-        log.info("random pool reseeded", hardware_bytes=len(hardware))
+        log.info("random pool reseeded", hardware_bytes=len(hardware), passed_over=len(drawn) - len(hardware))
     finally:
         os.close(fd)
 
@@ -84,9 +90,16 @@ def _hardware_random() -> bytes:
         fd = os.open("/dev/hwrng", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return b""
+    drawn = b""
+    deadline = time.monotonic() + _HARDWARE_PATIENCE
     try:
-        return os.read(fd, _FROM_HARDWARE)
+        while len(drawn) < _FETCHED_AHEAD + _FROM_HARDWARE and time.monotonic() < deadline:
+            try:
+                drawn += os.read(fd, _FETCHED_AHEAD + _FROM_HARDWARE - len(drawn))
+            except BlockingIOError:
+                time.sleep(0.001)  # the device is asked, and answers within that
     except OSError:
-        return b""  # nothing ready, and this runs on the event loop
+        pass  # a device that fails, or none behind the file
     finally:
         os.close(fd)
+    return drawn

@@ -237,7 +237,8 @@ _VSOCK_PATIENCE = 10.0
 _MODPROBE_PATIENCE = 30.0
 _KILL_PATIENCE = 2.0
 
-#: Each after those that it needs; where below the modules' directory it is.
+#: Each after those that it needs; where below the modules' directory it is.  With the
+#: hypervisor's random numbers, which a restored guest cannot do without (clock.py).
 MODULES = (
     ("virtio_ring", "drivers/virtio"),
     ("virtio", "drivers/virtio"),
@@ -249,6 +250,7 @@ MODULES = (
     ("vmw_vsock_virtio_transport_common", "net/vmw_vsock"),
     ("vsock_loopback", "net/vmw_vsock"),
     ("vmw_vsock_virtio_transport", "net/vmw_vsock"),
+    ("virtio-rng", "drivers/char/hw_random"),
 )
 _MODPROBE = ("/sbin/modprobe", "/usr/sbin/modprobe", "/bin/modprobe", "/usr/bin/modprobe")
 
@@ -296,7 +298,7 @@ def _modprobe() -> bool:
             break
     else:
         return False
-    names = ["virtio_pci", "virtio_mmio", "vsock_loopback", "vmw_vsock_virtio_transport"]
+    names = ["virtio_pci", "virtio_mmio", "vsock_loopback", "vmw_vsock_virtio_transport", "virtio_rng"]
     # One by one, as not every modprobe takes several; one that is built in is no error.
     for name in names:
         pid = os.posix_spawn(program, [program, "-q", name], {"PATH": "/sbin:/usr/sbin:/bin:/usr/bin"})
