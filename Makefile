@@ -25,7 +25,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test vm-test vm vm-bench check bench soak build install clean
+.PHONY: help demo test vm-test vm vm-bench vm-soak check bench soak build install clean
 
 help: ## this list
 	@echo 'make TARGET [PYTHON=python3.12]'; echo
@@ -45,6 +45,9 @@ vm: $(STAMPS)/test $(STAMPS)/debian ## a virtual machine with the agent, for arc
 
 vm-bench: $(STAMPS)/test $(STAMPS)/debian ## boot to first answer, round trip over vsock, footprint in the guest
 	@$(BIN)/python -m tests.vm.bench
+
+vm-soak: $(STAMPS)/test $(STAMPS)/debian ## the soak in a virtual machine, over vsock (SECONDS=600 SEED=7)
+	@$(BIN)/python -m tests.vm.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(SOAK_ARGS)
 
 check: $(STAMPS)/test ## generated files up to date, types (mypy --strict), stubs against the compiled modules
 	$(BIN)/python tools/generate_messages.py --check

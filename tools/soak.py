@@ -4,7 +4,8 @@
 
 First part: the agent is killed and started again all the time.  Second part: it
 lives through every other fault, so that what it holds at the end can be compared
-with what it held at the beginning.  Ends with 0 if everything that was written
+with what it held at the beginning.  With `--vsock` all of it goes over the loopback
+of AF_VSOCK, as in a guest (tests/vm/soak.py).  Ends with 0 if everything that was written
 was delivered, and nothing was left behind.  Needs root: it mounts a small tmpfs
 to have a disk that can be full.
 """
@@ -45,9 +46,11 @@ SETTINGS = {
 
 
 class Soak:
-    def __init__(self, directory: Path, seconds: float, seed: int, without: frozenset[str] = frozenset()) -> None:
+    def __init__(self, directory: Path, seconds: float, seed: int, without: frozenset[str], vsock_port: int | None) -> None:
         self.choice = random.Random(seed)
-        self.agent = AgentProcess(directory, settings=SETTINGS, state_dir=directory / "disk" / "state")
+        self.agent = AgentProcess(
+            directory, settings=SETTINGS, state_dir=directory / "disk" / "state", vsock_port=vsock_port
+        )
         self.world = World(self.agent, directory, seed)
         self.injuries = Injuries(self.agent, directory / "disk", self.choice)
         unknown = without - {*self.injuries.refusing, *self.injuries.silent}
@@ -182,13 +185,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--without", action="append", default=[], metavar="FAULT", help="leave out, e.g. 'full disk'")
+    parser.add_argument("--vsock", type=int, metavar="PORT", help="reach the agent there, over the loopback of AF_VSOCK")
     options = parser.parse_args(arguments)
     seed = random.randrange(1 << 32) if options.seed is None else options.seed
     print(f"seed {seed}, {options.seconds:g} s", flush=True)
     with tempfile.TemporaryDirectory(prefix="arcbox-soak-") as name:
         directory = Path(name)
         with small_disk(directory / "disk", DISK):
-            soak = Soak(directory, options.seconds, seed, frozenset(options.without))
+            soak = Soak(directory, options.seconds, seed, frozenset(options.without), options.vsock)
             try:
                 faults = asyncio.run(soak.run())
             finally:

@@ -10,11 +10,15 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 #: Only what hangs takes this long; a loaded machine does not.
 PATIENCE = 60.0
+
+#: VMADDR_CID_LOCAL: this machine, over the loopback of AF_VSOCK.
+LOCAL_CID = 1
 
 #: A ping of version 1, from docs/protocol.md.
 PING = bytes.fromhex("0000000a000000010a0470696e67")
@@ -45,7 +49,10 @@ class Holdings:
 
 
 class AgentProcess:
-    """One agent, listening on a unix socket in `directory`, with settings as in docs/configuration.md."""
+    """One agent, listening on a unix socket in `directory`, with settings as in docs/configuration.md.
+
+    `vsock_port`: it is reached over the loopback of AF_VSOCK there, and not over that socket.
+    """
 
     def __init__(
         self,
@@ -54,6 +61,7 @@ class AgentProcess:
         settings: dict[str, str] | None = None,
         state_dir: Path | None = None,
         python: tuple[str, ...] = (sys.executable,),
+        vsock_port: int | None = None,
     ) -> None:
         self.directory = directory
         self.socket_path = directory / "agent.sock"
@@ -62,6 +70,14 @@ class AgentProcess:
         self.run_dir = directory / "run"
         self.log_path = directory / "agent.log"
         self.settings = settings or {}
+        self._listen = f"unix:{self.socket_path}"
+        #: For a socket of one's own: its family and whom it connects to.
+        self.peer: tuple[int, Any] = (socket.AF_UNIX, str(self.socket_path))
+        if vsock_port is not None:
+            self.address = f"vsock://{LOCAL_CID}:{vsock_port}"
+            self._listen = f"vsock:{vsock_port}"
+            self.settings = {"allow_cid": str(LOCAL_CID), **self.settings}
+            self.peer = (socket.AF_VSOCK, (LOCAL_CID, vsock_port))
         self.python = python
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -72,7 +88,7 @@ class AgentProcess:
 
     def start(self) -> None:
         """Start the process; it need not answer yet."""
-        command = [*self.python, "-m", "arcbox_agent.agent", "--listen", f"unix:{self.socket_path}"]
+        command = [*self.python, "-m", "arcbox_agent.agent", "--listen", self._listen]
         command += ["--state-dir", str(self.state_dir), "--run-dir", str(self.run_dir)]
         for name, value in self.settings.items():
             command += ["--" + name.replace("_", "-"), value]
@@ -101,9 +117,10 @@ class AgentProcess:
     def answers(self) -> bool:
         """Does it answer a ping within a second?"""
         try:
-            with socket.socket(socket.AF_UNIX) as connection:
+            family, address = self.peer
+            with socket.socket(family) as connection:
                 connection.settimeout(1.0)
-                connection.connect(str(self.socket_path))
+                connection.connect(address)
                 connection.sendall(PING)
                 return connection.recv(1) != b""
         except OSError:

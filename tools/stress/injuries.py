@@ -120,10 +120,12 @@ class Injuries:
         held = []
         try:
             for _ in range(200):
-                connection = socket.socket(socket.AF_UNIX)
+                family, address = self._agent.peer
+                connection = socket.socket(family)
                 held.append(connection)
                 connection.setblocking(False)
-                connection.connect(str(self._agent.socket_path))
+                # Under way, as vsock has it, or made at once: nothing waits for it.
+                connection.connect_ex(address)
             await asyncio.sleep(self._moment())
         finally:
             for connection in held:
@@ -133,10 +135,11 @@ class Injuries:
     async def _raw(self) -> AsyncIterator[tuple[asyncio.AbstractEventLoop, socket.socket]]:
         """A connection without our client.  That it is closed on us, or that time is up, is no fault."""
         loop = asyncio.get_running_loop()
-        with socket.socket(socket.AF_UNIX) as connection:
+        family, address = self._agent.peer
+        with socket.socket(family) as connection:
             connection.setblocking(False)
             try:
-                await loop.sock_connect(connection, str(self._agent.socket_path))
+                await loop.sock_connect(connection, address)
                 yield loop, connection
             except (OSError, TimeoutError):
                 pass

@@ -7,6 +7,7 @@ order, in the version of their request and with its trace id.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal
@@ -105,7 +106,14 @@ class Pipeline(asyncio.Protocol):
             self.faults.append(f"{where}: {wrong}")
 
 
-async def connect(path: str, name: str, *, version: Literal[1, 2], window: int) -> Pipeline:
+async def connect(
+    where: str | socket.socket, name: str, *, version: Literal[1, 2], window: int
+) -> Pipeline:
+    """`where`: a unix socket's path, or a stream that is connected already."""
     loop = asyncio.get_running_loop()
-    _, pipeline = await loop.create_unix_connection(lambda: Pipeline(name, version, window), path)
+    if isinstance(where, str):
+        _, pipeline = await loop.create_unix_connection(lambda: Pipeline(name, version, window), where)
+    else:
+        where.setblocking(False)
+        _, pipeline = await loop.create_connection(lambda: Pipeline(name, version, window), sock=where)
     return pipeline
