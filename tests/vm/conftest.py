@@ -92,7 +92,8 @@ def wait_for_another_agent(machine: Machine, than: int) -> int:
 @pytest.fixture(scope="session")
 def guest() -> Iterator[Machine]:
     # cid 1: programs in the guest itself, which some tests run there.
-    machine = Machine(agent_command("--listen", "vsock:1024", "--allow-cid", "1"))
+    listeners = ["--listen", "vsock:1024", "--listen", "vsock:1025?mode=read-only"]
+    machine = Machine(agent_command(*listeners, "--allow-cid", "1"))
     try:
         machine.wait_until_it_listens()
         yield machine

@@ -7,7 +7,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -16,7 +16,8 @@ from arcbox_agent import wire
 from arcbox_agent.client import Client
 from arcbox_agent.errors import BadRequestError, TransportError
 from tests.vm.conftest import with_client
-from tests.vm.machine import Machine, agent_command
+from tests.vm.machine import Machine, agent_command, guest_environment
+from tests.vm.packages import REPOSITORY
 
 
 #: PingRequest("ping") and its answer, in V1, up to the agent's version.
@@ -76,6 +77,17 @@ def test_the_agent_is_protected_from_the_oom_killer_and_its_children_are_not(gue
     assert limit.split()[3:5] == ["65536", "65536"]
 
 
+def test_what_the_agent_weighs_in_a_guest(guest: Machine) -> None:
+    async def work(client: Client) -> str:
+        command = [sys.executable, "-m", "tests.vm.footprint", "1"]
+        result = await client.exec(command, env=guest_environment(), working_dir=str(REPOSITORY), check=True)
+        return result.stdout.decode()
+
+    _, pss = with_client(guest, work).split()
+    # docs/guest.md has the figure: about 14 MB.
+    assert (5 << 20) < int(pss) < (20 << 20)
+
+
 # --------------------------------------------------------------------------- clock
 
 
@@ -116,6 +128,36 @@ def test_an_impossible_time_is_refused(guest: Machine) -> None:
     with_client(guest, work)
 
 
+def test_who_may_only_look_cannot_set_the_clock(guest: Machine) -> None:
+    with_client(guest, leaves_the_clock_alone(guest.address_of(1025)))
+
+
+def test_an_agent_may_be_told_to_leave_the_clock_alone(guest: Machine) -> None:
+    async def start(client: Client) -> int:
+        command = [sys.executable, "-m", "arcbox_agent.agent", "--listen", "vsock:3000", "--no-set-clock"]
+        command += ["--state-dir", "/run/other/state", "--run-dir", "/run/other/run"]
+        return await client.exec_detached(command, env=guest_environment())
+
+    pid = with_client(guest, start)
+    guest.wait_until_it_listens(3000)
+    try:
+        with_client(guest, leaves_the_clock_alone(guest.address_of(3000)))
+    finally:
+        with_client(guest, lambda client: client.exec(["/bin/kill", str(pid)], check=True))
+
+
+def leaves_the_clock_alone(address: str) -> Callable[[Client], Awaitable[None]]:
+    async def work(client: Client) -> None:
+        before = float(await shell(client, "date +%s.%N"))
+        async with arcbox_agent.connect(address) as other:
+            for wrong in (978_307_200, 4_070_908_800):  # 2001 and 2099
+                request = wire.PingRequest(message="x", timestamp_secs=wrong)
+                assert (await other.call(request, wire.PingResponse)).message == "pong: x"
+        assert before <= float(await shell(client, "date +%s.%N")) < before + 100
+
+    return work
+
+
 # ------------------------------------------------------------------- runtime status
 
 
@@ -143,6 +185,18 @@ def test_two_thousand_connections_to_the_agent_leave_none_behind(guest: Machine)
             assert stream.recv(len(PONG), socket.MSG_WAITALL) == PONG
     after = with_client(guest, connections)
     assert after == before
+
+
+def test_a_client_that_has_ended_its_sending_gets_every_reply(guest: Machine) -> None:
+    with guest.dial() as stream:
+        stream.sendall(PING * 500)
+        stream.shutdown(socket.SHUT_WR)
+        received = bytearray()
+        while block := stream.recv(1 << 16):
+            received += block
+    reply, count = bytes(received[: len(received) // 500]), len(received) / 500
+    assert reply.startswith(PONG) and len(reply) == count
+    assert received == reply * 500
 
 
 def test_clients_that_reset_their_connections_harm_nobody(guest: Machine) -> None:
@@ -221,5 +275,3 @@ while True:
         assert time.monotonic() < deadline, machine.failure("the agent does not answer in its guest")
         time.sleep(0.1)
     assert "SILENT" not in machine.console()
-
-

@@ -34,6 +34,18 @@ def test_pid_1_mounts_what_is_missing_and_waits_for_vsock(guest: Machine) -> Non
     assert f"init: vsock is there cid={guest.cid}" in guest.console()
 
 
+def test_pid_1_names_the_host_and_raises_the_loopback_interface(guest: Machine) -> None:
+    async def work(client: Client) -> tuple[str, str]:
+        script = "cat /etc/hostname; cat /sys/class/net/lo/flags"
+        result = await client.exec(["/bin/sh", "-ec", script], check=True)
+        return (await client.system_info()).hostname, result.stdout.decode()
+
+    hostname, seen = with_client(guest, work)
+    named, flags = seen.split()
+    assert hostname == named
+    assert int(flags, 16) & 1  # IFF_UP
+
+
 @pytest.mark.parametrize(
     ("end", "farewell"),
     [
