@@ -120,6 +120,38 @@ def test_a_keeper_that_was_killed_is_missed_but_not_needed() -> None:
     asyncio.run(run())
 
 
+def test_what_no_keeper_could_be_started_for_is_kept_as_soon_as_there_are_descriptors() -> None:
+    async def run() -> None:
+        async with agents() as (next_agent, processes):
+            keeper = await next_agent()
+            assert await keeper.start() == []  # its thread is there now
+            limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+            pipes = {key: os.pipe() for key in ("first", "ended", "second")}
+            highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+            fillers = [os.open("/dev/null", os.O_RDONLY)]
+            while fillers[-1] < highest:
+                fillers.append(os.open("/dev/null", os.O_RDONLY))
+            try:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (fillers[-1] + 1, limits[1]))
+                for key, fds in pipes.items():
+                    await keeper.keep(key, fds, anew=True)
+                assert len(processes) == 0
+                await keeper.drop("ended")
+            finally:
+                for fd in fillers:
+                    os.close(fd)
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            await until(lambda: not keeper._put_by)
+            for key, kept in (("first", 2), ("ended", 0), ("second", 2)):
+                fds = await keeper.fetch(key)
+                assert len(fds) == kept
+                for fd in fds:
+                    os.close(fd)
+                await keeper.drop(key)
+
+    asyncio.run(run())
+
+
 def test_a_keeper_whose_socket_was_removed_ends_though_it_keeps_something() -> None:
     async def run() -> None:
         async with agents() as (next_agent, processes):

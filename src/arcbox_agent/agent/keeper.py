@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import errno
 import os
 import socket
 import sys
@@ -34,8 +35,11 @@ log = Logger("keeper")
 
 #: A keeper that answers no sooner is none.
 PATIENCE = 5.0
-#: How long after a keeper could not be started it is tried again.
+#: How long after a keeper could not be started it is tried again; and where only descriptors
+#: were missing, or memory, of which there may soon be some.
 RETRY = 60.0
+RETRY_SOON = 0.2
+SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 #: While there are no descriptors to receive what is kept: how often, and how far apart, it is asked for again.
 ATTEMPTS = 100
 PAUSE = 0.05
@@ -57,6 +61,10 @@ class Keeper:
         self._starting = asyncio.Lock()
         self._not_before = 0.0
         self._full_log = EveryMinute()
+        self._missing_log = EveryMinute()
+        #: For a keeper that could not be started yet.
+        self._put_by: dict[str, list[int]] = {}
+        self._offering: asyncio.Task[None] | None = None
 
     async def start(self) -> list[str]:
         """Find the keeper of a former agent; the keys it has descriptors for, [] where there is none."""
@@ -68,20 +76,40 @@ class Keeper:
     async def keep(self, key: str, fds: Sequence[int], *, anew: bool = False) -> None:
         """Hold these, besides what is held for `key` already, or instead of it (`anew`).
 
-        They are taken over: closed here as soon as the keeper has them, or if it cannot have them.
-        (Not duplicated, as there may be no descriptor left for that when it counts most.)
+        They are taken over: closed here as soon as the keeper has them.  (Not duplicated, as
+        there may be no descriptor left for that when it counts most.)
         """
+        if anew:
+            self._close_put_by(key)
         there = False
         try:
             there = self._socket is not None or await self._start_one()
         finally:
             if not there:
-                for fd in fds:
-                    os.close(fd)
+                # Of no use if the agent is killed before there is a keeper; but not a moment longer.
+                self._put_by.setdefault(key, []).extend(fds)
+                if self._offering is None or self._offering.done():
+                    self._offering = asyncio.get_running_loop().create_task(self._offer())
         if there:
-            reply, _ = await self._ask((b"n" if anew else b"k") + key.encode(), fds)
-            if reply == b"full" and (silent := self._full_log.passes()) is not None:
-                log.warning("the keeper has no room for more descriptors", key=key, also_refused=silent)
+            await self._hand_over((b"n" if anew else b"k") + key.encode(), fds)
+
+    async def _hand_over(self, packet: bytes, fds: Sequence[int]) -> None:
+        reply, _ = await self._ask(packet, fds)
+        if reply == b"full" and (silent := self._full_log.passes()) is not None:
+            log.warning("the keeper has no room for more descriptors", key=packet[1:].decode(), also_refused=silent)
+
+    async def _offer(self) -> None:
+        """Bring what was put by to a keeper as soon as one can be started."""
+        while self._put_by:
+            await asyncio.sleep(RETRY_SOON)
+            if self._socket is not None or await self._start_one():
+                while self._put_by:
+                    key, fds = self._put_by.popitem()
+                    await self._hand_over(b"k" + key.encode(), fds)
+
+    def _close_put_by(self, key: str) -> None:
+        for fd in self._put_by.pop(key, ()):
+            os.close(fd)
 
     async def fetch(self, key: str) -> list[int]:
         """What is held for `key`, as descriptors of the caller's own."""
@@ -97,10 +125,15 @@ class Keeper:
 
     async def drop(self, key: str) -> None:
         """Hold nothing for `key` any more."""
+        self._close_put_by(key)
         if self._socket is not None:
             await self._ask(b"d" + key.encode())
 
     async def close(self) -> None:
+        if self._offering is not None:
+            self._offering.cancel()
+        for key in list(self._put_by):
+            self._close_put_by(key)
         if self._executor is not None:
             # Behind the request that may still be under way.
             await self._in_thread(self._disconnect)
@@ -117,11 +150,11 @@ class Keeper:
             now = asyncio.get_running_loop().time()
             if now < self._not_before:
                 return False
-            # One that was only slow once still has what it keeps.
-            if await self._in_thread(self._connect) and (await self._ask(b"l"))[0]:
-                return True
             fds: list[int] = []
             try:
+                # One that was only slow once still has what it keeps.
+                if await self._in_thread(self._connect) and (await self._ask(b"l"))[0]:
+                    return True
                 # A copy of the script is run, not the package: that would import all of the agent's.
                 script = os.path.join(os.path.dirname(__file__), "keeper_process.py")
                 fds.append(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
@@ -144,8 +177,14 @@ class Keeper:
             finally:
                 for fd in fds:
                     os.close(fd)
-            self._not_before = now + RETRY
-            log.error("no keeper: output and exit codes may be lost where the agent is killed", reason=reason)
+            soon = isinstance(reason, (OSError, SpawnError)) and reason.errno in SHORT_OF
+            self._not_before = now + (RETRY_SOON / 2 if soon else RETRY)
+            if (silent := self._missing_log.passes()) is not None:
+                log.error(
+                    "no keeper: output and exit codes may be lost where the agent is killed",
+                    reason=reason,
+                    also_tried=silent,
+                )
             return False
 
     def _listen(self) -> int:
