@@ -78,13 +78,13 @@ class Soak:
             # What it needs once (the keeper, its threads), it has from here on, and no fault is in its way.
             await self._round(then_gone=False, unhurt=True)
             await self.world.finish()
-            before = await self._settled(None)
+            before = await asyncio.to_thread(self.agent.holdings_at_rest)
             self._tell(f"holds {before.describe()}")
             while self.spent < self.seconds and not self.world.faults:
                 await self._round(then_gone=False)
             if not self.world.faults:
                 await self.world.finish()
-                self._compare(before, await self._settled(before))
+                self._compare(before, await asyncio.to_thread(self.agent.holdings_at_rest, before))
         if not self.world.faults:
             await self._end(kill=False)
         return self.world.faults
@@ -144,15 +144,6 @@ class Soak:
         else:
             await silent[name]()
         self.world.counts[name] += 1
-
-    async def _settled(self, like: Holdings | None) -> Holdings:
-        """What the agent holds when it has come to rest."""
-        for _ in range(100):
-            now = self.agent.holdings()
-            if not now.children and (like is None or now.files == like.files):
-                break
-            await asyncio.sleep(0.1)
-        return now
 
     def _compare(self, before: Holdings, after: Holdings) -> None:
         self._tell(f"holds {after.describe()}")

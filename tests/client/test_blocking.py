@@ -178,7 +178,8 @@ def test_a_time_out_is_an_error_here_too():
 
 def run_script(script, address, **options):
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", script, address],
+        # A shell that runs the tests in the background has SIGINT ignored, which Python respects.
+        ["env", "--default-signal=INT", sys.executable, "-W", "error", "-c", script, address],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

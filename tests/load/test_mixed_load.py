@@ -6,7 +6,6 @@ import asyncio
 import random
 import socket
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 
 from arcbox_agent import wire
 from tools.stress import pipeline
-from tools.stress.agent import PATIENCE, AgentProcess, Holdings
+from tools.stress.agent import AgentProcess
 from tools.stress.mix import mixed_requests
 
 CONNECTIONS = 32
@@ -45,13 +44,13 @@ def agent() -> Iterator[AgentProcess]:
 def test_a_mixed_load_loses_and_reorders_nothing_and_leaves_nothing_behind(agent: AgentProcess) -> None:
     # A first small load: what an agent imports and allocates once is no leak.
     asyncio.run(_load(agent, connections=2, requests=400))
-    before = _settled(agent)
+    before = agent.holdings_at_rest()
 
     faults, answered = asyncio.run(_load(agent, connections=CONNECTIONS, requests=REQUESTS, bad_clients=True))
     assert faults == []
     assert answered >= REQUESTS
 
-    after = _settled(agent, like=before)
+    after = agent.holdings_at_rest(like=before)
     assert after.files == before.files
     assert after.threads <= MOST_THREADS
     assert after.children == before.children == ()
@@ -127,17 +126,6 @@ async def _sends_garbage(path: str) -> None:
 
 
 # ------------------------------------------------------------- what is left behind
-
-
-def _settled(agent: AgentProcess, like: Holdings | None = None) -> Holdings:
-    """What the agent holds, when it has come to rest."""
-    deadline = time.monotonic() + PATIENCE / 4
-    while True:
-        now = agent.holdings()
-        at_rest = like is None or (now.files == like.files and now.children == like.children)
-        if at_rest or time.monotonic() > deadline:
-            return now
-        time.sleep(0.1)
 
 
 def _leftovers(agent: AgentProcess) -> list[str]:

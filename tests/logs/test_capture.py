@@ -427,11 +427,12 @@ def test_no_byte_is_lost_or_doubled_when_the_capture_is_killed_at_any_moment(tmp
         capture.wait()
         capture.stdout.close()
         kills += 1
-    for fd in keep:
-        os.close(fd)
     capture = start("capture_process", tmp_path, 1 << 20, stdout=subprocess.PIPE)
     assert capture.stdout is not None
     assert capture.stdout.readline() == b"capturing\n"
+    # Not before: what the writers left in their pipes would be gone with the last who holds them.
+    for fd in keep:
+        os.close(fd)
     capture.send_signal(signal.SIGTERM)
     assert capture.wait(60) == 0
     capture.stdout.close()

@@ -160,6 +160,21 @@ class AgentProcess:
     def holdings(self) -> Holdings:
         return holdings(self.pid)
 
+    def holdings_at_rest(self, like: Holdings | None = None) -> Holdings:
+        """What it holds when it has no children and as many files as `like`; without that, when they do not change.
+
+        What it holds after 10 s is told in any case.
+        """
+        deadline = time.monotonic() + 10
+        last = self.holdings()
+        while time.monotonic() < deadline:
+            time.sleep(0.1 if like else 0.5)
+            now = self.holdings()
+            if not now.children and now.files == (like or last).files:
+                return now
+            last = now
+        return last
+
     def cpu_seconds(self) -> float:
         return cpu_seconds(self.pid)
 
