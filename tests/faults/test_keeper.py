@@ -152,6 +152,27 @@ def test_what_no_keeper_could_be_started_for_is_kept_as_soon_as_there_are_descri
     asyncio.run(run())
 
 
+def test_a_run_whose_keeper_was_out_of_reach_does_not_join_the_one_before_it() -> None:
+    async def run() -> None:
+        async with agents() as (next_agent, _):
+            keeper = await next_agent()
+            reading, writing = os.pipe()
+            await keeper.keep("container", copies(reading, writing), anew=True)
+            # Too slow once, and found again a moment later.
+            await keeper._in_thread(keeper._disconnect)
+            keeper._not_before = asyncio.get_running_loop().time() + 0.3
+            await keeper.keep("container", copies(reading), anew=True)
+            await keeper.keep("container", copies(writing))
+            await until(lambda: not keeper._put_by)
+            fds = await keeper.fetch("container")
+            assert len(fds) == 2
+            await keeper.drop("container")
+            for fd in (*fds, reading, writing):
+                os.close(fd)
+
+    asyncio.run(run())
+
+
 def test_a_keeper_whose_socket_was_removed_ends_though_it_keeps_something() -> None:
     async def run() -> None:
         async with agents() as (next_agent, processes):

@@ -62,8 +62,8 @@ class Keeper:
         self._not_before = 0.0
         self._full_log = EveryMinute()
         self._missing_log = EveryMinute()
-        #: For a keeper that could not be started yet.
-        self._put_by: dict[str, list[int]] = {}
+        #: For a keeper that could not be reached yet: with which order each goes there.
+        self._put_by: dict[str, tuple[bytes, list[int]]] = {}
         self._offering: asyncio.Task[None] | None = None
 
     async def start(self) -> list[str]:
@@ -81,17 +81,17 @@ class Keeper:
         """
         if anew:
             self._close_put_by(key)
-        there = False
+        order, there = b"n" if anew else b"k", False
         try:
             there = self._socket is not None or await self._start_one()
         finally:
             if not there:
                 # Of no use if the agent is killed before there is a keeper; but not a moment longer.
-                self._put_by.setdefault(key, []).extend(fds)
+                self._put_by.setdefault(key, (order, []))[1].extend(fds)
                 if self._offering is None or self._offering.done():
                     self._offering = asyncio.get_running_loop().create_task(self._offer())
         if there:
-            await self._hand_over((b"n" if anew else b"k") + key.encode(), fds)
+            await self._hand_over(order + key.encode(), fds)
 
     async def _hand_over(self, packet: bytes, fds: Sequence[int]) -> None:
         reply, _ = await self._ask(packet, fds)
@@ -104,11 +104,11 @@ class Keeper:
             await asyncio.sleep(RETRY_SOON)
             if self._socket is not None or await self._start_one():
                 while self._put_by:
-                    key, fds = self._put_by.popitem()
-                    await self._hand_over(b"k" + key.encode(), fds)
+                    key, (order, fds) = self._put_by.popitem()
+                    await self._hand_over(order + key.encode(), fds)
 
     def _close_put_by(self, key: str) -> None:
-        for fd in self._put_by.pop(key, ()):
+        for fd in self._put_by.pop(key, (b"", ()))[1]:
             os.close(fd)
 
     async def fetch(self, key: str) -> list[int]:
