@@ -800,6 +800,11 @@ cdef class Source:
                 fd = os.open(self.log.path + (f".{number}" if number else ""), os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 continue
+            except OSError:
+                # Too many are open, most likely: not the more for this.
+                for fd in files:
+                    os.close(fd)
+                raise
             files.insert(0, fd)
             status = os.fstat(fd)
             if status.st_ino == inode:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from arcbox_agent._capture import CaptureLog, Source
 from arcbox_agent.agent.config import Settings
 from arcbox_agent.agent.logs.capture import Capture
 from arcbox_agent.agent.metrics import Metrics
@@ -356,6 +357,33 @@ def test_a_container_that_is_removed_leaves_nothing_that_waits_for_room(tmp_path
             assert os.listdir(box.log.parent) == []
 
     run_async(scenario())
+
+
+def test_a_container_ends_though_its_spool_cannot_be_removed(tmp_path: Path, run_async: Any) -> None:
+    async def scenario() -> None:
+        async with Capturing(tmp_path) as box:
+            handle = box.attach()
+            await handle.ready()
+            (tmp_path / "stdout.spool").unlink()
+            (tmp_path / "stdout.spool").mkdir()
+            os.close(os.open(box.fifos["stdout"], os.O_RDWR))
+            assert await asyncio.wait_for(handle.finish(5), 30)
+
+    run_async(scenario())
+
+
+def test_a_log_that_cannot_be_opened_whole_after_a_crash_leaves_no_descriptor_behind(tmp_path: Path) -> None:
+    log = tmp_path / "web.log"
+    log.write_bytes(b"2026-11-23T17:45:12Z stdout F line\n")
+    (tmp_path / "web.log.1").symlink_to("web.log.1")  # the mark is further back, and this says ELOOP
+    (tmp_path / "spool").write_bytes(struct.pack("=QQqqqqQQ", 0x31504253, 1, 0, 0, 0, 0, 0, 0))
+    before = os.listdir("/proc/self/fd")
+    output = CaptureLog(str(log), 1 << 20, 5)
+    source = Source(output, "stdout", -1, str(tmp_path / "spool"))
+    with pytest.raises(OSError, match="symbolic links"):
+        source.recover()
+    source.close()
+    assert os.listdir("/proc/self/fd") == before
 
 
 @pytest.mark.parametrize("told", [False, True], ids=["killed before the gap was told", "killed after it"])

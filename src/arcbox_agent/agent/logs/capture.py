@@ -279,6 +279,8 @@ class Capture:
                     os.unlink(source.spool_path)
                 except FileNotFoundError:
                     pass
+                except OSError as error:  # the container has ended all the same
+                    log.error("a spool cannot be removed", container=handle.id, path=source.spool_path, error=error)
             source.close()
         if handle._log is not None:
             handle._log.close()
