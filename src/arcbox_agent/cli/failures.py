@@ -39,7 +39,8 @@ def exit_code(error: BaseException) -> int:
 
 def text(error: BaseException) -> str:
     if isinstance(error, ConnectError):
-        return f"{printable(str(error))}\n--host or ARCBOX_HOST names another address; --wait 30 waits for a guest that boots."
+        hint = "--host or ARCBOX_HOST names another address; --wait 30 waits for a guest that boots."
+        return f"{printable(str(error))}\n{hint}"
     if isinstance(error, EncodeError):
         return f"cannot be sent to the agent: {error}"
     if isinstance(error, AddressError):

@@ -125,7 +125,8 @@ class Client:
 
     async def shutdown(self, *, timeout: float = 0, reboot: bool = False) -> ShutdownResponse:
         """Power the guest off.  `timeout`: seconds for its containers to stop in; 0: the agent's default."""
-        request = wire.ShutdownRequest(timeout_seconds=calls.whole("ShutdownRequest.timeout_seconds", timeout), reboot=reboot)
+        seconds = calls.whole("ShutdownRequest.timeout_seconds", timeout)
+        request = wire.ShutdownRequest(timeout_seconds=seconds, reboot=reboot)
         return await self.call(request, wire.ShutdownResponse, timeout=self._added_to(timeout), long=True)
 
     # ------------------------------------------------------------ containers

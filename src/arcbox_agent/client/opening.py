@@ -54,10 +54,11 @@ def connect(
     `timeout`: seconds for each call, unless the call says otherwise; None: no limit.
     `wait`: seconds in which the agent may still come up (a guest that boots).
     `frame_version`: 2, whose frames carry a trace id that the agent's log repeats, or
-    1, which agents of 2025 speak; None: 2, and 1 where the agent does not know it.  `trace_id`: one for all calls, or what makes one
-    for each.  `max_connections`: for calls with one short reply.  `max_streams`: for
-    those that take their time (follows, commands, waits), each on a connection of its
-    own.  `output_limit`: bytes of output that `exec` keeps.
+    1, which agents of 2025 speak; None: 2, and 1 where the agent does not know it.
+    `trace_id`: one for all calls, or what makes one for each.  `max_connections`: for
+    calls with one short reply.  `max_streams`: for those that take their time (follows,
+    commands, waits), each on a connection of its own.  `output_limit`: bytes of output
+    that `exec` keeps.
     """
     if frame_version not in (None, 1, 2):
         raise ValueError(f"frame_version is 1 or 2, not {frame_version!r}")
