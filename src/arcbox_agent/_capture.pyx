@@ -552,7 +552,7 @@ cdef void write_out(
     """Deliver, with all that can go wrong."""
     cdef int rc
     cdef Log* log = s.log
-    if log.error and now < log.retry_at and not last:
+    if log.error and now < log.retry_at:
         rc = -log.error
     else:
         rc = deliver(s, data, out, s.size >= SPOOL_FULL, last, now, totals)

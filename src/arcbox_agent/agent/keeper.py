@@ -100,8 +100,9 @@ class Keeper:
 
     async def _offer(self) -> None:
         """Bring what was put by to a keeper as soon as one can be started."""
+        loop = asyncio.get_running_loop()
         while self._put_by:
-            await asyncio.sleep(RETRY_SOON)
+            await asyncio.sleep(max(RETRY_SOON, self._not_before - loop.time()))
             if self._socket is not None or await self._start_one():
                 while self._put_by:
                     key, (order, fds) = self._put_by.popitem()

@@ -171,7 +171,8 @@ class SpawnSpec:
             )
             if self.pid_fd >= 0:
                 # The child has written it there itself, so nothing has to be opened for it.
-                start_time = int(fields_of(os.pread(self.pid_fd, 4096, 0))[19])
+                fields = fields_of(os.pread(self.pid_fd, 4096, 0))
+                start_time = int(fields[19]) if len(fields) > 19 else 0
         finally:
             self.close()
         if start_time or not dated:
@@ -320,14 +321,14 @@ class Processes:
 
     async def spawn(self, spec: SpawnSpec) -> Process:
         """Starts a process in its own session.  Raises SpawnError, and nothing is left then."""
-        return await self._spawn(spec.run, spec.close)
+        return await self._spawn(spec.run, spec.close, spec.pid_fd >= 0)
 
     async def prepare_and_spawn(self, prepare: Callable[[], SpawnSpec]) -> Process:
         """The same, with what `prepare` makes in the thread that spawns: one change of threads, not two."""
-        return await self._spawn(lambda: prepare().run(), None)
+        return await self._spawn(lambda: prepare().run(), None, False)
 
     async def _spawn(
-        self, run: Callable[[], tuple[int, int, int]], undo: Callable[[], None] | None
+        self, run: Callable[[], tuple[int, int, int]], undo: Callable[[], None] | None, outlives: bool
     ) -> Process:
         if self._closed:
             if undo is not None:
@@ -349,7 +350,7 @@ class Processes:
             pid, pidfd, start_time = await asyncio.shield(future)
         except asyncio.CancelledError:
             # The thread goes on.  What it starts still needs its owner, who ends it.
-            future.add_done_callback(lambda done: self._abandoned(ticket, done))
+            future.add_done_callback(lambda done: self._abandoned(ticket, done, outlives))
             raise
         except BaseException:
             self._landed(ticket)
@@ -381,7 +382,7 @@ class Processes:
         return self._own(pid, pidfd, start_time, child=False)
 
     def release(self, process: Process) -> None:
-        """Takes back an adoption."""
+        """Lets go of a process, which goes on."""
         self._forget(process)
         os.close(process.pidfd)
         process.pidfd = -1
@@ -443,14 +444,16 @@ class Processes:
         if self._owned.get(process.pid) is process:
             del self._owned[process.pid]
 
-    def _abandoned(self, ticket: int, done: asyncio.Future[tuple[int, int, int]]) -> None:
+    def _abandoned(self, ticket: int, done: asyncio.Future[tuple[int, int, int]], outlives: bool) -> None:
         if not done.cancelled() and done.exception() is None:
-            if self._closed:
-                pidfd = done.result()[1]
+            pid, pidfd, start_time = done.result()
+            # One with a pid file is given up only where the agent ends: the next one finds it.
+            if not outlives:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            if self._closed:
                 os.close(pidfd)
             else:
-                self._own(*done.result()).send_signal(signal.SIGKILL)
+                self._own(pid, pidfd, start_time)
         self._landed(ticket)
 
     def _landed(self, ticket: int) -> None:

@@ -358,32 +358,40 @@ class ProcessRuntime:
                 await self.in_thread(self.clean, record.id, self._cgroup(record.id))
                 return found
             pid, start_time = found or (record.pid, record.start_time)
-            process = self._processes.adopt(pid, start_time) if pid else None
-            status = None if process is not None else _kept_status(fds)
+            handle = await self._attach_again(record, path, fds)
             try:
-                handle = self._attach_again(record, path, fds)
+                process = self._processes.adopt(pid, start_time) if pid else None
             except OSError:
-                if process is not None:
-                    self._processes.release(process)
+                await self._capture.forget(record.id)
                 raise
+            status = None if process is not None else _kept_status(fds)
             scope: Scope = self._cgroup(record.id) or Session(pid, start_time)
             return ProcessRun(self, record.id, pid, start_time, process, scope, handle, status)
         finally:
             for fd in fds:
                 os.close(fd)
 
-    def _attach_again(self, record: Record, path: str, fds: Sequence[int]) -> CaptureHandle | None:
+    async def _attach_again(self, record: Record, path: str, fds: Sequence[int]) -> CaptureHandle | None:
+        """Captures what it writes, from where the former agent stood.  OSError: there are no descriptors for it."""
         master = next((fd for fd in fds if _is_terminal_master(fd)), None)
         fifos = {} if record.tty else {name: os.path.join(path, name) for name in ("stdout", "stderr")}
         try:
             if record.tty and master is None:
                 raise FileNotFoundError(errno.ENOENT, "its terminal is gone")
-            return self._attach(record.id, fifos, master)
+            handle = self._attach(record.id, fifos, master)
         except OSError as error:
             if error.errno in NO_DESCRIPTORS:
                 raise
             log.error("the output of a container cannot be found again", container=record.id, error=error)
             return None
+        try:
+            await handle.ready()
+        except OSError as error:
+            if error.errno in NO_DESCRIPTORS:
+                await self._capture.forget(record.id)
+                raise
+            # Of the log alone, or it is said already: the capture goes on trying.
+        return handle
 
     def _cgroup(self, id: str) -> Cgroup | None:
         return cgroups.Cgroup(os.path.join(self._parent, id)) if self._parent is not None else None

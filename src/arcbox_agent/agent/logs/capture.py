@@ -170,8 +170,10 @@ class Capture:
         done: asyncio.Future[bool] = self._loop.create_future()
 
         def close(handle: CaptureHandle) -> None:
-            self._close(handle, False)
-            self._settle(done, True)
+            try:
+                self._close(handle, False)
+            finally:
+                self._settle(done, True)
 
         self._order(close, handle)
         await done
@@ -221,7 +223,7 @@ class Capture:
                 handle._sources.append(source)
                 self._owners[source] = handle
                 self._pump.add(source)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a start waits for the answer
             log.error("output cannot be captured", container=handle.id, reason=error)
             handle._error = error if isinstance(error, OSError) else OSError(str(error))
             for _, fd, _ in opened:
