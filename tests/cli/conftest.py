@@ -26,6 +26,8 @@ def environment(address: str) -> dict[str, str]:
         "PYTHONPATH": str(REPOSITORY / "src"),
         # Warnings that arcboxctl causes are errors, as they are in the tests' own process.
         "PYTHONWARNINGS": "error",
+        # As in a person's shell: what is written and not flushed is written at the end.
+        "PYTHONUNBUFFERED": "",
     }
 
 

@@ -302,7 +302,8 @@ def test_an_agent_without_descriptors_to_take_containers_over_does_them_no_harm(
             needed = len(os.listdir(f"/proc/{agent.pid}/fd"))
             with connect(agent) as client:
                 for id in ids:
-                    client.create_container(cmd=["sh", "-c", "read x; echo words; exit 7"], id=id, open_stdin=True)
+                    script = "read x; echo some; read x; echo words; exit 7"
+                    client.create_container(cmd=["sh", "-c", script], id=id, open_stdin=True)
                     client.start_container(id)
                 pids = {each.id: each.pid for each in client.list_containers()}
             agent.kill()
@@ -312,6 +313,14 @@ def test_an_agent_without_descriptors_to_take_containers_over_does_them_no_harm(
             eventually(lambda: not agent.running or agent.answers(), 60)
             assert all(map(alive, pids.values()))
             assert "Too many open files" in agent.log()
+            if agent.running:
+                with connect(agent) as client:
+                    found_again = [each.id for each in client.list_containers()]
+                # It has them with their output.
+                for id in found_again:
+                    (agent.run_dir / "containers" / id / "stdin").write_text("x\n")
+                    log = agent.state_dir / "logs" / f"{id}.log"
+                    eventually(lambda: log.read_bytes().endswith(b" stdout F some\n"))
             agent.kill()
             agent.python = (sys.executable,)
             agent.start()
@@ -319,9 +328,9 @@ def test_an_agent_without_descriptors_to_take_containers_over_does_them_no_harm(
             with connect(agent) as client:
                 assert {each.id: each.pid for each in client.list_containers()} == pids
                 for id in ids:
-                    (agent.run_dir / "containers" / id / "stdin").write_text("x\n")
+                    (agent.run_dir / "containers" / id / "stdin").write_text("x\nx\n")
                     assert client.wait_container(id).status_code == 7
-                    assert lines_of(client, id) == [b"words"]
+                    assert lines_of(client, id) == [b"some", b"words"]
             end_all(agent)
             agent.stop()
         finally:

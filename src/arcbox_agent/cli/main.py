@@ -126,9 +126,17 @@ def run(arguments: Sequence[str]) -> int:
     except click.Abort:
         code = 130
     except (OutputClosed, BrokenPipeError):
-        # Python flushes stdout once more at exit, which would fail again and say so.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         code = 141
     except Exception as error:
         code = report(error, session.json)
+        try:
+            sys.stdout.flush()
+        except OSError:  # a full disk: it was told, by this error or as this error
+            _discard_output()
     return code if isinstance(code, int) else 0
+
+
+def _discard_output() -> None:
+    """Python flushes stdout once more at exit, which would fail again, say so, and change the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
