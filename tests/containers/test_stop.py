@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import arcbox_agent
@@ -172,3 +173,34 @@ def test_a_cgroup_is_left_of_no_container(client: sync.Client, agent: Any) -> No
     client.exec(["sh", "-c", "sleep 1000 &"], container="x")
     client.stop_container("x")
     assert not os.path.exists(cgroup)
+
+
+def test_at_the_agents_end_what_was_started_last_is_dead_before_the_next_is_asked(
+    start_agent: Any, tmp_path: Path
+) -> None:
+    agent = start_agent()
+    script = "trap 'echo $1 asked >>$0; sleep 0.3; echo $1 dead >>$0; exit' TERM; echo ready; while :; do sleep 0.02; done"
+    told = tmp_path / "told"
+    with sync.connect(agent.address) as client:
+        for name in ("first", "second", "third"):
+            client.create_container(cmd=["sh", "-c", script, str(told), name], name=name)
+            client.start_container(name)
+            eventually(lambda: lines_of(client, name) == [b"ready"])
+    agent.stop()
+    assert told.read_text().splitlines() == [
+        f"{name} {what}" for name in ("third", "second", "first") for what in ("asked", "dead")
+    ]
+
+
+def test_at_the_agents_end_one_that_is_deaf_to_term_takes_the_time_of_no_other(start_agent: Any) -> None:
+    agent = start_agent(stop_timeout="2")
+    with sync.connect(agent.address) as client:
+        for name, script in (("first", "trap 'exit 5' TERM; echo ready; while :; do sleep 0.02; done"), ("deaf", DEAF)):
+            client.create_container(cmd=["sh", "-c", script], name=name)
+            client.start_container(name)
+            eventually(lambda: lines_of(client, name) == [b"ready"])
+    agent.stop()
+    agent.restart()
+    with sync.connect(agent.address, wait=20) as client:
+        ends = {each.name: (each.exit_code, each.signal) for each in client.list_containers(all=True)}
+        assert ends == {"first": (5, 0), "deaf": (137, 9)}

@@ -106,17 +106,27 @@ class Containers:
         await self.runtime.close()
 
     async def stop_all(self, timeout: float) -> None:
-        """Stop every container that runs, the last started first."""
+        """Stop every container that runs, the last started first: it may need those before it.
+
+        The next one's turn comes when one is dead, or has had its share of the time: one that
+        does not heed SIGTERM holds up no other for longer.  Then all have until `timeout`.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
         running = [each for each in self._containers.values() if each.running is not None]
         running.sort(key=lambda each: -each.record.started_ns)
 
         async def stop(container: Container) -> None:
             try:
-                await self._supervisor.stop(container, timeout)
+                await self._supervisor.stop(container, max(0.0, deadline - loop.time()))
             except ConflictError:
                 pass  # it ended by itself
 
-        await self._all((stop(each) for each in running), at_once=max(1, len(running)))
+        stopping = []
+        for container in running:
+            stopping.append(loop.create_task(stop(container)))
+            await asyncio.wait(stopping[-1:], timeout=timeout / len(running))
+        await self._all(stopping, at_once=max(1, len(stopping)))
 
     async def _all(self, works: Iterable[object], at_once: int = AT_ONCE) -> None:
         gate = asyncio.Semaphore(at_once)
