@@ -288,24 +288,6 @@ def test_a_log_that_cannot_be_opened_is_written_as_soon_as_it_can(tmp_path: Path
     assert content(tmp_path / "logs" / "web.log")["stdout"] == b"kept\n"
 
 
-def test_what_could_not_be_written_at_the_end_is_written_by_the_next_run(tmp_path: Path, run_async: Any) -> None:
-    async def scenario() -> None:
-        async with Capturing(tmp_path) as box:
-            box.log.mkdir(parents=True)
-            handle = box.attach()
-            fd = os.open(box.fifos["stdout"], os.O_RDWR)
-            os.write(fd, b"kept\n")
-            os.close(fd)
-            assert await handle.finish(0.3) is False
-            box.log.rmdir()
-            handle = box.attach()
-            await handle.ready()
-            assert await handle.finish(10)
-
-    run_async(scenario())
-    assert content(tmp_path / "logs" / "web.log")["stdout"] == b"kept\n"
-
-
 async def end_without_room(box: Capturing) -> None:
     """A run whose output cannot be written to the log, which a directory is in the place of."""
     box.log.mkdir(parents=True)
@@ -314,6 +296,19 @@ async def end_without_room(box: Capturing) -> None:
     os.write(fd, b"kept\nuntil there is room")
     os.close(fd)
     assert await handle.finish(0.3) is False
+
+
+def test_what_could_not_be_written_at_the_end_is_written_by_the_next_run(tmp_path: Path, run_async: Any) -> None:
+    async def scenario() -> None:
+        async with Capturing(tmp_path) as box:
+            await end_without_room(box)
+            box.log.rmdir()
+            handle = box.attach()
+            await handle.ready()
+            assert await handle.finish(10)
+            assert is_kept(box)
+
+    run_async(scenario())
 
 
 def is_kept(box: Capturing) -> bool:

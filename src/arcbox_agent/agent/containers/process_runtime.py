@@ -27,7 +27,7 @@ from arcbox_agent.agent.containers import cgroups, environment, mounts, users
 from arcbox_agent.agent.containers.record import STARTING
 from arcbox_agent.agent.containers.runtime import NotStarted, Place, StartError, reason, system_reason
 from arcbox_agent.agent.containers.sessions import Session
-from arcbox_agent.agent.keeper import Keeper
+from arcbox_agent.agent.keeper import SHORT_OF, Keeper
 from arcbox_agent.agent.log import Logger
 from arcbox_agent.agent.processes import LOST, ExitStatus, SpawnError, SpawnSpec, fields_of
 from arcbox_agent.errors import BadRequestError, RequestError
@@ -55,9 +55,8 @@ THREADS = 4
 #: How long a new agent waits for a spawn that the old one left under way.
 SPAWN_PATIENCE = 30.0
 
-#: How long a new agent waits for descriptors to take over what runs, and what tells that it has none.
+#: How long a new agent waits for descriptors to take over what runs.
 DESCRIPTORS_PATIENCE = 10.0
-NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 #: The agent's cgroup for its commands; an id cannot begin with a dot.
 COMMANDS = ".commands"
@@ -341,7 +340,7 @@ class ProcessRuntime:
                 return await self._recover(record)
             except OSError as error:
                 # The others that are found again hold more meanwhile than they will in the end.
-                if error.errno not in NO_DESCRIPTORS or time.monotonic() > deadline:
+                if error.errno not in SHORT_OF or time.monotonic() > deadline:
                     raise
             await asyncio.sleep(0.05)
 
@@ -380,14 +379,14 @@ class ProcessRuntime:
                 raise FileNotFoundError(errno.ENOENT, "its terminal is gone")
             handle = self._attach(record.id, fifos, master)
         except OSError as error:
-            if error.errno in NO_DESCRIPTORS:
+            if error.errno in SHORT_OF:
                 raise
             log.error("the output of a container cannot be found again", container=record.id, error=error)
             return None
         try:
             await handle.ready()
         except OSError as error:
-            if error.errno in NO_DESCRIPTORS:
+            if error.errno in SHORT_OF:
                 await self._capture.forget(record.id)
                 raise
             # Of the log alone, or it is said already: the capture goes on trying.
