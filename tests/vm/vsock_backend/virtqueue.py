@@ -3,18 +3,22 @@
     descriptors  size x { u64 address, u32 length, u16 flags, u16 next }
     available    u16 flags, u16 index, size x { u16 head }             written by the guest
     used         u16 flags, u16 index, size x { u32 head, u32 written }  written by us
+
+The guest looks at an index while it is written here, and the other way round, so each is
+read and written whole, by one instruction: as an item of a memoryview.  struct's "<H"
+goes byte by byte, and between 0x00ff and 0x0100 the guest would see 0x0000.
 """
 
 from __future__ import annotations
 
 import os
 import struct
+import threading
 from typing import NamedTuple
 
 from tests.vm.vsock_backend.memory import GuestMemory
 
 _DESCRIPTOR = struct.Struct("<QIHH")
-_U16 = struct.Struct("<H")
 _USED = struct.Struct("<II")
 _EVENT = struct.pack("<Q", 1)
 
@@ -22,6 +26,9 @@ _MORE = 1
 _FOR_THE_DEVICE_TO_WRITE = 2
 _INDIRECT = 4
 _NO_INTERRUPT = 1
+
+#: Both rings begin with these two, and the available ring goes on with its heads.
+_FLAGS, _INDEX, _HEADS = 0, 1, 2
 
 #: virtio's own limit.
 MAX_QUEUE_SIZE = 32768
@@ -49,16 +56,20 @@ class Virtqueue:
         self._next = 0
         self._used = 0
         self._descriptors: memoryview | None = None
+        #: Of the available ring and of the used ring: the same memory as u16.
         self._available: memoryview | None = None
+        self._used_words: memoryview | None = None
         self._used_ring: memoryview | None = None
+        self._fence = threading.Lock()
 
     # ---- set up by QEMU
 
     def place(self, descriptors: int, available: int, used: int) -> None:
         self._descriptors = self._memory.user(descriptors, 16 * self.size)
-        self._available = self._memory.user(available, 4 + 2 * self.size)
+        self._available = self._memory.user(available, 4 + 2 * self.size).cast("H")
         self._used_ring = self._memory.user(used, 4 + 8 * self.size)
-        (self._used,) = _U16.unpack_from(self._used_ring, 2)
+        self._used_words = self._used_ring.cast("H")
+        self._used = self._used_words[_INDEX]
 
     def begin_at(self, index: int) -> None:
         self._next = index
@@ -78,7 +89,7 @@ class Virtqueue:
                 os.close(fd)
         self.kick = self.call = -1
         self.enabled = False
-        self._descriptors = self._available = self._used_ring = None
+        self._descriptors = self._available = self._used_words = self._used_ring = None
 
     # ---- at work
 
@@ -86,8 +97,7 @@ class Virtqueue:
         if not self.running:
             return False
         assert self._available is not None
-        (index,) = _U16.unpack_from(self._available, 2)
-        return bool(index != self._next)
+        return bool(self._available[_INDEX] != self._next)
 
     def pop(self) -> Chain | None:
         """The next buffer that the guest offers, taken."""
@@ -103,7 +113,7 @@ class Virtqueue:
     def peek(self) -> Chain:
         """The next buffer, left where it is; `has_next` said that there is one."""
         assert self._available is not None
-        (head,) = _U16.unpack_from(self._available, 4 + 2 * (self._next % self.size))
+        head = self._available[_HEADS + self._next % self.size]
         chain = Chain(head, [], [])
         at = head
         # A chain longer than the ring would be a loop.
@@ -123,16 +133,19 @@ class Virtqueue:
 
     def push(self, chain: Chain, written: int) -> None:
         """Gives a buffer back, `written` bytes of it filled."""
-        ring = self._used_ring
-        assert ring is not None
-        _USED.pack_into(ring, 4 + 8 * (self._used % self.size), chain.head, written)
+        assert self._used_ring is not None and self._used_words is not None
+        _USED.pack_into(self._used_ring, 4 + 8 * (self._used % self.size), chain.head, written)
         self._used = (self._used + 1) & 0xFFFF
-        _U16.pack_into(ring, 2, self._used)
+        self._used_words[_INDEX] = self._used
 
     def notify(self) -> None:
         """Interrupts the guest, where it wants to be."""
         if self.call < 0 or self._available is None:
             return
-        (flags,) = _U16.unpack_from(self._available, 0)
-        if not flags & _NO_INTERRUPT:
+        # The guest asks for interrupts and then looks at the used index.  The index has to be
+        # there for it to see before its wish is read, or it would sleep beside its packet:
+        # taking a lock is a full barrier.
+        with self._fence:
+            wanted = not self._available[_FLAGS] & _NO_INTERRUPT
+        if wanted:
             os.write(self.call, _EVENT)
