@@ -125,6 +125,7 @@ class Machine:
         #: What was tried in vain before, each with the reason.
         self.hung_boots: list[str] = []
         self._has_listened = False
+        self._lost: dict[int, MachineError] = {}
         try:
             if initramfs is None:
                 initramfs = self.directory / "initramfs"
@@ -322,6 +323,16 @@ class Machine:
         return stream
 
     def wait_until_it_listens(self, port: int = 1024, limit: float = BOOT_LIMIT) -> None:
+        # One that many tests share fails each of them, but is waited for only once.
+        if port in self._lost:
+            raise self._lost[port]
+        try:
+            self._wait_until_it_listens(port, limit)
+        except MachineError as error:
+            self._lost[port] = error
+            raise
+
+    def _wait_until_it_listens(self, port: int, limit: float) -> None:
         def listens() -> bool:
             with contextlib.suppress(OSError):
                 self.dial(port).close()
