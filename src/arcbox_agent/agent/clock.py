@@ -4,7 +4,8 @@ A ping may carry the host's time, in whole seconds.  A difference that rounding 
 slow connection explain is left to whatever keeps the guest's clock; a larger one is
 a step, forwards or backwards.  A guest whose clock had to be set may have been
 restored, perhaps for the second time from one snapshot, and then its random numbers
-are those of its twin: so the kernel's pool is reseeded as well.
+are those of its twin: so the kernel's pool is to be reseeded as well, before the ping
+is answered.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ EARLIEST, LATEST = 946_684_800, 7_258_118_400
 
 
 def follow_host(timestamp: int, metrics: Metrics) -> bool:
-    """Sets the clock to the host's Unix seconds where the two differ widely; whether it did."""
+    """Sets the clock to the host's Unix seconds where the two differ widely; whether it did.
+
+    Raises BadRequestError for a time that no host can mean.
+    """
     if not EARLIEST <= timestamp < LATEST:
         raise BadRequestError(f"timestamp_secs {timestamp} is no time that a clock can be set to")
     behind = timestamp - time.time()
@@ -46,7 +50,6 @@ def follow_host(timestamp: int, metrics: Metrics) -> bool:
         return False
     metrics.add("clock_set")
     log.warning("clock set by the host", behind=f"{behind:.3f}")
-    reseed_random(timestamp)
     return True
 
 
@@ -57,12 +60,15 @@ _FROM_HARDWARE = 64
 #: What the kernel and its driver fetch ahead: it was saved with the guest, and each guest
 #: restored from one snapshot reads the same first.
 _FETCHED_AHEAD = 256
-#: Seconds that the event loop may wait for a device, once in a restore.
+#: Seconds that a ping may wait for the device, once in a restore.
 _HARDWARE_PATIENCE = 0.1
 
 
 def reseed_random(host_time: int) -> None:
-    """Stirs the kernel's random pool, and makes it draw its next numbers from there."""
+    """Stirs the kernel's random pool, and makes it draw its next numbers from there.
+
+    Not for the event loop: it waits for the hypervisor's device, up to 0.1 s.
+    """
     drawn = _hardware_random()
     hardware = drawn[_FETCHED_AHEAD:]
     # The times differ between two restores of one snapshot, but anyone can guess them: they

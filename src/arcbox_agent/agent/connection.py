@@ -3,9 +3,9 @@
     data_received -> FrameDecoder -> _advance -> a handler -> one write
 
 What one read brought is answered with one write.  Plain pings, the most frequent
-request by far, are answered in compiled code.  A handler that is a plain function is
-answered in place; one that is a coroutine runs as the connection's only task, and
-what arrives meanwhile waits in `_waiting`, up to the bounds of the settings.
+request by far, are answered in compiled code.  A handler's reply is written in place; a
+coroutine that it returns instead runs as the connection's only task, and what arrives
+meanwhile waits in `_waiting`, up to the bounds of the settings.
 
 Three things stop the reading, and so, by the kernel's own flow control, the peer:
 its requests wait in too great a number, it does not read its replies, or it has had
@@ -24,6 +24,7 @@ from asyncio import CancelledError, Protocol
 from collections import deque
 from os import SPLICE_F_MOVE, SPLICE_F_NONBLOCK, close, dup, splice
 from socket import MSG_MORE
+from types import CoroutineType
 
 from arcbox_agent.agent.access import NEEDS
 from arcbox_agent.agent.call import Call
@@ -309,12 +310,13 @@ class Connection(Protocol):
                     f"its mode refuses {_name(frame.type)}"
                 )
             request = route.request.decode(frame.payload) if route.request is not None else None
-            if route.runs_in_task:
-                self._call = call
-                self._task = server.loop.create_task(self._run(route.handler(server.agent, request, call), call))
-                server.running.add(self)
-                return None
-            return self._encode(route.handler(server.agent, request, call), trace_id)
+            reply = route.handler(server.agent, request, call)
+            if type(reply) is not CoroutineType:
+                return self._encode(reply, trace_id)
+            self._call = call
+            self._task = server.loop.create_task(self._run(reply, call))
+            server.running.add(self)
+            return None
         except Exception as error:
             return self._error(error, trace_id)
         finally:

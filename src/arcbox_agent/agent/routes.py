@@ -1,8 +1,8 @@
 """The dispatch table: which handler answers which request, and what it needs.
 
-A handler is a function `(agent, request, call) -> Message`, answered at once, or a
-coroutine function of the same shape, run as the one task of its connection: the
-connection's next request waits for it, and no other connection does.
+A handler is a function `(agent, request, call)`.  What it returns is the reply, or a
+coroutine for it, which runs as the one task of its connection: the connection's next
+request waits for it, and no other connection does.
 """
 
 from __future__ import annotations
@@ -34,20 +34,16 @@ if TYPE_CHECKING:
 
     from arcbox_agent.wire import Message
 
-#: inspect.CO_COROUTINE; inspect itself is a slow import.
-_CO_COROUTINE = 0x80
-
 
 class Route:
     """How a request is answered.  `request` None: its payload is not looked at."""
 
-    __slots__ = ("access", "handler", "request", "runs_in_task")
+    __slots__ = ("access", "handler", "request")
 
     def __init__(self, handler: Callable[..., Any], request: type[Message] | None, access: Access) -> None:
         self.handler = handler
         self.request = request
         self.access = access
-        self.runs_in_task = bool(handler.__code__.co_flags & _CO_COROUTINE)
 
 
 ROUTES: dict[int, Route] = {

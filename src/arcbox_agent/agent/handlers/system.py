@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 
 from arcbox_agent.agent import clock
@@ -12,18 +13,30 @@ from arcbox_agent.wire import PingResponse, SystemInfo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
+
     from arcbox_agent.agent.call import Call
     from arcbox_agent.agent.daemon import Agent
     from arcbox_agent.wire import PingRequest
 
 
-def ping(agent: Agent, request: PingRequest, call: Call) -> PingResponse:
+def ping(agent: Agent, request: PingRequest, call: Call) -> PingResponse | Coroutine[Any, Any, PingResponse]:
     """Pings with nothing but a message are answered in compiled code and do not come here."""
-    # A host sends its time with every ping: who may only look is answered all the same.
-    if request.timestamp_secs > 0 and agent.settings.set_clock and call.allows(Access.CONTROL):
-        clock.follow_host(request.timestamp_secs, agent.metrics)
     text = f"pong: {request.message}" if request.message else "pong"
-    return PingResponse(message=text, version=agent.version, features=features(agent) if request.detail else [])
+    reply = PingResponse(message=text, version=agent.version, features=features(agent) if request.detail else [])
+    host_time = request.timestamp_secs
+    # A host sends its time with every ping: who may only look is answered all the same.
+    if host_time > 0 and agent.settings.set_clock and call.allows(Access.CONTROL):
+        if clock.follow_host(host_time, agent.metrics):
+            return _once_reseeded(host_time, reply)
+    return reply
+
+
+async def _once_reseeded(host_time: int, reply: PingResponse) -> PingResponse:
+    # The device that gives random bytes is waited for.
+    await asyncio.to_thread(clock.reseed_random, host_time)
+    return reply
 
 
 def system_info(agent: Agent, request: None, call: Call) -> SystemInfo:
