@@ -80,6 +80,19 @@ def test_since_and_until_find_their_place_in_a_large_file(tmp_path: Path, seed: 
         assert plain(list(read_log(path, since=since, until=until, tail=tail))) == expected
 
 
+@pytest.mark.parametrize("tail", [0, 1])
+@pytest.mark.parametrize("far", [1 << 62, (1 << 63) - 1, 10**30])
+def test_since_and_until_may_lie_beyond_every_time_that_a_log_can_have(tmp_path: Path, far: int, tail: int) -> None:
+    # Larger than what is searched by bisection, whose slack must not lead over the edge either.
+    path = write_log(tmp_path, [(STAMP + b" stdout F " + b"x" * 1000 + b"\n") * 1100])
+    assert os.path.getsize(path) > reader_module.BISECT_FROM
+    everything = list(read_log(path, tail=tail))
+    assert len(everything) == (tail or 1100)
+    assert list(read_log(path, since=-far, until=far, tail=tail)) == everything
+    assert list(read_log(path, since=far, tail=tail)) == []
+    assert list(read_log(path, until=-far, tail=tail)) == []
+
+
 def test_what_cannot_be_read_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="missing.log"):
         list(read_log(str(tmp_path / "missing.log")))

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 BISECT_FROM = 1 << 20
 SLACK = 60 * 1_000_000_000
 
+#: The times that a line can have: one outside becomes the nearest inside, and so does the end of a range.
+_FIRST, _LAST = -(1 << 63) + 1, (1 << 63) - 1
+
 #: A log that is truncated while its end is searched for is begun with anew, so often.
 _ATTEMPTS = 5
 
@@ -64,9 +67,11 @@ class LogReader:
             raise ValueError("tail must not be negative")
         self.path = path
         self.tail = tail
-        self._since = since
-        self._until = until
-        self._filters: dict[str, Any] = {"stdout": stdout, "stderr": stderr, "since": since, "until": until}
+        self._since = None if since is None else _nearest(since)
+        self._until = None if until is None else _nearest(until)
+        self._filters: dict[str, Any] = {
+            "stdout": stdout, "stderr": stderr, "since": self._since, "until": self._until,
+        }  # fmt: skip
         self.engine = Engine(output, trace=trace, timestamps=timestamps, part_limit=part_limit, **self._filters)
         self.file: LogFile | None = None
         self._files: list[LogFile] = []  # newest first
@@ -146,10 +151,10 @@ class LogReader:
             if high > BISECT_FROM and self._nowait and (self._since is not None or self._until is not None):
                 yield BLOCKED
             if high > BISECT_FROM and self._since is not None:
-                low = bisect(file.fd, high, self._since - SLACK)
+                low = bisect(file.fd, high, _nearest(self._since - SLACK))
                 complete = low > 0
             if high > BISECT_FROM and self._until is not None:
-                cut = bisect(file.fd, high, self._until + SLACK, after=True)
+                cut = bisect(file.fd, high, _nearest(self._until + SLACK), after=True)
                 high = max(cut, low)
             self._files.append(file)
             self._bounds.append((low, high))
@@ -168,6 +173,10 @@ class LogReader:
                 yield BLOCKED
                 file = open_neighbour(self.path, newer, 1)
         return None if scan is None else scan.starts
+
+
+def _nearest(stamp: int) -> int:
+    return max(_FIRST, min(stamp, _LAST))
 
 
 def read_log(
