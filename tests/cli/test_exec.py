@@ -29,6 +29,13 @@ def test_in_the_guest_itself(ctl: Arcboxctl) -> None:
     assert ctl("exec", "-", "echo", "-n", "hello").stdout == "hello"
 
 
+def test_an_empty_container_is_not_the_guest(ctl: Arcboxctl, tmp_path: Path) -> None:
+    # As in `arcboxctl exec "$CONTAINER" rm -r /data`, where the variable is not set.
+    done = ctl("exec", "", "touch", f"{tmp_path}/touched", code=125)
+    assert done.stderr.startswith("arcboxctl: the CONTAINER is empty; the guest itself is --guest, or -\n")
+    assert not (tmp_path / "touched").exists()
+
+
 def test_bytes_come_through_unchanged(ctl: Arcboxctl) -> None:
     process = ctl.start("exec", "-", "printf", r"\000\001\377")
     out, err = process.communicate(timeout=PATIENCE)

@@ -76,6 +76,9 @@ def exec_command(
     Ends with the command's exit code.  Ctrl-C ends the command.
     """
     container, cmd = ("", words) if guest else (words[0], words[1:])
+    if not guest and not container:
+        # An empty word is a shell's unset variable, and not a wish to be in the guest itself.
+        raise click.UsageError("the CONTAINER is empty; the guest itself is --guest, or -")
     if not cmd:
         raise click.UsageError("no command is given")
     if detach and (tty or timeout is not None):
