@@ -89,6 +89,17 @@ def test_several_at_once_and_one_that_is_not_there(ctl: Arcboxctl) -> None:
     assert ctl("rm", "a", "b").stdout == "a\nb\n"
 
 
+def test_of_several_the_one_that_failed_is_named(ctl: Arcboxctl) -> None:
+    for name in ("a", "b"):
+        ctl.container(name, "sleep", "600")
+    ctl("create", "--name", "c", "x", "true")
+    done = ctl("rm", "a", "c", "b", code=125)
+    assert done.stdout == "c\n"
+    first, second = done.stderr.splitlines()
+    assert first.startswith("arcboxctl: a: failed to remove: ")
+    assert second.startswith("arcboxctl: b: failed to remove: ")
+
+
 def test_to_start_what_runs_and_to_stop_what_does_not_is_no_error(ctl: Arcboxctl) -> None:
     ctl.container("web", "sleep", "600")
     assert ctl("start", "web").stdout == "web\n"

@@ -185,7 +185,9 @@ def _each(
                     if session.json:
                         click.echo(json.dumps({"container": name, "ok": False, **as_object(error)}))
                     else:
-                        print(f"arcboxctl: {text(error)}", file=sys.stderr)
+                        # Of several one wants to know which; some errors of agents name it, and some do not.
+                        which = "" if len(names) == 1 or error.message.endswith(f": {name}") else f"{printable(name)}: "
+                        print(f"arcboxctl: {which}{text(error)}", file=sys.stderr)
                 else:
                     click.echo(json.dumps({"container": name, "ok": True, **details}) if session.json else line)
                 sys.stdout.flush()
