@@ -198,6 +198,16 @@ def test_a_disk_that_is_full_is_an_error_in_words(ctl: Arcboxctl) -> None:
         assert (process.returncode, err) == (125, b"arcboxctl: No space left on device\n")
 
 
+def test_an_error_that_cannot_be_told_has_its_exit_code_all_the_same(ctl: Arcboxctl) -> None:
+    read, closed_at_its_other_end = os.pipe()
+    os.close(read)
+    with open("/dev/full", "wb") as full, open(closed_at_its_other_end, "wb") as broken:
+        # What arcboxctl refuses, what the agent does, and what a command says.
+        for arguments in (["bogus"], ["stop", "nope"], ["exec", "-", "sh", "-c", "echo no >&2"]):
+            assert ctl.start(*arguments, stderr=full).wait(PATIENCE) == 125
+            assert ctl.start(*arguments, stderr=broken).wait(PATIENCE) == 141
+
+
 def test_an_encoding_without_a_letter_shows_a_question_mark(ctl: Arcboxctl) -> None:
     ctl("create", "x", "sh", "-c", "a long command of many words")
     latin = {**environment(ctl.address), "PYTHONIOENCODING": "latin-1"}

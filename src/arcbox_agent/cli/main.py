@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -115,6 +115,15 @@ def arcboxctl(ctx: click.Context, host: str | None, wait: float) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Do what `arguments` ask; the exit code."""
+    try:
+        return _run(arguments)
+    except OSError as error:
+        # Not even what went wrong could be told: standard error is full, or closed at its other end.
+        _discard(sys.stderr)
+        return 141 if isinstance(error, BrokenPipeError) else OWN_FAILURE
+
+
+def _run(arguments: Sequence[str]) -> int:
     session = Session()
     try:
         code: Any = arcboxctl.main(list(arguments), prog_name=PROGRAM, standalone_mode=False, obj=session)
@@ -126,17 +135,19 @@ def run(arguments: Sequence[str]) -> int:
     except click.Abort:
         code = 130
     except (OutputClosed, BrokenPipeError):
-        _discard_output()
+        # Whichever of the two it was.
+        _discard(sys.stdout)
+        _discard(sys.stderr)
         code = 141
     except Exception as error:
         code = report(error, session.json)
         try:
             sys.stdout.flush()
         except OSError:  # a full disk: it was told, by this error or as this error
-            _discard_output()
+            _discard(sys.stdout)
     return code if isinstance(code, int) else 0
 
 
-def _discard_output() -> None:
-    """Python flushes stdout once more at exit, which would fail again, say so, and change the exit code."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _discard(stream: TextIO) -> None:
+    """Python flushes a stream once more at exit, which would fail again, say so, and change the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
