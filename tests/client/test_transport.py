@@ -122,6 +122,18 @@ def test_an_address_where_nobody_is_says_what_to_look_at(run_async, tmp_path):
     assert run_async(reason(f"unix://{dead}")).endswith("nobody listens there: is the agent running?")
 
 
+def test_what_is_no_socket_is_not_waited_for(run_async, tmp_path):
+    (tmp_path / "file").touch()
+
+    async def main(address):
+        with pytest.raises(ConnectError, match="that file is not a socket$"):
+            await arcbox_agent.connect(address, wait=600)
+
+    for path in (tmp_path, tmp_path / "file"):
+        run_async(main(f"unix://{path}"))
+        run_async(main(f"firecracker://{path}:1024"))
+
+
 def test_a_host_without_vsock_is_told_what_to_use(run_async, monkeypatch):
     monkeypatch.delattr(socket, "AF_VSOCK")
 

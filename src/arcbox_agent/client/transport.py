@@ -11,6 +11,7 @@ import asyncio
 import errno
 import os
 import socket
+import stat
 
 from arcbox_agent.address import HybridVsockAddress, UnixAddress, VsockAddress
 from arcbox_agent.errors import ConnectError
@@ -65,6 +66,12 @@ async def _open_unix(path: str) -> socket.socket:
     try:
         sock.setblocking(False)
         await _connect(sock, path)
+    except ConnectionRefusedError:
+        sock.close()
+        # So says Linux of any other file, too.
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK)) from None
+        raise
     except BaseException:
         sock.close()
         raise
