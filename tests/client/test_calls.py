@@ -285,6 +285,16 @@ def test_no_reply_in_time_is_an_error_and_the_late_one_goes_nowhere(run_async):
         run_async(main(agent.address))
 
 
+def test_no_time_at_all_is_not_taken_for_the_clients(run_async):
+    async def main(address):
+        async with arcbox_agent.connect(address) as client:
+            with pytest.raises(CallTimeoutError, match="^Ping: no reply after 0 s$"):
+                await client.ping(timeout=0)
+
+    with server(answer_pings) as agent:
+        run_async(main(agent.address))
+
+
 def test_a_call_cancelled_in_the_middle_of_a_reply_corrupts_no_other(run_async):
     halfway = asyncio.Event()
 

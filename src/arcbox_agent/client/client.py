@@ -421,7 +421,9 @@ class Client:
                     reply = await self._exchange(frame, trace_id, reply_class, long=long, fresh=True, bounded=bounded)
         except TimeoutError:
             name = type(request).__name__.removesuffix("Request")
-            raise CallTimeoutError(name, seconds or self._timeout or 0.0) from None
+            # Without one of the caller's only the wait for a connection is limited, by the client's.
+            waited = self._timeout if seconds is None else seconds
+            raise CallTimeoutError(name, waited or 0.0) from None
         if reply is None:
             raise ConnectionLostError("the agent closed the connection, perhaps after it had read the request")
         return reply
