@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
@@ -11,7 +12,7 @@ from arcbox_agent import sync, wire
 from arcbox_agent.errors import AgentFailedError, BadRequestError, NotFoundError, UnsupportedError
 
 from .alpha1 import CONTAINER, EMPTY_TAIL, Alpha1
-from .servers import error, frame, read_request, server
+from .servers import DETAIL, PATIENCE, error, frame, pong, read_request, receive, server
 
 
 async def collected(stream):
@@ -148,6 +149,72 @@ def test_an_agent_after_it_has_its_calls_and_not_our_fields(run_async):
 
     with server(serve) as agent:
         run_async(main(agent.address))
+
+
+def until_replaced(serve, replaced):
+    """`serve`, for one call; the agent ends when `replaced` is set."""
+
+    def serve_one(connection):
+        serve(connection)
+        assert replaced.wait(PATIENCE)
+
+    return serve_one
+
+
+def test_one_that_was_brought_up_to_date_under_a_client_is_asked_anew(run_async):
+    replaced = threading.Event()
+
+    def answers_a_v1_ping(connection):
+        assert receive(connection, 8)[4:] == bytes.fromhex("00000001")
+        receive(connection, 3)  # `detail`
+        connection.sendall(wire.encode_message(wire.PingResponse(message="pong", version="0.1.0")))
+
+    def newer(connection):
+        request = read_request(connection)
+        assert request.payload == DETAIL
+        connection.sendall(pong(request))
+        request = read_request(connection)
+        assert request.type == 0x0016
+        connection.sendall(frame(0x1016, wire.WaitContainerResponse(status_code=3).encode(), request.trace))
+        assert connection.recv(1) == b""
+
+    async def main(agent):
+        async with arcbox_agent.connect(agent.address) as client:
+            assert not client.knows(wire.WaitContainerRequest)
+            with pytest.raises(UnsupportedError):
+                await client.wait_container("n")
+            replaced.set()
+            agent.join()
+            assert (await client.wait_container("n")).status_code == 3
+            assert client.knows(wire.WaitContainerRequest)
+
+    with server(Alpha1().serve, until_replaced(answers_a_v1_ping, replaced), newer) as agent:
+        run_async(main(agent))
+        assert agent.accepted == 3
+
+
+def test_one_that_took_the_place_of_a_newer_agent_is_known_by_its_answer_too(run_async):
+    replaced = threading.Event()
+
+    async def main(agent):
+        async with arcbox_agent.connect(agent.address) as client:
+            entries, command = client.logs(CONTAINER), client.exec_stream(["cat"], stdin=b"input")
+            replaced.set()
+            agent.join()
+            assert [entry.data async for entry in entries] == [b"one", b"", b"two"]
+            with pytest.raises(UnsupportedError):
+                await collected(command)
+            with pytest.raises(UnsupportedError):
+                await client.wait_container("n")
+            assert (await client.exec(["echo", "hello"])).stdout == b"hello\n"
+
+    def newer(connection):
+        connection.sendall(pong(read_request(connection)))
+
+    with server(until_replaced(newer, replaced), Alpha1().serve) as agent:
+        run_async(main(agent))
+        # The one before, one to learn that this one speaks V1, one that served on.
+        assert agent.accepted == 3
 
 
 def test_without_async_too():

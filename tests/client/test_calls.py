@@ -365,6 +365,7 @@ def test_an_idle_connection_that_the_agent_closed_takes_no_request(run_async):
         connection.sendall(pong(read_request(connection)))
 
     def starts(connection):
+        connection.sendall(pong(read_request(connection)))
         request = read_request(connection)
         assert (request.type, request.payload) == (0x0011, text(1, b"x"))
         connection.sendall(frame(EMPTY, b"", request.trace))

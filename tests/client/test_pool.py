@@ -10,7 +10,7 @@ import pytest
 import arcbox_agent
 from arcbox_agent.errors import CallTimeoutError, ConnectionLostError
 
-from .servers import EMPTY, PING, answer_pings, closed_by_client, frame, pong, read_request, server
+from .servers import EMPTY, PATIENCE, PING, answer_pings, closed_by_client, frame, pong, read_request, server
 
 
 class Agent:
@@ -70,6 +70,33 @@ def test_a_hundred_calls_run_while_follows_are_open(run_async):
     with server(behaviour) as agent:
         run_async(main(agent))
     assert behaviour.most_pings <= 4
+
+
+def test_an_agent_is_not_asked_anew_while_a_connection_to_it_lives(run_async):
+    following = threading.Event()
+
+    def follows(connection):
+        connection.sendall(pong(read_request(connection)))
+        assert read_request(connection).type == 0x0021
+        following.set()
+        assert closed_by_client(connection)
+
+    def starts(connection):
+        request = read_request(connection)
+        assert request.type == 0x0011
+        connection.sendall(frame(EMPTY, b"", request.trace))
+        assert closed_by_client(connection)
+
+    async def main(address):
+        async with arcbox_agent.connect(address) as client:
+            async with client.logs("web", follow=True) as entries:
+                followed = asyncio.create_task(entries.batch())
+                assert await asyncio.to_thread(following.wait, PATIENCE)
+                await client.start_container("web")
+            assert await followed == []
+
+    with server(follows, starts) as agent:
+        run_async(main(agent.address))
 
 
 def test_calls_one_after_the_other_share_one_connection(run_async):
@@ -175,6 +202,27 @@ def test_a_client_may_be_closed_while_it_dials(run_async):
                 await call
 
     with server(lambda c: (c.sendall(pong(read_request(c))), closed_by_client(c)), silent) as agent:
+        run_async(main(agent))
+
+
+def test_a_client_may_be_closed_while_it_asks_an_agent_anew(run_async):
+    asked = threading.Event()
+
+    def silent(connection):
+        read_request(connection)
+        asked.set()
+        assert closed_by_client(connection)
+
+    async def main(agent):
+        client = await arcbox_agent.connect(agent.address, timeout=None)
+        agent.join()
+        call = asyncio.create_task(client.start_container("web"))
+        assert await asyncio.to_thread(asked.wait, PATIENCE)
+        await client.aclose()
+        with pytest.raises(ConnectionLostError, match="the client was closed"):
+            await call
+
+    with server(lambda c: c.sendall(pong(read_request(c))), silent) as agent:
         run_async(main(agent))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from arcbox_agent import wire
 from arcbox_agent.errors import DecodeError, EncodeError, FrameError, UnsupportedError
@@ -94,12 +94,28 @@ _OURS: dict[type[wire.Message], tuple[str, ...]] = {
 }
 
 
-def check_is_known(request: wire.Message, version: int) -> None:
-    """Raise UnsupportedError for what an agent other than ours would refuse or pass over.
+@dataclass(frozen=True, slots=True)
+class AgentKind:
+    """What an agent has told of itself by its answer to a first ping.
 
     `version`: of its frames, by which alpha.1 is told from the agents after it.
+    `is_ours`: it names its calls; one that does not is 0.0.1-alpha.1, or one of those
+    after it.
     """
+
+    version: Literal[1, 2]
+    is_ours: bool
+
+    def knows(self, request_class: type[wire.Message]) -> bool:
+        return self.is_ours or self.version == 2 or request_class in ALPHA1_CALLS
+
+
+def check_is_known(request: wire.Message, agent: AgentKind) -> None:
+    """Raise UnsupportedError for what an agent other than ours would refuse or pass over."""
+    if agent.is_ours:
+        return
     kind = type(request)
+    version = agent.version
     if version == 1 and kind not in ALPHA1_CALLS:
         raise UnsupportedError(kind.__name__)
     fields = _OURS.get(kind, ())
@@ -223,12 +239,6 @@ def read_log_entry(frame: Frame) -> tuple[LogEntry | None, bool]:
     if not -(1 << 63) <= nanoseconds < 1 << 63:
         raise DecodeError("LogEntryV2.timestamp", f"{nanoseconds} ns are no time that a log can have")
     return wire.LogEntry(stream=entry.stream, data=entry.data, timestamp=nanoseconds, partial=entry.partial), False
-
-
-def read_whole_log(frame: Frame) -> tuple[LogEntry | None, bool]:
-    """The one entry of an agent that does not stream a log that is not followed."""
-    entry, _ = read_log_entry(frame)
-    return entry, True
 
 
 def decode_reply(frame: Frame, reply_class: type[M]) -> M:

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from arcbox_agent import wire
 from arcbox_agent.client import calls
-from arcbox_agent.client.calls import ExecResult, Time
+from arcbox_agent.client.calls import AgentKind, ExecResult, Time
 from arcbox_agent.client.pool import Lease, Pool
-from arcbox_agent.client.stream import LinesStream, ReplyStream
+from arcbox_agent.client.stream import LogStream, ReplyStream
 from arcbox_agent.errors import (
+    BadRequestError,
     CallTimeoutError,
     CommandFailedError,
     ConnectionLostError,
     FrameTooLargeError,
     OutputLimitError,
     RequestError,
+    UnsupportedError,
 )
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from arcbox_agent.client.connection import Connection
     from arcbox_agent.wire import (
         AgentInfo,
         ContainerInfo,
@@ -46,6 +49,15 @@ DEFAULT_TIMEOUT = 30.0
 DEFAULT_OUTPUT_LIMIT = 64 * 1024 * 1024
 
 
+class _Request(NamedTuple):
+    """A message, and the frame of that version that it is sent in."""
+
+    message: wire.Message
+    version: Literal[1, 2]
+    frame: bytes
+    trace_id: str | None
+
+
 class Client:
     """An agent, as `arcbox_agent.connect` gives it.
 
@@ -59,22 +71,25 @@ class Client:
 
     def __init__(
         self,
-        pool: Pool,
+        dial: Callable[[Literal[1, 2]], Awaitable[Connection]],
         *,
         timeout: float | None,
-        frame_version: int,
+        versions: tuple[Literal[1, 2], ...],
         trace_id: Callable[[], str],
+        max_connections: int,
+        max_streams: int,
         output_limit: int,
         max_frame_size: int,
     ) -> None:
-        self._pool = pool
+        self._dial = dial
+        self._pool = Pool(self._open, max_calls=max_connections, max_streams=max_streams)
         self._timeout = timeout
-        self._frame_version = frame_version
+        self._versions = versions
         self._trace_id = trace_id
         self._output_limit = output_limit
         self._max_frame_size = max_frame_size
-        #: What the agent names in its first pong; none where it is not one of ours.
-        self._features: frozenset[str] | None = None
+        #: What the agent was that answered last.
+        self._agent = AgentKind(versions[0], is_ours=True)
 
     async def aclose(self) -> None:
         """Close all connections.  Calls that still run get ConnectionLostError."""
@@ -95,12 +110,8 @@ class Client:
     ) -> PingResponse:
         """`set_clock`: tell the agent this host's time, by which it may set the guest's clock."""
         now = round(time.time()) if set_clock else 0
-        first = self._features is None
-        request = wire.PingRequest(message=message, timestamp_secs=now, detail=first)
-        reply = await self.call(request, wire.PingResponse, timeout=timeout, repeatable=True)
-        if first:
-            self._features = frozenset(reply.features)
-        return reply
+        request = wire.PingRequest(message=message, timestamp_secs=now)
+        return await self.call(request, wire.PingResponse, timeout=timeout, repeatable=True)
 
     async def sync_time(self, *, timeout: float | None = None) -> PingResponse:
         """Let the agent set the guest's clock by this host's."""
@@ -358,11 +369,12 @@ class Client:
         )
         # A container that is followed may be silent for ever; reading a file may not.
         silence = None if follow else self._timeout
-        if not follow and self._is_another_agent():
-            whole = calls.Replies("logs", calls.read_whole_log)
-            return self._stream(request, whole, first_timeout=silence, next_timeout=silence, kind=LinesStream)
         return self._stream(
-            request, calls.Replies("logs", calls.read_log_entry), first_timeout=silence, next_timeout=silence
+            request,
+            calls.Replies("logs", calls.read_log_entry),
+            first_timeout=silence,
+            next_timeout=silence,
+            kind=ReplyStream if follow else LogStream,
         )
 
     # -------------------------------------------------------------- any call
@@ -386,41 +398,87 @@ class Client:
         return await self._call(request, reply_class, seconds=seconds, long=long, repeatable=repeatable)
 
     def knows(self, request_class: type[wire.Message]) -> bool:
-        """Whether the agent has this call, as far as its first pong tells."""
-        return (
-            not self._is_another_agent() or self._frame_version == 2 or request_class in calls.ALPHA1_CALLS
-        )
+        """Whether the agent has this call, as far as its answer to the first ping tells."""
+        return self._agent.knows(request_class)
 
     # --------------------------------------------------------------- private
+
+    async def _reach(self, *, timeout: float | None) -> None:
+        """Have a connection over which the agent has answered; for `connect` alone."""
+        try:
+            async with asyncio.timeout(timeout):
+                lease = await self._pool.lease(stream=False)
+        except TimeoutError:
+            raise CallTimeoutError("Ping", timeout or 0.0) from None
+        lease.release()
 
     def _added_to(self, seconds: float) -> float | None:
         return None if self._timeout is None else seconds + self._timeout
 
-    def _is_another_agent(self) -> bool:
-        """Not one of ours: so 0.0.1-alpha.1, or one of the agents after it."""
-        return self._features is not None and not self._features
+    async def _open(self) -> Connection:
+        """A connection of which is known what answers at its other end.
 
-    def _frame(self, request: wire.Message) -> tuple[bytes, str | None]:
-        if self._is_another_agent():
-            calls.check_is_known(request, self._frame_version)
-        trace_id = self._trace_id() if self._frame_version == 2 else None
-        frame = wire.encode_message(request, trace_id)
+        As long as one connection lives, it is the same agent that further ones are opened to.
+        When none does, it may have been replaced meanwhile, and is asked anew.
+        """
+        living = self._pool.living()
+        if living is not None and living.agent is not None:
+            connection = await self._dial(living.agent.version)
+            self._pool.adopt(connection)
+            if living.is_alive():
+                connection.agent = living.agent
+                return connection
+            self._pool.drop(connection)
+        *before, last = self._versions
+        for version in before:
+            try:
+                return await self._meet(version)
+            except BadRequestError:
+                pass  # So says an agent that takes the trace id for part of the message.
+        return await self._meet(last)
+
+    async def _meet(self, version: Literal[1, 2]) -> Connection:
+        """A connection over which the agent has told what it is."""
+        sent = self._request(wire.PingRequest(detail=True), version)
+        connection = await self._dial(version)
+        self._pool.adopt(connection)
+        try:
+            connection.send(sent.frame, sent.trace_id)
+            reply = calls.decode_reply(await connection.receive(), wire.PingResponse)
+        except BaseException:
+            self._pool.drop(connection)
+            raise
+        connection.agent = self._agent = AgentKind(version, is_ours=bool(reply.features))
+        return connection
+
+    def _request(self, message: wire.Message, version: Literal[1, 2]) -> _Request:
+        trace_id = self._trace_id() if version == 2 else None
+        frame = wire.encode_message(message, trace_id)
         if len(frame) > self._max_frame_size:
             raise FrameTooLargeError(len(frame), self._max_frame_size)
-        return frame, trace_id
+        return _Request(message, version, frame, trace_id)
+
+    def _send(self, request: _Request, connection: Connection) -> None:
+        """Send it as the agent at the other end takes it.  Raises UnsupportedError where that would not."""
+        agent = connection.agent
+        assert agent is not None
+        calls.check_is_known(request.message, agent)
+        if request.version != agent.version:
+            request = self._request(request.message, agent.version)
+        connection.send(request.frame, request.trace_id)
 
     async def _call(
-        self, request: wire.Message, reply_class: type[M], *, seconds: float | None, long: bool, repeatable: bool
+        self, message: wire.Message, reply_class: type[M], *, seconds: float | None, long: bool, repeatable: bool
     ) -> M:
-        frame, trace_id = self._frame(request)
+        request = self._request(message, self._agent.version)
         bounded = seconds is not None
         try:
             async with asyncio.timeout(seconds):
-                reply = await self._exchange(frame, trace_id, reply_class, long=long, fresh=False, bounded=bounded)
+                reply = await self._exchange(request, reply_class, long=long, fresh=False, bounded=bounded)
                 if reply is None and repeatable:
-                    reply = await self._exchange(frame, trace_id, reply_class, long=long, fresh=True, bounded=bounded)
+                    reply = await self._exchange(request, reply_class, long=long, fresh=True, bounded=bounded)
         except TimeoutError:
-            name = type(request).__name__.removesuffix("Request")
+            name = type(message).__name__.removesuffix("Request")
             # Without one of the caller's only the wait for a connection is limited, by the client's.
             waited = self._timeout if seconds is None else seconds
             raise CallTimeoutError(name, waited or 0.0) from None
@@ -434,7 +492,7 @@ class Client:
             return await self._pool.lease(stream=stream, fresh=fresh)
 
     async def _exchange(
-        self, frame: bytes, trace_id: str | None, reply_class: type[M], *, long: bool, fresh: bool, bounded: bool
+        self, request: _Request, reply_class: type[M], *, long: bool, fresh: bool, bounded: bool
     ) -> M | None:
         """The reply; None where a connection that had been idle was lost instead.
 
@@ -443,10 +501,10 @@ class Client:
         lease = await (self._pool.lease if bounded else self._lease)(stream=long, fresh=fresh)
         connection = lease.connection
         try:
-            connection.send(frame, trace_id)
+            self._send(request, connection)
             reply = calls.decode_reply(await connection.receive(), reply_class)
-        except RequestError:
-            # An answer like any other: the connection is in order.
+        except (RequestError, UnsupportedError):
+            # An answer like any other, or nothing was asked: the connection is in order.
             lease.release()
             raise
         except ConnectionLostError:
@@ -464,14 +522,14 @@ class Client:
 
     def _stream(
         self,
-        request: wire.Message,
+        message: wire.Message,
         replies: calls.Replies[T],
         *,
         first_timeout: float | None,
         next_timeout: float | None,
         kind: type[ReplyStream[T]] = ReplyStream,
     ) -> ReplyStream[T]:
-        frame, trace_id = self._frame(request)
+        request = self._request(message, self._agent.version)
 
         async def start() -> Lease:
             try:
@@ -479,7 +537,10 @@ class Client:
             except TimeoutError:
                 raise CallTimeoutError(replies.call, self._timeout or 0.0) from None
             try:
-                lease.connection.send(frame, trace_id)
+                self._send(request, lease.connection)
+            except UnsupportedError:
+                lease.release()
+                raise
             except BaseException:
                 lease.discard()
                 raise

@@ -20,6 +20,7 @@ from arcbox_agent.errors import ConnectionLostError, FrameError, RequestError
 from arcbox_agent.wire import FrameDecoder, MessageType, decode_error
 
 if TYPE_CHECKING:
+    from arcbox_agent.client.calls import AgentKind
     from arcbox_agent.wire import Frame
 
 #: Bytes received and not yet asked for, from which on the socket is not read.
@@ -46,6 +47,8 @@ class Connection(asyncio.Protocol):
     """The protocol of one connection.  All its methods belong to the loop's thread."""
 
     def __init__(self, version: Literal[1, 2], max_frame_size: int, fileno: int) -> None:
+        #: What is at its other end; None until that is known.
+        self.agent: AgentKind | None = None
         self._decoder = FrameDecoder(max_frame_size=max_frame_size, version=version)
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -98,6 +101,13 @@ class Connection(asyncio.Protocol):
         not swallow a request.
         """
         return self.is_clean() and not self._poll.poll(0)
+
+    def is_alive(self) -> bool:
+        """Whether the agent that it was opened to is still there, as far as the kernel knows."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return False
+        return all(events == select.POLLIN for _, events in self._poll.poll(0))
 
     def abort(self, reason: str = "the call was given up") -> None:
         """Close it at once; whoever waits for a frame gets ConnectionLostError."""

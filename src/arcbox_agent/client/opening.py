@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Literal
 from arcbox_agent.address import parse_address
 from arcbox_agent.client.client import DEFAULT_OUTPUT_LIMIT, DEFAULT_TIMEOUT, Client
 from arcbox_agent.client.connection import Connection, open_connection
-from arcbox_agent.client.pool import Pool
 from arcbox_agent.client.transport import is_lasting
-from arcbox_agent.errors import BadRequestError, CallTimeoutError, ConnectError, ConnectionLostError
+from arcbox_agent.errors import CallTimeoutError, ConnectError, ConnectionLostError
 from arcbox_agent.wire import MAX_FRAME_SIZE
 
 if TYPE_CHECKING:
@@ -64,21 +63,22 @@ def connect(
         raise ValueError(f"frame_version is 1 or 2, not {frame_version!r}")
     where = parse_address(address)
 
-    def make_client(version: Literal[1, 2]) -> Client:
-        async def open_one() -> Connection:
-            return await open_connection(where, version=version, max_frame_size=max_frame_size)
+    async def dial(version: Literal[1, 2]) -> Connection:
+        return await open_connection(where, version=version, max_frame_size=max_frame_size)
 
+    def make_client() -> Client:
         return Client(
-            Pool(open_one, max_calls=max_connections, max_streams=max_streams),
+            dial,
             timeout=timeout,
-            frame_version=version,
+            versions=(2, 1) if frame_version is None else (frame_version,),
             trace_id=_checked(trace_id),
+            max_connections=max_connections,
+            max_streams=max_streams,
             output_limit=output_limit,
             max_frame_size=max_frame_size,
         )
 
-    versions: tuple[Literal[1, 2], ...] = (2, 1) if frame_version is None else (frame_version,)
-    return Connecting(str(where), make_client, versions, timeout=timeout, wait=wait)
+    return Connecting(str(where), make_client, timeout=timeout, wait=wait)
 
 
 def _checked(trace_id: str | Callable[[], str]) -> Callable[[], str]:
@@ -97,15 +97,13 @@ class Connecting:
     def __init__(
         self,
         address: str,
-        make_client: Callable[[Literal[1, 2]], Client],
-        versions: tuple[Literal[1, 2], ...],
+        make_client: Callable[[], Client],
         *,
         timeout: float | None,
         wait: float,
     ) -> None:
         self._address = address
         self._make_client = make_client
-        self._versions = versions
         self._timeout = timeout
         self._wait = wait
         self._client: Client | None = None
@@ -125,16 +123,7 @@ class Connecting:
             await client.aclose()
 
     async def _connect(self) -> Client:
-        *before, last = self._versions
-        for version in before:
-            try:
-                return await self._connect_with(version)
-            except BadRequestError:
-                pass  # So says an agent that takes the trace id for part of the message.
-        return await self._connect_with(last)
-
-    async def _connect_with(self, version: Literal[1, 2]) -> Client:
-        client = self._make_client(version)
+        client = self._make_client()
         try:
             if self._wait > 0:
                 await self._until_it_answers(client)
@@ -148,7 +137,7 @@ class Connecting:
     async def _answer(self, client: Client, seconds: float | None) -> None:
         """A first ping: a connection alone says little, where a hypervisor accepts it."""
         try:
-            await client.ping(timeout=seconds)
+            await client._reach(timeout=seconds)
         except ConnectionLostError as error:
             raise ConnectError(
                 self._address,

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 class Pool:
-    """`max_calls`, `max_streams`: connections in use at a time, in each lane."""
+    """`max_calls`, `max_streams`: connections in use at a time, in each lane.
+
+    `open_connection`: adopts the connection that it opens.
+    """
 
     def __init__(
         self, open_connection: Callable[[], Awaitable[Connection]], *, max_calls: int, max_streams: int
@@ -57,14 +60,30 @@ class Pool:
             reused = connection is not None
             if connection is None:
                 connection = await self._open_connection()
-                if self._closed:
-                    connection.abort()
-                    self._check_open()
         except BaseException:
             lane.release()
             raise
         self._leased.add(connection)
         return Lease(self, lane, connection, reused)
+
+    def living(self) -> Connection | None:
+        """A connection over which the agent that answered is still there."""
+        for connection in (*self._idle, *self._leased):
+            if connection.agent is not None and connection.is_alive():
+                return connection
+        return None
+
+    def adopt(self, connection: Connection) -> None:
+        """Have a connection that is being opened closed with the others."""
+        if self._closed:
+            connection.abort()
+        self._check_open()
+        self._leased.add(connection)
+
+    def drop(self, connection: Connection) -> None:
+        """Close one that was adopted, and is of no use."""
+        self._leased.discard(connection)
+        connection.abort()
 
     async def close(self) -> None:
         """Close all connections; the calls that run get ConnectionLostError."""

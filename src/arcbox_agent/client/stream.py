@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from arcbox_agent.client.calls import Replies
+    from arcbox_agent.client.connection import Connection
     from arcbox_agent.client.pool import Lease
+    from arcbox_agent.wire import Frame
 
 T = TypeVar("T")
 
@@ -122,7 +124,7 @@ class ReplyStream(Generic[T]):
             frame = lease.connection.take()
             if frame is None:
                 return None
-            item, last = self._replies.read(frame)
+            item, last = self._read(frame, lease.connection)
         except RequestError:
             # An answer like any other: it ends the stream, and not the connection.
             self._finish()
@@ -133,6 +135,9 @@ class ReplyStream(Generic[T]):
         if last:
             self._finish()
         return item
+
+    def _read(self, frame: Frame, connection: Connection) -> tuple[T | None, bool]:
+        return self._replies.read(frame)
 
     async def _wait(self) -> T | None:
         """The next item, or None at the end."""
@@ -181,16 +186,27 @@ class ReplyStream(Generic[T]):
             lease.discard()
 
 
-class LinesStream(ReplyStream[LogEntry]):
-    """A log from an agent that answers with one entry, whose lines are joined by newlines."""
+class LogStream(ReplyStream[LogEntry]):
+    """A log that is not followed.
+
+    An agent other than ours answers with one entry, whose lines are joined by newlines.
+    """
 
     _entry: LogEntry | None = None
     _lines: Iterator[bytes] = iter(())
+    _joined = False
+
+    def _read(self, frame: Frame, connection: Connection) -> tuple[LogEntry | None, bool]:
+        entry, last = super()._read(frame, connection)
+        self._joined = connection.agent is not None and not connection.agent.is_ours
+        return entry, last or self._joined
 
     def _take(self) -> LogEntry | None:
         line = next(self._lines, None)
         if line is None:
             self._entry = super()._take()
+            if not self._joined:
+                return self._entry
             # Nothing at all is an empty log, and not one of an empty line.
             if self._entry is None or not self._entry.data:
                 return None
