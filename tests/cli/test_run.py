@@ -39,6 +39,15 @@ def test_rm_removes_it_when_it_has_ended(ctl: Arcboxctl) -> None:
     assert ctl("ps", "-aq").stdout == ""
 
 
+def test_rm_has_nothing_to_say_where_somebody_else_removed_it(ctl: Arcboxctl) -> None:
+    process = ctl.start("run", "--rm", "--name", "web", "x", "sh", "-c", "echo up; exec sleep 600")
+    assert process.stdout is not None and process.stdout.readline() == b"up\n"
+    ctl("rm", "-f", "web")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 137
+    assert b"not removed" not in err
+
+
 def test_detach_prints_the_id_and_leaves_it_running(ctl: Arcboxctl) -> None:
     container = ctl("run", "-d", "--name", "web", "x", "sleep", "600").stdout.strip()
     assert ctl("ps", "-q", "--no-trunc").stdout.strip() == container

@@ -91,7 +91,9 @@ async def _remove(client: Client, container: str) -> None:
     try:
         await client.remove_container(container, force=True)
     except ArcboxError as error:
-        warn(f"{container} is not removed: {error}")
+        # Somebody else may have been faster.
+        if not (isinstance(error, RequestError) and error.message.endswith(f"container not found: {container}")):
+            warn(f"{container} is not removed: {error}")
 
 
 class Forwarding:
