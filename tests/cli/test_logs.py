@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 import signal
 from collections.abc import Callable
@@ -142,6 +144,21 @@ def test_a_file_needs_no_agent(alone: Arcboxctl, tmp_path: Path) -> None:
     assert [json.loads(line) for line in alone("logs", "--json", "--file", path, "--stderr").stdout.splitlines()] == [
         {"time": "2026-11-23T17:45:13.000000000Z", "stream": "stderr", "data": "two", "partial": False}
     ]
+
+
+def test_all_of_a_file_reaches_a_pipe_that_does_not_block(alone: Arcboxctl, tmp_path: Path) -> None:
+    text = b"".join(b"%d\n" % number for number in range(500_000))
+    (tmp_path / "plain.log").write_bytes(text)
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    # A small one, that it is full most of the time.
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
+    with open(read, "rb") as output:
+        process = alone.start("logs", "--file", f"{tmp_path}/plain.log", stdout=write)
+        os.close(write)
+        assert output.read() == text
+    _, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, err) == (0, b"")
 
 
 def test_a_plain_file_has_no_times(alone: Arcboxctl, tmp_path: Path) -> None:

@@ -111,7 +111,13 @@ def write_all(fd: int, data: bytes) -> None:
     """Where nothing else is to be done meanwhile."""
     rest = memoryview(data)
     while rest:
-        rest = rest[os.write(fd, rest) :]
+        try:
+            rest = rest[os.write(fd, rest) :]
+        except BlockingIOError:
+            # Whoever started us made it non-blocking.
+            poll = select.poll()
+            poll.register(fd, select.POLLOUT)
+            poll.poll()
 
 
 def stream_fd(stream: str) -> int:
