@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import select
 import signal
 import time
 from pathlib import Path
@@ -57,6 +58,21 @@ def test_standard_input_is_given_whole(ctl: Arcboxctl) -> None:
     text = "".join(f"line {n}\n" for n in range(50_000))
     assert ctl("exec", "-i", "-", "cat", input=text).stdout == text
     assert ctl("exec", "-", "cat", input="not asked for").stdout == ""
+
+
+def test_standard_input_that_does_not_block_is_waited_for(ctl: Arcboxctl) -> None:
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    process = ctl.start("exec", "-i", "-", "cat", stdin=read)
+    for piece in (b"first ", b"second"):
+        os.write(write, piece)
+        deadline = time.monotonic() + PATIENCE
+        while select.select([read], [], [], 0)[0] and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+    os.close(read)
+    os.close(write)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out, err) == (0, b"first second", b"")
 
 
 def test_standard_input_that_does_not_fit_a_request_is_refused(ctl: Arcboxctl) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import sys
 from typing import TYPE_CHECKING, Any
@@ -142,7 +143,16 @@ def _read_input() -> bytes:
         print("arcboxctl: reading standard input to its end (Ctrl-D); the command starts then", file=sys.stderr)
     chunks: list[bytes] = []
     size = 0
-    while chunk := os.read(sys.stdin.fileno(), 1 << 16):
+    fd = sys.stdin.fileno()
+    while True:
+        try:
+            chunk = os.read(fd, 1 << 16)
+        except BlockingIOError:
+            # Whoever started us made it non-blocking.
+            select.select([fd], [], [])
+            continue
+        if not chunk:
+            break
         chunks.append(chunk)
         size += len(chunk)
         if size > MAX_INPUT:
