@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
-from arcbox_agent.cli.create_options import environment, mount, volume
+from arcbox_agent.cli.create_options import environment, in_memory, mount, volume
 
 
 def test_a_key_alone_takes_the_value_it_has_here(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,6 +60,12 @@ def test_volumes() -> None:
 def test_what_is_no_volume_is_refused(text: str) -> None:
     with pytest.raises(click.UsageError, match="is not SOURCE:TARGET"):
         volume(text)
+
+
+def test_a_tmpfs_has_no_options() -> None:
+    assert in_memory("/run") == {"type": "tmpfs", "target": "/run"}
+    with pytest.raises(click.UsageError, match="'/run:size=64m' is not TARGET; no options are known"):
+        in_memory("/run:size=64m")
 
 
 def test_mounts() -> None:

@@ -76,7 +76,7 @@ def create_arguments(
     from arcbox_agent.wire import Mount
 
     asked = [volume(one) for one in volumes] + [mount(one) for one in mounts]
-    asked += [{"type": "tmpfs", "target": one} for one in tmpfs]
+    asked += [in_memory(one) for one in tmpfs]
     return {
         "image": image,
         "cmd": list(cmd),
@@ -129,6 +129,13 @@ def volume(text: str) -> dict[str, Any]:
     # As docker tells them apart: a path is bound, a name is a volume's.
     kind = "bind" if source.startswith("/") else "volume"
     return {"type": kind, "source": source, "target": target, "readonly": mode == "ro"}
+
+
+def in_memory(text: str) -> dict[str, Any]:
+    """`--tmpfs TARGET`.  docker's `:size=64m` behind it would be taken for a part of the path."""
+    if ":" in text:
+        raise click.UsageError(f"--tmpfs: {text!r} is not TARGET; no options are known")
+    return {"type": "tmpfs", "target": text}
 
 
 _MOUNT_KEYS = {"type": "type", "source": "source", "src": "source", "target": "target", "dst": "target"}
