@@ -178,20 +178,23 @@ class BlockingStream(Generic[T]):
         return self
 
     def __next__(self) -> T:
-        if not self._ready:
-            if self._closed:
-                raise StopIteration
+        # Another thread may close it at any time: what is taken from is looked up once.
+        ready = self._ready
+        if self._closed:
+            raise StopIteration
+        if not ready:
             # In batches, because a change of threads costs more than an item.
             try:
-                self._ready = self._thread.run(self._stream.batch())
+                ready = self._thread.run(self._stream.batch())
             except ConnectionLostError:
                 if self._closed:
                     raise StopIteration from None
                 raise
-            if not self._ready:
+            if not ready:
                 raise StopIteration
-            self._ready.reverse()
-        return self._ready.pop()
+            ready.reverse()
+            self._ready = ready
+        return ready.pop()
 
     def close(self) -> None:
         self._closed = True
