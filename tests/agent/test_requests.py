@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from arcbox_agent.wire import (
     AgentInfo,
     AgentInfoRequest,
     AttachRequest,
+    CreateContainerRequest,
+    CreateContainerResponse,
+    Empty,
     Error,
+    ExecOutput,
     ExecRequest,
     GetSystemInfoRequest,
+    LogEntryV2,
+    LogsRequest,
+    MessageType,
     PingRequest,
     PingResponse,
+    StartContainerRequest,
     SystemInfo,
+    WaitContainerRequest,
+    WaitContainerResponse,
     encode_frame,
     encode_message,
+    message_class,
 )
 from tests.agent.peer import Peer
 from tests.conftest import RunningAgent
@@ -105,6 +118,31 @@ def test_an_error_comes_in_the_version_and_with_the_trace_id_of_its_request(agen
         peer.send(AttachRequest(), trace_id="trace-é")
         frame = peer.frame()
         assert (frame.type, frame.trace_id) == (0xFFFF, "trace-é")
+
+
+def test_a_trace_id_that_is_not_utf_8_is_echoed_by_every_kind_of_reply(agent: RunningAgent) -> None:
+    trace = os.fsdecode(b"\xff\xfe")
+    with Peer(agent.socket_path, version=2) as peer:
+        created = peer.ask(CreateContainerRequest(cmd=["echo", "a"]), trace)
+        assert isinstance(created, CreateContainerResponse)
+        id = created.id
+        requests = [
+            (PingRequest(), PingResponse),
+            (ExecRequest(cmd=["echo", "a"]), ExecOutput),
+            (StartContainerRequest(id=id), Empty),
+            (WaitContainerRequest(id=id), WaitContainerResponse),
+            (LogsRequest(container_id=id), LogEntryV2),
+        ]
+        for request, kind in requests:
+            peer.send(request, trace_id=trace)
+            frame = peer.frame()
+            assert (message_class(frame.type, 2), frame.trace_id) == (kind, trace)
+        streams = (ExecRequest(cmd=["echo", "a"], stream=True), LogsRequest(container_id=id, stream=True))
+        for stream in streams:
+            peer.send(stream, PingRequest(), trace_id=trace)
+            frames = [peer.frame(), peer.frame(), peer.frame()]
+            assert {frame.trace_id for frame in frames} == {trace}
+            assert frames[-1].type == MessageType.PING_RESPONSE
 
 
 @pytest.mark.parametrize(

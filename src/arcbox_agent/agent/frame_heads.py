@@ -22,7 +22,8 @@ class FrameHeads:
     __slots__ = ("_streams", "_trace")
 
     def __init__(self, trace_id: str | None) -> None:
-        trace = b"" if trace_id is None else trace_id.encode()[:_LONGEST_TRACE]
+        # surrogateescape: as the decoder gave it, so one that is not UTF-8 is echoed as it came.
+        trace = b"" if trace_id is None else trace_id.encode("utf-8", "surrogateescape")[:_LONGEST_TRACE]
         self._trace = b"" if trace_id is None else len(trace).to_bytes(2, "big") + trace
         self._streams: dict[str, bytes] = {}
 

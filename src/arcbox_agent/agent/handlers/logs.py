@@ -49,7 +49,7 @@ def _options(request: LogsRequest, call: Call) -> Options:
     neither = not (request.stdout or request.stderr)
     return Options(
         version=call.version,
-        trace=(call.trace_id or "").encode(),
+        trace=(call.trace_id or "").encode("utf-8", "surrogateescape"),
         stdout=request.stdout or neither,
         stderr=request.stderr or neither,
         tail=request.tail,
