@@ -156,6 +156,26 @@ def test_all_half_frames_together_have_a_bound_and_the_largest_goes_first(start_
         assert reply.code == 400
 
 
+def test_a_half_frame_goes_with_its_connection_though_what_that_started_goes_on(start_agent) -> None:
+    agent = start_agent()
+    half = struct.pack(">II", 8 << 20, 1) + bytes([0x0A]) + bytes(7 << 20)
+    before = resident(agent)
+    started = []
+    try:
+        for sent in range(1, 13):
+            with Peer(agent.socket_path) as peer:
+                reply = peer.ask(ExecRequest(cmd=["sleep", "1000"], detach=True, detail=True))
+                assert isinstance(reply, ExecOutput)
+                started.append(reply.pid)
+                peer.send_bytes(half)
+                eventually(lambda: info(agent).counters["bytes_received"] > sent * len(half), "it has arrived")
+        with only_peer(agent):
+            assert resident(agent) - before < 40 << 20
+    finally:
+        for pid in started:
+            os.kill(pid, signal.SIGKILL)
+
+
 def test_a_call_whose_connection_goes_before_it_has_begun_is_over_too(start_agent) -> None:
     agent = start_agent(max_frame_size="64KiB", max_queued_total="64KiB", shutdown_timeout="0.5")
     with Peer(agent.socket_path) as peer:

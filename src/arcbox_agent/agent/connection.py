@@ -222,6 +222,9 @@ class Connection(Protocol):
             self._closing_since = self._server.now()
         self._cancel_task()
         self._waiting = None
+        # What a call started may outlive the connection, and its context refers to it: not to
+        # the frame that never became whole.
+        self._decoder = FrameDecoder(self._server.max_frame_size)
         self._server.forget(self)
 
     # ------------------------------------------------------- requests to replies
