@@ -293,6 +293,21 @@ def test_a_terminal(client: sync.Client) -> None:
     assert result.exit_code == 9
 
 
+def test_the_input_of_a_terminal_ends_though_its_last_line_does_not(client: sync.Client) -> None:
+    for octets in (b"one\ntwo", b"one\ntwo\n"):
+        result = client.exec(["sh", "-c", "stty -echo; cat; exit 9"], tty=True, stdin=octets, timeout=30)
+        assert result.stdout.endswith(octets.replace(b"\n", b"\r\n"))
+        assert (result.exit_code, result.timed_out) == (9, False)
+
+
+def test_a_command_may_close_its_terminal_and_open_it_again(client: sync.Client) -> None:
+    close = "echo before; exec <&- >&- 2>&-; sleep 0.3; "
+    result = client.exec(["sh", "-c", close + "exit 7"], tty=True)
+    assert (result.exit_code, result.stdout) == (7, b"before\r\n")
+    result = client.exec(["sh", "-c", close + "seq 50000 >/dev/tty; exit 8"], tty=True)
+    assert (result.exit_code, result.stdout.split()) == (8, [b"before", *(b"%d" % n for n in range(1, 50001))])
+
+
 def test_in_a_container(client: sync.Client, rootfs: Path, tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "file").write_text("mounted\n")

@@ -60,8 +60,11 @@ KILL_PAUSE = 0.1
 #: At the agent's end: how long all that is being started or ended may take.
 PATIENCE = 2.0
 
-#: Control-D: the end of the input of a terminal.
+#: Control-D: at the beginning of a line the end of a terminal's input, else only that of the line.
 END_OF_TRANSMISSION = b"\x04"
+
+#: How often to look whether a command has opened its terminal again, which nobody has open.
+REOPENED = 0.05
 
 
 class Output:
@@ -136,6 +139,8 @@ class Command:
         #: Its cgroup is one of the guest's, not of a container's.
         self.in_guest = in_guest
         self.terminal = terminal
+        #: Nobody had the terminal open when it was last read.
+        self._hung_up = False
         self._loop = asyncio.get_running_loop()
         self._wakes: asyncio.Future[None] | None = None
         self._ended_at: float | None = None
@@ -156,6 +161,10 @@ class Command:
                 size = await take(output)
                 if size is None:
                     output.owed = 0  # there is no more in it than there was
+                elif size == 0 and self.terminal and self._ended_at is None:
+                    # The command may open /dev/tty again; and to close our side would be its SIGHUP,
+                    # where it is only about to exit.
+                    self._hung_up = True
                 elif size == 0:
                     self._drop(output)
                 else:
@@ -205,19 +214,23 @@ class Command:
             return
         loop = self._loop
         self._wakes = loop.create_future()
-        timer = loop.call_later(timeout, self._wake) if timeout is not None else None
         fds = [output.fd for output in self._outputs]
+        if self._hung_up:
+            # It would be readable all the time.
+            self._hung_up, fds, timeout = False, [], REOPENED
+        timer = loop.call_later(timeout, self._wake) if timeout is not None else None
         for fd in fds:
             loop.add_reader(fd, self._wake)
-        if self._typed:
-            loop.add_writer(fds[0], self._wake)
+        writer = fds[0] if fds and self._typed else -1
+        if writer >= 0:
+            loop.add_writer(writer, self._wake)
         try:
             await self._wakes
         finally:
             for fd in fds:
                 loop.remove_reader(fd)
-            if self._typed:
-                loop.remove_writer(fds[0])
+            if writer >= 0:
+                loop.remove_writer(writer)
             if timer is not None:
                 timer.cancel()
             self._wakes = None
@@ -323,7 +336,7 @@ class Commands:
             process,
             preparation.scope or Session(process.pid, process.start_time),
             preparation.outputs,
-            request.stdin + END_OF_TRANSMISSION if request.tty and request.stdin else b"",
+            _typed(request.stdin) if request.tty and request.stdin else b"",
             request.tty,
             in_guest=preparation.scope is not None and not request.container_id,
         )
@@ -477,6 +490,11 @@ def _prepare(request: ExecRequest, place: Place, preparation: _Preparation, stde
         raise
     preparation.give_away(spec.descriptors())
     return spec
+
+
+def _typed(octets: bytes) -> bytes:
+    """All of the input of a terminal, and its end."""
+    return octets + END_OF_TRANSMISSION * (1 if octets.endswith((b"\n", b"\r")) else 2)
 
 
 def _failed(error: OSError) -> AgentFailedError:
