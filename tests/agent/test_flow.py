@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import resource
 import signal
 import socket
 import struct
+import sys
+import termios
 import threading
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -39,6 +43,11 @@ def descriptors_of(agent: RunningAgent) -> int:
 def resident(agent: RunningAgent) -> int:
     """Bytes of memory the agent has in use."""
     return int(Path(f"/proc/{agent.process.pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def pending(peer: Peer) -> int:
+    """Bytes that have arrived and are not read."""
+    return int.from_bytes(fcntl.ioctl(peer.socket, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def send_until_it_blocks(peer: Peer, data: bytes) -> int:
@@ -393,6 +402,34 @@ def test_thousands_of_connections_at_once_are_all_served(start_agent) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     eventually(lambda: info(agent).connections == 1, "all of them are gone")
     eventually(lambda: descriptors_of(agent) == descriptors, "their descriptors are closed")
+
+
+def test_a_full_descriptor_table_slows_a_stream_and_loses_none_of_it(start_agent) -> None:
+    agent = start_agent()
+    go = agent.directory / "go"
+    with ExitStack() as open_peers:
+        peer = open_peers.enter_context(Peer(agent.socket_path))
+        script = f"until test -e {go}; do sleep 0.1; done; seq 1000000"
+        peer.send(ExecRequest(cmd=["sh", "-c", script], stream=True))
+        eventually(lambda: info(agent).counters["commands_started"] == 1, "the command runs")
+        used = len(os.listdir(f"/proc/{agent.process.pid}/fd"))
+        resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE, (used + 5, used + 5))
+        for _ in range(10):
+            open_peers.enter_context(Peer(agent.socket_path))
+        eventually(lambda: "cannot accept connections" in agent.log(), "no descriptor is left")
+        go.touch()
+        # Not read yet: it has to wait.
+        sent = 0
+        while sent != (sent := pending(peer)) or not sent:
+            time.sleep(0.2)
+        received = bytearray()
+        done = False
+        while not done:
+            part = peer.reply()
+            assert isinstance(part, ExecOutput)
+            received += part.data
+            done = part.done
+        assert received == b"".join(b"%d\n" % n for n in range(1, 1000001))
 
 
 def test_a_full_descriptor_table_slows_accepting_and_is_logged_once(start_agent) -> None:

@@ -20,7 +20,7 @@ peer can no longer read, on unix sockets and on vsock.
 
 from __future__ import annotations
 
-from asyncio import CancelledError, Protocol
+from asyncio import CancelledError, Protocol, sleep
 from collections import deque
 from os import SPLICE_F_MOVE, SPLICE_F_NONBLOCK, close, dup, splice
 from socket import MSG_MORE
@@ -73,6 +73,9 @@ FRAME_COST = 128
 
 #: How long a connection that is being closed waits for its peer to take the last replies.
 LINGER = 5.0
+
+#: How often it is tried to send where there is no descriptor left to wait with.
+LOOK_AGAIN = 0.02
 
 #: Shared by all connections on which nobody waits, and never changed.
 _NO_WAITERS: list[Future[None]] = []
@@ -569,7 +572,14 @@ class Connection(Protocol):
             if not ready.done():
                 ready.set_result(None)
 
-        duplicate = dup(self._socket.fileno())
+        try:
+            duplicate = dup(self._socket.fileno())
+        except OSError:
+            if self._socket.fileno() < 0:
+                raise
+            # No descriptor is left: look again in a moment, until there is one.
+            await sleep(LOOK_AGAIN)
+            return
         loop.add_writer(duplicate, tell)
         try:
             await ready
