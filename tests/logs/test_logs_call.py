@@ -74,6 +74,30 @@ def test_without_follow_the_whole_log_is_one_entry_as_in_alpha_1(agent: RunningA
     )
 
 
+def test_whole_logs_for_many_at_once_take_the_memory_of_a_few(start_agent: Any) -> None:
+    agent = start_agent(max_frame_size="4MiB", max_queued_total="8MiB")
+    with sync.connect(agent.address) as client, ExitStack() as open_sockets:
+        id = finished(client, "yes 0123456789abcdef | head -c 3000000")
+        before = peak(agent)
+        request = wire.encode_message(wire.LogsRequest(container_id=id))
+        askers = [open_sockets.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(60)]
+        for asker in askers:
+            asker.connect(str(agent.socket_path))
+            asker.sendall(request)
+        # Nobody reads: who holds most is closed where the replies together are too large.
+        deadline = time.monotonic() + 60
+        while client.agent_info().counters["bound_queued_total"] < 50:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert peak(agent) - before < 100 << 20
+
+
+def peak(agent: RunningAgent) -> int:
+    """The most bytes of memory that the agent ever had in use."""
+    status = Path(f"/proc/{agent.process.pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) << 10
+
+
 @pytest.mark.parametrize("follow", [False, True])
 @pytest.mark.parametrize("trace", [None, "", "a trace"])
 def test_a_stream_has_an_entry_a_line_and_ends_with_empty(

@@ -82,20 +82,22 @@ async def _stream(agent: Agent, container: Container, options: Options, call: Ca
 async def _all_in_one(agent: Agent, container: Container, options: Options, call: Call) -> Message:
     """One entry with all lines, as 0.0.1-alpha.1 answers."""
     limit = agent.settings.max_frame_size - _OVERHEAD - len(options.trace)
-    reader = options.reader(container.log_path, output="text", unended=container.output_is_over())
     text = bytearray()
-    try:
-        while (piece := await read_on(reader)) is not None:
-            text += piece
-            if len(text) > limit + 1:
-                raise BadRequestError(
-                    f"the log is larger than one reply can hold ({agent.settings.max_frame_size} bytes): "
-                    "ask for a tail, or for a stream of entries (stream, follow)"
-                )
-    except FileNotFoundError:
-        pass
-    finally:
-        reader.close()
+    # However many ask: nothing else bounds what is collected here before it is a reply.
+    async with agent.followers.whole:
+        reader = options.reader(container.log_path, output="text", unended=container.output_is_over())
+        try:
+            while (piece := await read_on(reader)) is not None:
+                text += piece
+                if len(text) > limit + 1:
+                    raise BadRequestError(
+                        f"the log is larger than one reply can hold ({agent.settings.max_frame_size} bytes): "
+                        "ask for a tail, or for a stream of entries (stream, follow)"
+                    )
+        except FileNotFoundError:
+            pass
+        finally:
+            reader.close()
     if text.endswith(b"\n"):
         del text[-1:]
     # The streams are mixed in it, so it can name only one.

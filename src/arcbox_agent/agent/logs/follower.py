@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.metrics import Metrics
 
 RING_LIMIT = 1 << 20
+#: Logs that are read whole into memory at once, one reply each; more wait in line.
+WHOLE_AT_ONCE = 4
+
 #: Lines written at the very time of `until` have this long to arrive.
 UNTIL_GRACE = 0.2
 
@@ -426,6 +429,8 @@ class Followers:
         self._loop = asyncio.get_running_loop()
         self._inotify = Inotify(self._loop)
         self._flows: dict[tuple[Any, ...], Flow] = {}
+        #: For who reads a log whole into memory, up to max_frame_size.
+        self.whole = asyncio.Semaphore(WHOLE_AT_ONCE)
         self.detached = 0
         metrics.gauge("log_flows", lambda: len(self._flows), "Logs being followed, each for one or more clients.")
         metrics.gauge(
