@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from arcbox_agent.agent.config import Settings
+from arcbox_agent.agent.directories import prepare
 from arcbox_agent.wire import ExecRequest, PingRequest, PingResponse, Error, ExecOutput
 from tests.agent.peer import Peer, eventually
 from tests.agent.test_listeners import directories, run_agent
@@ -177,6 +179,16 @@ def test_a_state_directory_that_cannot_be_made_says_what_to_do(tmp_path: Path) -
     assert ended.returncode == 2
     assert "a part of the path is no directory: move it away" in ended.stderr
     assert "--state-dir DIR" in ended.stderr
+
+
+def test_what_an_agent_of_the_same_number_left_when_it_was_killed_is_no_obstacle(tmp_path: Path) -> None:
+    settings = Settings(state_dir=str(tmp_path / "state"), run_dir=str(tmp_path / "run"))
+    for path in (tmp_path / "state", tmp_path / "run"):
+        path.mkdir()
+        (path / f".probe.{os.getpid()}").touch()
+    for lock in prepare(settings):
+        os.close(lock)
+    assert list((tmp_path / "state").iterdir()) == list((tmp_path / "run").iterdir()) == []
 
 
 # ------------------------------------------------------------- service manager

@@ -75,7 +75,8 @@ def _make(setting: str, path: str) -> None:
         # Whether it can be written is best asked by writing: mode bits know nothing of a
         # read-only mount or a full disk.
         probe = os.path.join(path, f".probe.{os.getpid()}")
-        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        # Not O_EXCL: one may be left of an agent that was killed here, and PID 1 has the same name each time.
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
         os.unlink(probe)
     except OSError as error:
         advice = _ADVICE.get(error.errno or 0, error.strerror or str(error))
