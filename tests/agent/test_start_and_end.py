@@ -16,7 +16,16 @@ import pytest
 
 from arcbox_agent.agent.config import Settings
 from arcbox_agent.agent.directories import prepare
-from arcbox_agent.wire import ExecRequest, PingRequest, PingResponse, Error, ExecOutput
+from arcbox_agent.wire import (
+    CreateContainerRequest,
+    Error,
+    ExecOutput,
+    ExecRequest,
+    PingRequest,
+    PingResponse,
+    StartContainerRequest,
+    WaitContainerRequest,
+)
 from tests.agent.peer import Peer, eventually
 from tests.agent.test_listeners import directories, run_agent
 from tests.conftest import PATIENCE, REPOSITORY, RunningAgent
@@ -97,6 +106,25 @@ def test_a_call_that_takes_longer_than_the_deadline_is_told(start_agent) -> None
         agent.process.terminate()
         assert peer.reply() == Error(code=500, message="the agent is stopping")
         assert peer.is_closed_by_the_agent()
+    assert agent.process.wait(PATIENCE) == 0
+
+
+def test_a_wait_whose_turn_comes_while_the_agent_ends_does_not_hold_it_up(start_agent) -> None:
+    agent = start_agent(shutdown_timeout="3000")
+    with Peer(agent.socket_path) as peer:
+        peer.ask(CreateContainerRequest(name="lasting", cmd=["sleep", "1000"]))
+        peer.ask(StartContainerRequest(id="lasting"))
+        marker, go = agent.directory / "began", agent.directory / "go"
+        peer.send(
+            ExecRequest(cmd=["sh", "-c", f"touch {marker}; until test -e {go}; do sleep 0.02; done"]),
+            WaitContainerRequest(id="lasting"),
+        )
+        eventually(marker.exists, "the command runs")
+        agent.process.terminate()
+        eventually(lambda: not agent.socket_path.exists(), "it has begun to end")
+        go.touch()
+        assert peer.reply() == ExecOutput(stream="stdout", done=True)
+        assert peer.reply() == Error(code=500, message="the agent is stopping")
     assert agent.process.wait(PATIENCE) == 0
 
 

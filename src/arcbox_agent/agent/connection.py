@@ -322,6 +322,8 @@ class Connection(Protocol):
             self._call = call
             self._task = server.loop.create_task(self._run(reply, call))
             server.running.add(self)
+            if server.stopping:
+                server.loop.call_soon(self._end_open_ended)
             return None
         except Exception as error:
             return self._error(error, trace_id)
@@ -619,6 +621,10 @@ class Connection(Protocol):
             self._close(b"")
             return
         self._pause()
+        self._server.loop.call_soon(self._end_open_ended)
+
+    def _end_open_ended(self) -> None:
+        # Called when the first step of the task is done: with it the handler says so.
         if self._call is not None and self._call.open_ended:
             self._cancel_task()
 
