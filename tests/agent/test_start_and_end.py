@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import signal
@@ -14,8 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from arcbox_agent.agent.access import MODES
+from arcbox_agent.agent.call import Call
 from arcbox_agent.agent.config import Settings
+from arcbox_agent.agent.connection import Connection
+from arcbox_agent.agent.daemon import Agent
 from arcbox_agent.agent.directories import prepare
+from arcbox_agent.agent.handlers.power import shutdown
+from arcbox_agent.errors import AgentFailedError
 from arcbox_agent.wire import (
     CreateContainerRequest,
     Error,
@@ -23,6 +30,8 @@ from arcbox_agent.wire import (
     ExecRequest,
     PingRequest,
     PingResponse,
+    ShutdownRequest,
+    ShutdownResponse,
     StartContainerRequest,
     WaitContainerRequest,
 )
@@ -126,6 +135,22 @@ def test_a_wait_whose_turn_comes_while_the_agent_ends_does_not_hold_it_up(start_
         assert peer.reply() == ExecOutput(stream="stdout", done=True)
         assert peer.reply() == Error(code=500, message="the agent is stopping")
     assert agent.process.wait(PATIENCE) == 0
+
+
+def test_a_machine_that_is_ending_another_way_is_not_said_to_do_it_this_way(tmp_path: Path) -> None:
+    async def main() -> None:
+        agent = Agent(Settings(state_dir=str(tmp_path / "state"), run_dir=str(tmp_path / "run"), init=True))
+        here, there = socket.socketpair()
+        with here, there:
+            call = Call(Connection(agent.server, here, "uid 0", MODES["full"]), None)
+            for reboot in (False, False):
+                assert shutdown(agent, ShutdownRequest(reboot=reboot), call) == ShutdownResponse(accepted=True)
+            with pytest.raises(AgentFailedError, match="failed to reboot: the agent is ending already, with poweroff"):
+                shutdown(agent, ShutdownRequest(reboot=True), call)
+            assert agent.action == "poweroff"
+        await agent.stop(0)
+
+    asyncio.run(main())
 
 
 def test_nobody_is_accepted_while_it_ends(start_agent) -> None:

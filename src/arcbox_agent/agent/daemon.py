@@ -118,14 +118,18 @@ class Agent:
         finally:
             await self.stop(self._stop_timeout)
 
-    def request_stop(self, action: str = "exit", timeout: float | None = None) -> None:
-        """Ask for the end: `exit`, `poweroff` or `reboot`; what runs has `timeout` seconds."""
+    def request_stop(self, action: str = "exit", timeout: float | None = None) -> bool:
+        """Ask for the end: `exit`, `poweroff` or `reboot`; what runs has `timeout` seconds.
+
+        False: it is ending already, and not that way.
+        """
         if self._stop_asked.is_set():
-            return
+            return self.action == action
         self.action = action
         if timeout is not None:
             self._stop_timeout = timeout
         self._stop_asked.set()
+        return True
 
     async def stop(self, timeout: float) -> None:
         """Take all down again, whatever of it was built.  Running calls have `timeout` seconds.

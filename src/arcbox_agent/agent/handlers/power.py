@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from arcbox_agent.errors import AgentFailedError
 from arcbox_agent.wire import ShutdownResponse
 
 TYPE_CHECKING = False
@@ -22,6 +23,7 @@ def shutdown(agent: Agent, request: ShutdownRequest, call: Call) -> ShutdownResp
     action = "reboot" if request.reboot else "poweroff"
     power.way_to(action, agent.settings.init)
     timeout = min(request.timeout_seconds, LONGEST) or None
+    if not agent.request_stop(action, timeout):
+        raise AgentFailedError(f"failed to {action}: the agent is ending already, with {agent.action}")
     call.log.info("shutdown accepted", action=action, timeout=timeout)
-    agent.request_stop(action, timeout)
     return ShutdownResponse(accepted=True)
