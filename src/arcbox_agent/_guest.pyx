@@ -23,8 +23,9 @@ cdef object _failed(str path):
 
 
 def mount(str source, str target, str type, unsigned long flags, str data):
-    cdef bytes c_source = source.encode()
-    cdef bytes c_target = target.encode()
+    # surrogateescape: a path need not be UTF-8.
+    cdef bytes c_source = source.encode("utf-8", "surrogateescape")
+    cdef bytes c_target = target.encode("utf-8", "surrogateescape")
     cdef bytes c_type = type.encode()
     cdef bytes c_data = data.encode()
     cdef const char *source_ = c_source

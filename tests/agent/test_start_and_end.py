@@ -244,6 +244,37 @@ def test_what_an_agent_of_the_same_number_left_when_it_was_killed_is_no_obstacle
     assert list((tmp_path / "state").iterdir()) == list((tmp_path / "run").iterdir()) == []
 
 
+# ------------------------------------------------------------- the machine's end
+
+
+def test_a_mount_point_that_is_not_utf_8_is_one_like_any_other(tmp_path: Path) -> None:
+    target = os.fsdecode(bytes(tmp_path) + b"/\xff")
+    os.mkdir(target)
+    script = (
+        "import sys; from arcbox_agent import _guest; _guest.mount('none', sys.argv[1], 'tmpfs', 0, ''); "
+        "print(ascii([line.split()[1] for line in open('/proc/self/mounts', errors='surrogateescape')]))"
+    )
+    mounted = subprocess.run(
+        ["unshare", "-m", "--propagation", "private", sys.executable, "-c", script, target],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert (mounted.returncode, mounted.stderr) == (0, "")
+    assert ascii(target) in mounted.stdout
+
+
+def test_the_machine_ends_though_no_descriptor_is_left_to_see_what_is_mounted() -> None:
+    # The three that are open already are all there may be.
+    script = (
+        "import resource; from arcbox_agent.agent import power; "
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3)); power._make_read_only()"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
+    assert ended.returncode == 0
+    assert "cannot remount read-only" in ended.stderr
+
+
 # ------------------------------------------------------------- service manager
 
 

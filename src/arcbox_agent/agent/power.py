@@ -132,8 +132,12 @@ def _take_dead_children() -> bool:
 
 def _make_read_only() -> None:
     """What is on a disk is written out and marked clean, which sync alone does not do."""
-    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as file:
-        mounts = [line.split(" ")[:4] for line in file]
+    try:
+        with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as file:
+            mounts = [line.split(" ")[:4] for line in file]
+    except OSError as error:  # no descriptor left; the machine ends all the same
+        log.warning("cannot remount read-only", error=error)
+        return
     # The last one first: it may be mounted on one before it.
     for source, target, _, options in reversed(mounts):
         if source.startswith(_DEVICE_PREFIX) and "rw" in options.split(","):
