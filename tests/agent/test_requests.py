@@ -7,6 +7,7 @@ import os
 import pytest
 
 from arcbox_agent.wire import (
+    MAX_FRAME_SIZE,
     AgentInfo,
     AgentInfoRequest,
     AttachRequest,
@@ -17,6 +18,7 @@ from arcbox_agent.wire import (
     ExecOutput,
     ExecRequest,
     GetSystemInfoRequest,
+    KillContainerRequest,
     LogEntryV2,
     LogsRequest,
     MessageType,
@@ -118,6 +120,15 @@ def test_an_error_comes_in_the_version_and_with_the_trace_id_of_its_request(agen
         peer.send(AttachRequest(), trace_id="trace-é")
         frame = peer.frame()
         assert (frame.type, frame.trace_id) == (0xFFFF, "trace-é")
+
+
+def test_an_error_that_repeats_what_was_sent_is_no_longer_than_a_person_reads(agent: RunningAgent) -> None:
+    id = "x" * (MAX_FRAME_SIZE - 30)
+    with Peer(agent.socket_path) as peer:
+        for request in (KillContainerRequest(id=id), ExecRequest(cmd=["true"], container_id=id)):
+            reply = peer.ask(request)
+            assert isinstance(reply, Error)
+            assert (reply.code, reply.message) == (404, f"container not found: {id}"[: 8 << 10] + "...")
 
 
 def test_a_trace_id_that_is_not_utf_8_is_echoed_by_every_kind_of_reply(agent: RunningAgent) -> None:

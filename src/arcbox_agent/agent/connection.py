@@ -71,6 +71,9 @@ UNCOUNTED = 16 << 10
 #: What a frame that waits costs besides its payload and its trace id: the objects that hold them.
 FRAME_COST = 128
 
+#: The longest text of an Error, in characters.
+ERROR_TEXT = 8 << 10
+
 #: How long a connection that is being closed waits for its peer to take the last replies.
 LINGER = 5.0
 
@@ -377,13 +380,18 @@ class Connection(Protocol):
         counters = self._server.counters
         counters["requests_failed"] += 1
         if isinstance(error, RequestError):
-            log.debug("request refused", code=error.code, reason=error.message)
-            return encode_error(error.code, error.message, trace_id)
-        if isinstance(error, DecodeError):
-            return encode_error(400, f"invalid request: failed to decode Protobuf message: {error}", trace_id)
-        counters["handler_failures"] += 1
-        log.exception("request failed", error)
-        return encode_error(500, f"internal error: {error!r}; the agent's log has the trace", trace_id)
+            code, text = error.code, error.message
+        elif isinstance(error, DecodeError):
+            code, text = 400, f"invalid request: failed to decode Protobuf message: {error}"
+        else:
+            counters["handler_failures"] += 1
+            log.exception("request failed", error)
+            code, text = 500, f"internal error: {error!r}; the agent's log has the trace"
+        if len(text) > ERROR_TEXT:
+            # It repeats what the peer sent, which may be as long as a frame.
+            text = f"{text[:ERROR_TEXT]}..."
+        log.debug("request refused", code=code, reason=text)
+        return encode_error(code, text, trace_id)
 
     # -------------------------------------------------------- waiting and bounds
 
