@@ -80,8 +80,8 @@ cdef extern from *:
         loff_t offset = at;
         return splice(from, NULL, to, &offset, n, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
     }
-    static int arcbox_watch(int epoll, int op, int fd, void *token) {
-        struct epoll_event e = {.events = EPOLLIN, .data = {.ptr = token}};
+    static int arcbox_watch(int epoll, int op, int fd, void *token, int edge) {
+        struct epoll_event e = {.events = EPOLLIN | (edge ? EPOLLET : 0), .data = {.ptr = token}};
         return epoll_ctl(epoll, op, fd, &e) == 0 ? 0 : -errno;
     }
     static void *arcbox_token(struct epoll_event *e, int i) { return e[i].data.ptr; }
@@ -92,7 +92,7 @@ cdef extern from *:
     """
     cdef struct epoll_event:
         pass
-    enum: EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CLOEXEC, EFD_CLOEXEC, EFD_NONBLOCK
+    enum: EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLL_CLOEXEC, EFD_CLOEXEC, EFD_NONBLOCK
     int epoll_create1(int flags)
     int epoll_wait(int fd, epoll_event* events, int count, int timeout) nogil
     int eventfd(unsigned int value, int flags)
@@ -110,7 +110,7 @@ cdef extern from *:
     int arcbox_open_log(const char* path, int truncate) nogil
     int arcbox_stat(int fd, const char* path, uint64_t* inode, int64_t* size) nogil
     ssize_t arcbox_splice(int source, int to, int64_t at, size_t n) nogil
-    int arcbox_watch(int epoll, int op, int fd, void* token) nogil
+    int arcbox_watch(int epoll, int op, int fd, void* token, bint edge) nogil
     void* arcbox_token(epoll_event* events, int i) nogil
     int arcbox_waiting(int fd) nogil
 
@@ -163,6 +163,8 @@ cdef struct Stream:
     int name
     int source
     bint pty
+    bint hung_up  # nobody has the terminal open; it may be opened again
+    bint last  # its processes are gone
     bint watched
     bint ended  # end of file was seen
     bint told  # ... and Python knows
@@ -613,15 +615,22 @@ cdef ssize_t take(Stream* s, char* data, char* out, int64_t now, Totals* totals)
 
 cdef void serve(int epoll, Stream* s, char* data, char* out, int64_t now, Totals* totals) noexcept nogil:
     cdef ssize_t n
+    cdef bint hung_up
     if s.ended or s.source < 0:
         return
     n = take(s, data, out, now, totals)
     if n == -EAGAIN or n == -EINTR:
         return
-    if n <= 0:
+    hung_up = s.pty and n == 0 and not s.last
+    if hung_up != s.hung_up:
+        s.hung_up = hung_up
+        if s.watched:
+            # It would be readable all the time.
+            arcbox_watch(epoll, EPOLL_CTL_MOD, s.source, s, hung_up)
+    if n <= 0 and not hung_up:
         s.ended = True
         if s.watched:
-            arcbox_watch(epoll, EPOLL_CTL_DEL, s.source, NULL)
+            arcbox_watch(epoll, EPOLL_CTL_DEL, s.source, NULL, False)
             s.watched = False
     write_out(s, data, out, False, now, totals)
 
@@ -873,7 +882,7 @@ cdef class Pump:
         self.events = <epoll_event*> malloc(EVENTS * sizeof(epoll_event))
         if self.data is NULL or self.out is NULL or self.events is NULL:
             raise MemoryError
-        arcbox_watch(self.epoll, EPOLL_CTL_ADD, self.event, NULL)
+        arcbox_watch(self.epoll, EPOLL_CTL_ADD, self.event, NULL, False)
 
     def __dealloc__(self):
         if self.epoll >= 0:
@@ -907,7 +916,7 @@ cdef class Pump:
         cdef int rc
         self.sources[<uint64_t> &source.stream] = source
         if not source.stream.ended:
-            rc = arcbox_watch(self.epoll, EPOLL_CTL_ADD, source.stream.source, &source.stream)
+            rc = arcbox_watch(self.epoll, EPOLL_CTL_ADD, source.stream.source, &source.stream, False)
             if rc < 0:
                 del self.sources[<uint64_t> &source.stream]
                 raise OSError(-rc, os.strerror(-rc))
@@ -918,15 +927,16 @@ cdef class Pump:
 
     def remove(self, Source source):
         if source.stream.watched:
-            arcbox_watch(self.epoll, EPOLL_CTL_DEL, source.stream.source, NULL)
+            arcbox_watch(self.epoll, EPOLL_CTL_DEL, source.stream.source, NULL, False)
             source.stream.watched = False
         self.sources.pop(<uint64_t> &source.stream, None)
 
     def drain(self, Source source):
-        """Take what is there now."""
+        """Take what is there now.  For when the processes are gone: a terminal that nobody has open has ended."""
         cdef Stream* s = &source.stream
         cdef int64_t before = -1
         cdef int rounds = 0
+        s.last = True
         with nogil:
             # A writer that never stops must not keep us here: the caller comes again.
             while not s.ended and before != self.totals.bytes + self.totals.dropped and rounds < 16:

@@ -169,6 +169,27 @@ def test_a_terminal_is_captured_until_it_is_closed(tmp_path: Path, run_async: An
     assert content(tmp_path / "logs" / "web.log")["stdout"] == b"on a terminal\r\n"
 
 
+def test_a_terminal_that_was_closed_and_opened_again_is_captured_on(tmp_path: Path, run_async: Any) -> None:
+    async def scenario() -> None:
+        master, slave = pty.openpty()
+        name = os.ttyname(slave)
+        async with Capturing(tmp_path) as box:
+            handle = box.attach(master)
+            for number in range(3):
+                os.write(slave, b"".join(b"%d %d\n" % (number, line) for line in range(100)))
+                await until(lambda: box.log.exists() and b"%d 99\r\n" % number in box.log.read_bytes())
+                os.close(slave)
+                await asyncio.sleep(0.1)
+                slave = os.open(name, os.O_RDWR | os.O_NOCTTY)
+            os.close(slave)
+            assert await handle.finish(10)
+        os.close(master)
+
+    run_async(scenario())
+    expected = b"".join(b"%d %d\r\n" % (number, line) for number in range(3) for line in range(100))
+    assert content(tmp_path / "logs" / "web.log")["stdout"] == expected
+
+
 def test_rotation_keeps_so_many_files_and_loses_nothing_between_them(tmp_path: Path, run_async: Any) -> None:
     text = output(3, 3 << 20)
 
