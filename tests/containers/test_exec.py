@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import os
 import signal
 import socket
 import struct
+import sys
+import termios
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -281,6 +286,51 @@ def test_a_slow_reader_holds_up_its_command_and_nobody_else(agent: Any) -> None:
             time.sleep(0.5)
             memory = client.exec(["sh", "-c", f"grep VmRSS /proc/{agent.process.pid}/status"]).stdout
             assert int(memory.split()[1]) < 100_000  # kB
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_command_that_takes_back_what_it_wrote_harms_nobody_else(agent: Any, ends: bool) -> None:
+    script = """
+        import os, time
+        os.write(1, bytes(1_000_000))
+        while not os.path.exists("go"):
+            time.sleep(0.02)
+        back = os.open("/proc/self/fd/1", os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            while os.read(back, 1 << 20):
+                pass
+        except BlockingIOError:
+            pass
+        with open("done", "w") as file:
+            file.write(f"{os.getpid()}\\n")
+        os.close(back)
+        while os.path.exists("go"):
+            time.sleep(0.02)
+    """
+    go, done = agent.directory / "go", agent.directory / "done"
+    request = wire.ExecRequest(
+        cmd=[sys.executable, "-c", textwrap.dedent(script)], working_dir=str(agent.directory), stream=True
+    )
+    with sync.connect(agent.address) as client, socket.socket(socket.AF_UNIX) as slow:
+        slow.connect(str(agent.socket_path))
+        slow.settimeout(30)
+        slow.sendall(wire.encode_message(request))
+        # One frame has begun: of some of it the socket is full, and the rest waits in the pipe.
+        eventually(lambda: unread(slow) > 100_000)
+        go.touch()
+        eventually(lambda: done.exists() and done.read_text().endswith("\n"))
+        if ends:
+            go.unlink()
+            eventually(lambda: not alive(int(done.read_text())))
+        with contextlib.suppress(ConnectionResetError):
+            while slow.recv(1 << 20):
+                pass
+        assert client.exec(["echo", "a"]).stdout == b"a\n"
+        eventually(lambda: client.agent_info().connections == 1)
+
+
+def unread(connection: socket.socket) -> int:
+    return int.from_bytes(fcntl.ioctl(connection, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def test_a_terminal(client: sync.Client) -> None:

@@ -22,8 +22,11 @@ from __future__ import annotations
 
 from asyncio import CancelledError, Protocol, sleep
 from collections import deque
+from fcntl import ioctl
 from os import SPLICE_F_MOVE, SPLICE_F_NONBLOCK, close, dup, splice
 from socket import MSG_MORE
+from sys import byteorder
+from termios import FIONREAD
 from types import CoroutineType
 
 from arcbox_agent.agent.access import NEEDS
@@ -563,15 +566,27 @@ class Connection(Protocol):
                     await self._writable()
             while size:
                 try:
-                    size -= splice(pipe, self._socket.fileno(), size, flags=SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
+                    moved = splice(pipe, self._socket.fileno(), size, flags=SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
                 except BlockingIOError:
+                    if _readable_bytes(pipe) < size:
+                        raise self._robbed() from None
                     await self._writable()
+                    continue
+                if not moved:
+                    raise self._robbed()
+                size -= moved
         except CancelledError:
             self.abort()
             raise
         except OSError as error:
             self.abort()
             raise ConnectionLostError("the client is gone") from error
+
+    def _robbed(self) -> ConnectionLostError:
+        """Bytes of a frame that has begun are gone: whoever writes into a pipe can read from it too, by /proc."""
+        log.warning("a command took back what it had written, connection closed", peer=self.peer)
+        self.abort()
+        return ConnectionLostError("the rest of a frame is gone")
 
     async def _writable(self) -> None:
         """Until the socket takes more.  On a duplicate: the transport's own is the transport's to watch."""
@@ -649,6 +664,10 @@ class Connection(Protocol):
         log.warning("connection closed: max_queued_total reached", peer=self.peer, held=self.held)
         self._close_with(429, "the agent's bound on bytes in flight was reached (max_queued_total)")
         self.abort()
+
+
+def _readable_bytes(pipe: int) -> int:
+    return int.from_bytes(ioctl(pipe, FIONREAD, bytes(4)), byteorder)
 
 
 def _cost(frame: Frame) -> int:
