@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import subprocess
@@ -113,6 +114,19 @@ def test_a_stuck_reader_loses_lines_and_stops_nobody(pipe: int) -> None:
     assert lines[0].endswith(f"warning log: {dropped} lines could not be written and are lost")
     assert lines[1].endswith("info    server: it reads again")
     assert log.sink.dropped == 0
+
+
+def test_what_comes_after_half_a_line_is_a_line_of_its_own(pipe: int) -> None:
+    size = fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 8192)
+    assert size == 8192
+    Logger("test").info("too long", value="x" * 10_000)
+    half = os.read(pipe, 65536)
+    assert half.endswith(b"xxx")
+    Logger("test").info("next")
+    assert [line.partition("Z ")[2] for line in (half + os.read(pipe, 65536)).decode().splitlines()[1:]] == [
+        "warning log: 1 lines could not be written and are lost",
+        "info    test: next",
+    ]
 
 
 def test_lines_of_several_threads_come_whole_and_stop_none_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

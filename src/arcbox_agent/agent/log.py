@@ -48,19 +48,20 @@ current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)
 class Sink:
     """Where lines go, and from which level on."""
 
-    __slots__ = ("_lock", "_poll", "dropped", "fd", "level")
+    __slots__ = ("_lock", "_poll", "_torn", "dropped", "fd", "level")
 
     def __init__(self, fd: int = 2, level: int = INFO) -> None:
         self.fd = fd
         self.level = level
         self.dropped = 0  # since the last line that went through
+        self._torn = False  # of the last line only the beginning went through
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
         # A poll object that is in use refuses a second thread.
         self._lock = allocate_lock()
 
     def write(self, line: str) -> bool:
-        """Write one line, or all of it not at all; whether it went out."""
+        """Write one line; whether all of it went out.  A short one does so whole or not at all."""
         # Not for ever: a signal's handler may log in the middle of a line of the same thread.
         if self._lock.acquire(timeout=_PATIENCE):
             try:
@@ -82,15 +83,21 @@ class Sink:
 
     def _write(self, line: str) -> bool:
         octets = line.encode("utf-8", "backslashreplace")
+        if self._torn:
+            octets = b"\n" + octets
+        start = 0
         try:
             for start in range(0, len(octets), _ATOMIC):
                 if not any(event & select.POLLOUT for _, event in self._poll.poll(0)):
-                    return False
+                    break
                 write(self.fd, octets[start : start + _ATOMIC])
+            else:
+                self._torn = False
+                return True
         except OSError:
-            # The reader is gone (EPIPE), or the disk is full: nobody can be told.
-            return False
-        return True
+            pass  # the reader is gone (EPIPE), or the disk is full: nobody can be told
+        self._torn |= start > 0
+        return False
 
 
 def _count_nowhere() -> None:
