@@ -209,6 +209,24 @@ def test_a_detached_command_goes_on_though_its_client_goes_away_while_it_is_star
     os.kill(pid, signal.SIGKILL)
 
 
+def test_the_agent_ends_though_the_start_of_a_command_hangs(start_agent: Callable[..., Any]) -> None:
+    agent = start_agent(shutdown_timeout="0.2")
+    parent = cgroups.find_parent(_cgroup_name(str(agent.state_dir)))
+    assert parent is not None, "this test needs cgroup2"
+    raw(agent, wire.ExecRequest(cmd=["true"]))  # there is a cgroup for commands now
+    freeze = Path(parent, "cgroup.freeze")
+    freeze.write_text("1")  # whatever is born there waits
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(agent.socket_path))
+            connection.sendall(wire.encode_message(wire.ExecRequest(cmd=["true"])))
+            eventually(lambda: len(cgroups.Cgroup(parent).pids()) == 1)
+            agent.stop()
+    finally:
+        freeze.write_text("0")
+    assert "ended with something under way that hangs threads=spawn_0" in agent.log()
+
+
 def test_the_agent_ends_without_a_word_of_failure_while_detached_commands_go_on(agent: Any) -> None:
     with sync.connect(agent.address, wait=10) as client:
         reply = raw(agent, wire.ExecRequest(cmd=["sleep", "1000"], detach=True, detail=True, timeout_ms=900_000))

@@ -13,7 +13,9 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import uvloop
 
@@ -47,6 +49,9 @@ log = Logger("agent")
 EXIT_OK = 0
 EXIT_FAILED = 1  # the log says why
 EXIT_USAGE = 2  # a setting is wrong: fix it, starting again does not help
+
+#: At the end: how long what threads do may take.
+THREADS_PATIENCE = 2.0
 
 
 class Agent:
@@ -175,7 +180,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from arcbox_agent.agent import init
 
         init.supervise(lambda: _main(arguments))
-    return _main(arguments)
+    code = _main(arguments)
+    if hanging := _threads_left(0.0):
+        # The interpreter would wait for them without end.
+        log.error("ended with something under way that hangs", threads=", ".join(hanging))
+        os._exit(code)
+    return code
 
 
 def _main(arguments: Sequence[str] | None) -> int:
@@ -235,6 +245,8 @@ def _end_machine(action: str, settings: Settings) -> int:
 def _run_loop(settings: Settings) -> tuple[int, str]:
     """Exit code, and what is to happen next: Agent.action."""
     loop = uvloop.new_event_loop()
+    executor = ThreadPoolExecutor(thread_name_prefix="loop")
+    loop.set_default_executor(executor)
     loop.set_exception_handler(handle_loop_exception)
     asyncio.set_event_loop(loop)
     try:
@@ -247,9 +259,20 @@ def _run_loop(settings: Settings) -> tuple[int, str]:
         return EXIT_FAILED, "exit"
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.run_until_complete(loop.shutdown_default_executor())
+        # Not shutdown_default_executor: it waits for ever where a file system hangs.
+        executor.shutdown(wait=False, cancel_futures=True)
+        _threads_left(THREADS_PATIENCE)
         asyncio.set_event_loop(None)
         loop.close()
+
+
+def _threads_left(patience: float) -> list[str]:
+    """Waits for threads to end what they do; the names of those that do not."""
+    deadline = time.monotonic() + patience
+    others = [each for each in threading.enumerate() if each is not threading.current_thread() and not each.daemon]
+    for thread in others:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return [thread.name for thread in others if thread.is_alive()]
 
 
 async def _serve(loop: AbstractEventLoop, settings: Settings) -> tuple[int, str]:
