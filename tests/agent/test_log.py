@@ -188,6 +188,17 @@ def test_kinds_without_number_are_silent_and_cost_nothing() -> None:
     assert passed == [0] * gate.MOST_KEYS + [None] * (1000 - gate.MOST_KEYS)
 
 
+def test_a_clock_that_cannot_be_set_is_told_once_a_minute() -> None:
+    script = (
+        "import os, time; from arcbox_agent.agent.clock import follow_host; "
+        "from arcbox_agent.agent.metrics import Metrics; metrics = Metrics(); os.setuid(65534); "
+        "[follow_host(int(time.time()) - 1000, metrics) for _ in range(5)]; print(metrics.counters['clock_refused'])"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (0, "5\n")
+    assert ended.stderr.count("cannot set the clock") == 1
+
+
 def test_every_line_of_a_request_has_its_peer_and_its_trace_id(start_agent) -> None:
     agent = start_agent(log_level="debug")
     with Peer(agent.socket_path, version=2) as peer:

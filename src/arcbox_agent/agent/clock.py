@@ -15,7 +15,7 @@ import os
 import struct
 import time
 
-from arcbox_agent.agent.log import Logger
+from arcbox_agent.agent.log import EveryMinute, Logger
 from arcbox_agent.errors import BadRequestError
 
 TYPE_CHECKING = False
@@ -29,6 +29,10 @@ STEP = 2.0
 
 #: The years 2000 and 2200: beyond lies a broken host, and what the kernel cannot hold.
 EARLIEST, LATEST = 946_684_800, 7_258_118_400
+
+
+#: A host sends its time with every ping.
+_refused_log = EveryMinute()
 
 
 def follow_host(timestamp: int, metrics: Metrics) -> bool:
@@ -45,7 +49,8 @@ def follow_host(timestamp: int, metrics: Metrics) -> bool:
         time.clock_settime(time.CLOCK_REALTIME, timestamp)
     except OSError as error:
         # The ping is answered all the same: it asked how the agent is.
-        log.warning("cannot set the clock", behind=f"{behind:.3f}", error=error)
+        if (silent := _refused_log.passes()) is not None:
+            log.warning("cannot set the clock", behind=f"{behind:.3f}", error=error, also_refused=silent)
         metrics.add("clock_refused")
         return False
     metrics.add("clock_set")
