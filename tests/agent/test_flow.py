@@ -22,6 +22,7 @@ from arcbox_agent.wire import (
     Error,
     ExecOutput,
     ExecRequest,
+    FrameDecoder,
     ListContainersRequest,
     PingRequest,
     PingResponse,
@@ -200,6 +201,32 @@ def test_a_call_whose_connection_goes_before_it_has_begun_is_over_too(start_agen
         assert reply.code == 429
     agent.stop()
     assert "did not finish in time" not in agent.log()
+
+
+def test_a_connection_that_is_closed_for_its_memory_sends_no_error_inside_a_frame(start_agent) -> None:
+    agent = start_agent(max_frame_size="64KiB", max_queued_total="64KiB")
+    with Peer(agent.socket_path) as peer:
+        peer.send(ExecRequest(cmd=["sh", "-c", "head -c 1000000 /dev/zero; sleep 1000"], stream=True))
+        # The socket is full, in the middle of a frame.
+        sent = 0
+        while sent != (sent := pending(peer)) or not sent:
+            time.sleep(0.2)
+        # Room for more, and more than may be held, both at once.
+        os.kill(agent.process.pid, signal.SIGSTOP)
+        try:
+            received = peer.socket.recv(150_000)
+            peer.send(*[PingRequest(message="x" * 1000)] * 100)
+        finally:
+            os.kill(agent.process.pid, signal.SIGCONT)
+        received += peer.bytes_until_closed()
+        decoder = FrameDecoder(version=1)
+        decoder.feed(received)
+        while (frame := decoder.next_frame()) is not None:
+            assert not any(ExecOutput.decode(frame.payload).data)
+        # Of the last frame, head and some of the data.
+        half = received[len(received) - decoder.buffered :]
+        assert not any(half[100:])
+        assert info(agent).counters["bound_queued_total"] == 1
 
 
 def _send_and_ignore(peer: Peer, data: bytes) -> None:

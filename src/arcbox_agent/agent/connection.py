@@ -102,6 +102,7 @@ class Connection(Protocol):
         "_drained",
         "_ended",
         "_frame_since",
+        "_in_frame",
         "_last_request",
         "_lost",
         "_paused",
@@ -148,6 +149,7 @@ class Connection(Protocol):
         self._closing_since = 0.0
         self._frame_since = 0.0  # when the frame that is not whole yet began
         self._last_request = server.now()
+        self._in_frame = False  # past the transport, of which only a part may be sent
         self._v2 = False  # the version of the last request: for an error about none
         self.held = 0  # counted towards max_queued_total
 
@@ -558,6 +560,7 @@ class Connection(Protocol):
             raise ConnectionLostError("the client is gone")
         self._server.counters["bytes_sent"] += len(head) + size
         rest = memoryview(head)
+        self._in_frame = True
         try:
             while rest:
                 try:
@@ -581,6 +584,7 @@ class Connection(Protocol):
         except OSError as error:
             self.abort()
             raise ConnectionLostError("the client is gone") from error
+        self._in_frame = False  # else nothing more is sent
 
     def _robbed(self) -> ConnectionLostError:
         """Bytes of a frame that has begun are gone: whoever writes into a pipe can read from it too, by /proc."""
@@ -662,7 +666,8 @@ class Connection(Protocol):
     def refuse_for_memory(self) -> None:
         """This connection holds more than any other, and the agent needs it back."""
         log.warning("connection closed: max_queued_total reached", peer=self.peer, held=self.held)
-        self._close_with(429, "the agent's bound on bytes in flight was reached (max_queued_total)")
+        if not self._in_frame:
+            self._close_with(429, "the agent's bound on bytes in flight was reached (max_queued_total)")
         self.abort()
 
 
