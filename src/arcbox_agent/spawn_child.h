@@ -124,6 +124,7 @@ struct spawn_plan {
     int pid_fd;   /* takes the child's stat line; -1: none */
     int cgroup_fd; /* a cgroup2 directory; -1: stay where the agent is */
     int born_there; /* the child is in that cgroup from its first instruction on */
+    int begun; /* the child has come to its first instruction */
     int join_pidfd; /* enter this process's mount namespace; -1: do not */
     int new_namespace;
     int new_session;
@@ -364,6 +365,7 @@ static int spawn_child(void *argument) {
     uint64_t no_signals = 0;
     int root = -1, cwd_later = 0, error = ENOENT;
 
+    plan->begun = 1;
     if (plan->new_session && setsid() < 0) spawn_fail(plan, SPAWN_SESSION, -1);
     /* The table of handlers is the child's own copy: CLONE_SIGHAND is not set. */
     for (int sig = 1; sig <= SPAWN_SIGNALS; sig++) {
@@ -479,11 +481,22 @@ static inline long spawn_clone3(struct spawn_clone_args *args, struct spawn_plan
 #endif
 }
 
+/* Takes the status of a child that has ended, so that nothing is left of it. */
+static void spawn_bury(struct spawn_plan *plan) {
+    siginfo_t info;
+    int done;
+    do done = waitid(SPAWN_P_PIDFD, (id_t)plan->pidfd, &info, WEXITED);
+    while (done < 0 && errno == EINTR);
+    close(plan->pidfd);
+    plan->pidfd = -1;
+}
+
 /* The child, in its cgroup from the start where it is to be in one: to move it there
  * afterwards makes it wait for the kernel's RCU, some 15 ms.  pid, or -1 and errno. */
 static pid_t spawn_clone(struct spawn_plan *plan, char *stack) {
     const uint64_t flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD;
     plan->born_there = 0;
+    plan->begun = 0;
     if (plan->cgroup_fd >= 0) {
         struct spawn_clone_args args = {0};
         args.flags = flags | SPAWN_CLONE_INTO_CGROUP;
@@ -494,7 +507,10 @@ static pid_t spawn_clone(struct spawn_plan *plan, char *stack) {
         args.cgroup = (uint64_t)plan->cgroup_fd;
         plan->born_there = 1;
         long pid = spawn_clone3(&args, plan);
-        if (pid > 0) return (pid_t)pid;
+        if (pid > 0 && plan->begun) return (pid_t)pid;
+        /* Killed at birth, as of Linux 6.18 whatever is born in another cgroup is where that one
+         * or the agent's own was ever written to by cgroup.kill.  One that moves there is not. */
+        if (pid > 0) spawn_bury(plan);
         if (pid == -EAGAIN || pid == -ENOMEM) {
             errno = (int)-pid;
             return -1;
@@ -511,7 +527,6 @@ static pid_t spawn_clone(struct spawn_plan *plan, char *stack) {
 static int spawn_run(struct spawn_plan *plan) {
     uint64_t all_signals = ~(uint64_t)0, old_signals = 0;
     long page = sysconf(_SC_PAGESIZE);
-    siginfo_t info;
     char *stack = mmap(NULL, SPAWN_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
     plan->error = 0;
     plan->step = SPAWN_OK;
@@ -537,11 +552,7 @@ static int spawn_run(struct spawn_plan *plan) {
     if (plan->dumpable && plan->set_ids) prctl(PR_SET_DUMPABLE, 1);
     if (plan->pid < 0) return -1;
     if (plan->error) {
-        int done;
-        do done = waitid(SPAWN_P_PIDFD, (id_t)plan->pidfd, &info, WEXITED);
-        while (done < 0 && errno == EINTR);
-        close(plan->pidfd);
-        plan->pidfd = -1;
+        spawn_bury(plan);
         return -1;
     }
     return 0;

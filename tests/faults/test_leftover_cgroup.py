@@ -1,8 +1,9 @@
-"""A container's cgroup that an agent was killed before it could remove."""
+"""Cgroups that a former agent, or whoever manages this one, has left."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 import tempfile
 from pathlib import Path
 
@@ -37,6 +38,41 @@ async def _exit_code(agent: AgentProcess) -> int:
         reply = await client.wait_container("c")
         await client.remove_container("c")
         return reply.status_code
+
+
+def test_an_agent_in_a_cgroup_that_was_killed_once_starts_containers_and_commands_unharmed() -> None:
+    mount_point = cgroups.mount_point()
+    assert mount_point is not None, "this test needs cgroup2"
+    with tempfile.TemporaryDirectory(prefix="arcbox-") as name:
+        killed = cgroups.Cgroup(f"{mount_point}/{Path(name).name}")
+        killed.create()
+        killed.kill()
+        into_it = ("sh", "-c", f'echo 0 > {killed.path}/cgroup.procs; exec "$0" "$@"', sys.executable)
+        agent = AgentProcess(Path(name), settings={"containers_at_exit": "stop"}, python=into_it)
+        agent.start()
+        try:
+            agent.wait_until_it_answers()
+            assert killed.pids() == {agent.pid}
+            assert asyncio.run(_exit_codes(agent)) == (7, 8, 9)
+            agent.stop()
+        finally:
+            if agent.running:
+                agent.kill()
+            killed.kill()
+            assert killed.remove()
+
+
+async def _exit_codes(agent: AgentProcess) -> tuple[int, int, int]:
+    """Of a command, a container, and a command in that."""
+    async with connect(agent.address, timeout=PATIENCE) as client:
+        command = await client.exec(["/bin/sh", "-c", "exit 7"])
+        await client.create_container(id="c", cmd=["/bin/sh", "-c", "read x; exit 8"], open_stdin=True)
+        await client.start_container("c")
+        inside = await client.exec(["/bin/sh", "-c", "exit 9"], container="c")
+        (agent.run_dir / "containers" / "c" / "stdin").write_text("x\n")
+        end = await client.wait_container("c")
+        await client.remove_container("c")
+        return command.exit_code, end.status_code, inside.exit_code
 
 
 def test_an_agent_that_ran_nothing_leaves_no_cgroup() -> None:
