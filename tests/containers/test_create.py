@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from arcbox_agent import sync
-from arcbox_agent.errors import BadRequestError, BusyError, ConflictError, NotFoundError, RequestError
+from arcbox_agent.errors import AgentFailedError, BadRequestError, BusyError, ConflictError, NotFoundError, RequestError
 from arcbox_agent.wire import Mount
 
 
@@ -47,6 +47,43 @@ def test_what_cannot_be_is_refused_with_its_reason(
         client.create_container(**{"cmd": ["true"], **options})
     assert text in caught.value.message
     assert client.list_containers(all=True) == []
+
+
+#: As many bytes as all texts of one container may have; those of the first kind grow most in JSON.
+ONE_MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cmd": ["\x01" * ONE_MIB]},
+        {"env": {"A": "\U0001f600" * (ONE_MIB // 4)}},
+        {"image": "\U0001f600" * (ONE_MIB // 4)},
+        {"user": "x" * ONE_MIB},
+        {"mounts": [Mount(type="tmpfs", source="\U0001f600" * (ONE_MIB // 4), target="/tmp")]},
+        {"mounts": [Mount(type="tmpfs", target=f"/{number}" + "\U0001f600" * 1100) for number in range(256)]},
+    ],
+    ids=["command", "env", "image", "user", "mount source", "mount targets"],
+)
+def test_there_is_one_bound_on_all_texts_of_a_container(client: sync.Client, options: dict[str, Any]) -> None:
+    with pytest.raises(BadRequestError, match="command, environment and paths are larger than 1048576 bytes"):
+        client.create_container(**{"cmd": ["true"], "rootfs": "/tmp", **options})
+
+
+@pytest.mark.parametrize("text", ["\x01" * (ONE_MIB - 16), "\U0001f600" * (ONE_MIB // 4 - 4)], ids=["control", "emoji"])
+def test_the_largest_container_there_may_be_is_still_there_after_a_restart(agent: Any, text: str) -> None:
+    mount = Mount(type="tmpfs", source=text, target="/tmp")
+    with sync.connect(agent.address, wait=20) as client:
+        client.create_container(cmd=["true"], image=text, id="image")
+        client.create_container(cmd=[text], id="command")
+        client.create_container(cmd=["true"], mounts=[mount], id="mount")
+        with pytest.raises(AgentFailedError, match="failed to start"):
+            client.start_container("command")
+        before = client.list_containers(all=True)
+    agent.kill()
+    agent.restart()
+    with sync.connect(agent.address, wait=20) as client:
+        assert client.list_containers(all=True) == before
 
 
 @pytest.mark.parametrize(

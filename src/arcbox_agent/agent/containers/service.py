@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 log = Logger("containers")
 
-#: Of one request, all texts together: a record must stay something that can be written often.
+#: Bytes of one request, all texts together: a record must stay something that can be written often.
+#: In JSON, with warnings and errors that repeat them, it stays below the store's MAX_RECORD.
 MAX_REQUEST = 1 << 20
 
 CONDITIONS = ("not-running", "next-exit", "removed")
@@ -213,9 +214,10 @@ class Containers:
             raise BadRequestError(
                 f"image {request.image}: this runtime cannot unpack images, and refuse_images is set"
             )
-        size = sum(map(len, command)) + sum(len(key) + len(value) for key, value in request.env.items())
-        if size + len(request.image) + len(request.working_dir) + len(request.rootfs) > MAX_REQUEST:
-            raise BadRequestError(f"command and environment are larger than {MAX_REQUEST} bytes")
+        texts = [*command, *request.env, *request.env.values(), request.image, request.working_dir, request.rootfs]
+        texts += [request.user, *(text for mount in request.mounts for text in (mount.source, mount.target))]
+        if sum(len(text.encode()) for text in texts) > MAX_REQUEST:
+            raise BadRequestError(f"command, environment and paths are larger than {MAX_REQUEST} bytes")
         return Record(
             id,
             name=request.name,
