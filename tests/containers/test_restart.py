@@ -21,7 +21,7 @@ from arcbox_agent import sync, wire
 from arcbox_agent.agent.containers import cgroups
 from arcbox_agent.agent.containers.process_runtime import _cgroup_name
 from arcbox_agent.agent.processes import start_time_of
-from arcbox_agent.errors import NotFoundError
+from arcbox_agent.errors import AgentFailedError, NotFoundError
 
 from tools.stress.agent import AgentProcess
 
@@ -315,7 +315,14 @@ def test_an_agent_without_descriptors_to_take_containers_over_does_them_no_harm(
             assert "Too many open files" in agent.log()
             if agent.running:
                 with connect(agent) as client:
-                    found_again = [each.id for each in client.list_containers()]
+                    assert {each.id: each.pid for each in client.list_containers()} == pids
+                    attended = f"/proc/{agent.pid}/fd"
+                    links = [os.readlink(f"{attended}/{fd}") for fd in os.listdir(attended)]
+                    found_again = [id for id in ids if f"{agent.run_dir}/containers/{id}/stdout" in links]
+                    for id in set(ids) - set(found_again):
+                        for change in (client.start_container, client.stop_container, client.remove_container):
+                            with pytest.raises(AgentFailedError, match="could not take over"):
+                                change(id)
                 # It has them with their output.
                 for id in found_again:
                     (agent.run_dir / "containers" / id / "stdin").write_text("x\n")

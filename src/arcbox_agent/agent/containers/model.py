@@ -46,6 +46,7 @@ class Container:
         "stop_deadline",
         "stop_hastened",
         "stopper",
+        "unattended",
         "watcher",
     )
 
@@ -54,6 +55,8 @@ class Container:
         self.log_path = log_path
         self.lock = asyncio.Lock()
         self.running: Running | None = None
+        #: It runs, as far as is known, and this agent could not take it over.
+        self.unattended = False
         #: The output of the present run is all in the log, and nothing runs.
         self.output_finished = True
         self.removed = False
@@ -81,16 +84,11 @@ class Container:
     @property
     def state(self) -> str:
         """`created`, `running` or `stopped`: what a peer is told."""
-        if self.running is not None:
+        if self.running is not None or self.unattended:
             return states.RUNNING
         if self.record.finished_ns or self.record.state == states.STOPPED:
             return states.STOPPED
         return states.CREATED
-
-    @property
-    def may_run(self) -> bool:
-        """Whether it runs; for one that an agent could not look after, as far as is known."""
-        return self.running is not None or self.record.state in (states.STARTING, states.RUNNING)
 
     @property
     def status(self) -> str:
@@ -116,7 +114,7 @@ class Container:
             created=record.created_ns // 1_000_000_000,
         )
         if detail:
-            info.pid = record.pid if self.running is not None else 0
+            info.pid = record.pid if self.state == states.RUNNING else 0
             info.exit_code = record.exit_code
             info.signal = record.signal
             info.started_at = record.started_ns

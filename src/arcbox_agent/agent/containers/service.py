@@ -8,6 +8,7 @@ import signal as signals
 import time
 
 from arcbox_agent.agent.containers import environment, ids
+from arcbox_agent.agent.containers import record as states
 from arcbox_agent.agent.containers.model import Container, Exit
 from arcbox_agent.agent.containers.process_runtime import ProcessRuntime
 from arcbox_agent.agent.containers.record import Record
@@ -67,7 +68,7 @@ class Containers:
         return len(self._containers)
 
     def _count_running(self) -> int:
-        return sum(container.running is not None for container in self._containers.values())
+        return sum(container.state == states.RUNNING for container in self._containers.values())
 
     # ----------------------------------------------------- start and close
 
@@ -83,8 +84,10 @@ class Containers:
         for record in records:
             self._add(Container(record, self._store.log_path(record.id)))
         await self._all(self._supervisor.recover(each, self._forget) for each in list(self._containers.values()))
+        for each in self._containers.values():
+            each.unattended = each.running is None and each.record.state in (states.STARTING, states.RUNNING)
         # Only now: what was found again tells what belongs to nobody.
-        known, running = list(self._containers), [each.id for each in self._containers.values() if each.may_run]
+        known, running = list(self._containers), [each.id for each in self.list()]
         try:
             await in_thread(self._store.sweep, known)
             await self.runtime.sweep(known, running)
@@ -155,12 +158,22 @@ class Containers:
             raise ConflictError(f"ambiguous container id: {ref} is the beginning of {len(found)} ids")
         return found[0]
 
+    def _attended(self, ref: str) -> Container:
+        """The same, where it is to be changed or waited for."""
+        container = self.resolve(ref)
+        if container.unattended:
+            raise AgentFailedError(
+                f"the agent could not take over container {container.id}, which runs: "
+                "see its log, and start the agent again with what it lacked"
+            )
+        return container
+
     def list(self, all: bool = False, filter: str = "") -> Sequence[Container]:
         """In order of creation; with `filter`, those of that id, id prefix or name."""
         found = [
             each
             for each in self._containers.values()
-            if (all or each.running is not None)
+            if (all or each.state == states.RUNNING)
             and (not filter or each.id.startswith(filter) or each.name == filter)
         ]
         return sorted(found, key=lambda each: (each.record.created_ns, each.id))
@@ -245,20 +258,20 @@ class Containers:
     # ------------------------------------------------------------- changes
 
     async def start(self, ref: str) -> None:
-        await self._supervisor.own(self._supervisor.start(self.resolve(ref)))
+        await self._supervisor.own(self._supervisor.start(self._attended(ref)))
 
     async def stop(self, ref: str, timeout: float) -> None:
-        await self._supervisor.own(self._supervisor.stop(self.resolve(ref), timeout))
+        await self._supervisor.own(self._supervisor.stop(self._attended(ref), timeout))
 
     async def remove(self, ref: str, force: bool = False) -> None:
-        await self._supervisor.own(self._supervisor.remove(self.resolve(ref), force, self._forget))
+        await self._supervisor.own(self._supervisor.remove(self._attended(ref), force, self._forget))
 
     def kill(self, ref: str, signal: str = "") -> None:
-        self._supervisor.kill(self.resolve(ref), parse_signal(signal or "KILL"))
+        self._supervisor.kill(self._attended(ref), parse_signal(signal or "KILL"))
 
     async def wait(self, ref: str, condition: str = "") -> Exit:
         """Until it does not run, ends the next time, or is removed; how it ended."""
-        container = self.resolve(ref)
+        container = self._attended(ref)
         condition = condition or CONDITIONS[0]
         if condition not in CONDITIONS:
             raise BadRequestError(f"unknown condition {condition!r}: it must be one of {', '.join(CONDITIONS)}")
@@ -281,7 +294,7 @@ class Containers:
 
     def place(self, ref: str, env: Mapping[str, str], cwd: str, user: str) -> Callable[[], Place]:
         """Where a command in a container is to run."""
-        container = self.resolve(ref)
+        container = self._attended(ref)
         running = container.running
         if running is None:
             raise BadRequestError(f"container is not running: {container.id}")
