@@ -22,9 +22,17 @@ from arcbox_agent.agent.containers.cgroups import Cgroup, find_parent
 from arcbox_agent.agent.containers.sessions import Session
 from arcbox_agent.agent.processes import Processes, SpawnSpec
 
+from tools.stress.agent import AgentProcess
+
 from .support import alive, eventually, lines_of, null, run
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
+
+
+UNMOUNT_CGROUP2 = (
+    "for mount in $(awk '$3 == \"cgroup2\" {print $2}' /proc/self/mounts); do umount -l $mount || exit 1; done; "
+)
+WITHOUT_CGROUPS = ("unshare", "-m", "--propagation", "private", "sh", "-c")
 
 
 @pytest.fixture
@@ -32,12 +40,11 @@ def client_without_cgroups() -> Iterator[sync.Client]:
     """Of an agent in a mount namespace of its own, from which cgroup2 has been unmounted."""
     directory = tempfile.mkdtemp(prefix="arcbox-")
     command = (
-        "for mount in $(awk '$3 == \"cgroup2\" {print $2}' /proc/self/mounts); do umount -l $mount || exit 1; done; "
-        f"exec {sys.executable} -m arcbox_agent.agent --listen unix:{directory}/s "
+        f"{UNMOUNT_CGROUP2} exec {sys.executable} -m arcbox_agent.agent --listen unix:{directory}/s "
         f"--state-dir {directory}/state --run-dir {directory}/run --containers-at-exit stop"
     )
     agent = subprocess.Popen(
-        ["unshare", "-m", "--propagation", "private", "sh", "-c", command],
+        [*WITHOUT_CGROUPS, command],
         env={**os.environ, "PYTHONPATH": str(SOURCE)},
         stderr=subprocess.PIPE,
     )
@@ -98,6 +105,32 @@ def test_a_stop_without_descriptors_ends_all_of_it_when_there_are_some_again(cli
     assert not stop.is_alive()
     assert not alive(left)
     assert client.list_containers(all=True)[0].status == "Stopped"
+
+
+def test_a_container_from_before_there_were_cgroups_is_stopped_with_all_it_started(tmp_path: Path) -> None:
+    agent = AgentProcess(tmp_path, python=(*WITHOUT_CGROUPS, f'{UNMOUNT_CGROUP2} exec "$0" "$@"', sys.executable))
+    agent.start()
+    try:
+        with sync.connect(agent.address, wait=20) as client:
+            script = "trap 'echo told; exit 5' TERM; sleep 1000 & echo $!; wait; wait"
+            client.create_container(cmd=["sh", "-c", script], name="x")
+            client.start_container("x")
+            eventually(lambda: len(lines_of(client, "x")) == 1)
+            left = int(lines_of(client, "x")[0])
+        agent.kill()
+        agent.python = (sys.executable,)
+        agent.start()
+        with sync.connect(agent.address, wait=20) as client:
+            assert client.exec(["true"], container="x").exit_code == 0
+            client.stop_container("x", timeout=20)
+            assert client.wait_container("x").status_code == 5
+            assert lines_of(client, "x")[1:] == [b"told"]
+            assert not alive(left)
+            client.remove_container("x")
+        agent.stop()
+    finally:
+        if agent.running:
+            agent.kill()
 
 
 def test_a_session_whose_number_is_a_strangers_now_has_nothing_of_ours() -> None:

@@ -364,7 +364,10 @@ class ProcessRuntime:
                 await self._capture.forget(record.id)
                 raise
             status = None if process is not None else _kept_status(fds)
-            scope: Scope = self._cgroup(record.id) or Session(pid, start_time)
+            cgroup = self._cgroup(record.id)
+            if cgroup is not None and not os.path.isdir(cgroup.path):
+                cgroup = None  # there is cgroup2 now, but there was none when it was started
+            scope: Scope = cgroup or Session(pid, start_time)
             return ProcessRun(self, record.id, pid, start_time, process, scope, handle, status)
         finally:
             for fd in fds:
@@ -408,7 +411,7 @@ class ProcessRuntime:
         # One of our own: the process's is closed in the loop as soon as it has ended.
         pidfd = fcntl.fcntl(process.pidfd, fcntl.F_DUPFD_CLOEXEC, 3)
         pid, asked, has_mounts = process.pid, user or record.user, bool(record.mounts)
-        own_env, own_cwd, root, scope = dict(record.env), record.working_dir, record.rootfs, self._cgroup(record.id)
+        own_env, own_cwd, root, scope = dict(record.env), record.working_dir, record.rootfs, running.scope
 
         def in_thread() -> Place:
             try:
@@ -429,7 +432,7 @@ class ProcessRuntime:
                 ids=_ids(found, asked),
                 root=root or None,
                 join_pidfd=pidfd if has_mounts else -1,
-                scope=scope,
+                scope=scope if isinstance(scope, cgroups.Cgroup) else None,
             )
 
         return in_thread
