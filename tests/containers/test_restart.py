@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from arcbox_agent import sync, wire
 from arcbox_agent.agent.containers import cgroups
 from arcbox_agent.agent.containers.process_runtime import _cgroup_name
 from arcbox_agent.agent.processes import start_time_of
-from arcbox_agent.errors import AgentFailedError, NotFoundError
+from arcbox_agent.errors import AgentFailedError, ArcboxError, NotFoundError
 
 from tools.stress.agent import AgentProcess
 
@@ -109,13 +110,7 @@ def test_an_exit_that_nobody_could_see_is_told_as_lost(left_running: Any) -> Non
         client.start_container("x")
         pid = client.list_containers()[0].pid
     agent.kill()
-    keepers = [
-        int(pid)
-        for pid in os.listdir("/proc")
-        if pid.isdigit() and keeper_of(int(pid), agent.directory)
-    ]
-    for keeper in keepers:
-        os.kill(keeper, signal.SIGKILL)
+    kill_keeper(agent)
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: not os.path.exists(f"/proc/{pid}"))
     agent.restart()
@@ -127,6 +122,41 @@ def test_an_exit_that_nobody_could_see_is_told_as_lost(left_running: Any) -> Non
         client.start_container("x")
         assert client.list_containers(all=True)[0].error == ""
     end_all(agent)
+
+
+def test_an_exit_that_the_agent_saw_is_not_lost_where_it_ends_before_the_rest_has(start_agent: Callable[..., Any]) -> None:
+    agent = start_agent(containers_at_exit="leave", shutdown_timeout="0.5")
+    deaf = "trap '' TERM; echo \\$\\$; while :; do sleep 1; done"
+    with connect(agent) as client:
+        client.create_container(cmd=["sh", "-c", f'trap "exit 5" TERM; sh -c "{deaf}" & wait'], name="x")
+        client.start_container("x")
+        eventually(lambda: len(lines_of(client, "x")) == 1)
+        (left,), main = lines_of(client, "x"), client.list_containers()[0].pid
+    with sync.connect(agent.address, wait=20) as patient:
+        stop = threading.Thread(target=_stop_in_vain, args=(patient,))
+        stop.start()
+        eventually(lambda: not alive(main))
+        assert alive(int(left))
+        kill_keeper(agent)  # as on a kernel before 6.15, it could not tell
+        agent.stop()
+        stop.join(30)
+    assert not alive(int(left))
+    agent.restart()
+    with connect(agent) as client:
+        (info,) = client.list_containers(all=True)
+        assert (info.status, info.exit_code) == ("Stopped", 5)
+    end_all(agent)
+
+
+def _stop_in_vain(client: sync.Client) -> None:
+    with pytest.raises(ArcboxError):
+        client.stop_container("x", timeout=60)
+
+
+def kill_keeper(agent: Any) -> None:
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        if keeper_of(pid, agent.directory):
+            os.kill(pid, signal.SIGKILL)
 
 
 def keeper_of(pid: int, directory: Path) -> bool:

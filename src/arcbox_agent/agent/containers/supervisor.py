@@ -55,6 +55,8 @@ class Supervisor:
         self._metrics = metrics
         self._in_thread = in_thread
         self._tasks: set[asyncio.Task[Any]] = set()
+        #: Whose main process has ended, and who are not `stopped` yet.
+        self._ending: set[Container] = set()
         self._dirty: set[Container] = set()
         self._retrying: asyncio.Task[None] | None = None
         self.closing = False
@@ -144,6 +146,7 @@ class Supervisor:
                 return
             raise
         finished = time.time_ns()
+        self._ending.add(container)
         complete = False
         try:
             await self._end_leftovers(container, running)
@@ -161,6 +164,7 @@ class Supervisor:
             container.running = None
             container.stop_deadline = None
             container.output_finished = True
+            self._ending.discard(container)
             if written:
                 # Not before it is on disk: until then it is what the next agent learns the exit from.
                 try:
@@ -374,6 +378,14 @@ class Supervisor:
             log.error("a start, a removal or a record hangs: left to the next agent")
 
     async def close(self) -> None:
+        # How they ended, before Linux 6.15 nobody could tell the next agent, which would not be
+        # patient with what they left either.
+        for container in self._ending:
+            if container.stop_deadline is not None:
+                container.stop_deadline = asyncio.get_running_loop().time()
+        ending = [container.watcher for container in self._ending if container.watcher is not None]
+        if ending and (await asyncio.wait(ending, timeout=SETTLE))[1]:
+            log.error("the end of a container hangs: left to the next agent")
         tasks = [task for task in self._tasks if not task.done()]
         for task in tasks:
             task.cancel()
