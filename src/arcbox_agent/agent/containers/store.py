@@ -78,7 +78,7 @@ class Store:
         return records
 
     def write(self, record: Record, octets: bytes, durable: bool = True) -> None:
-        """Replace the record by `octets`; `durable`: also across a power failure.
+        """Replace the record by `octets`; `durable`: not to be the former one again after a power failure.
 
         `octets` were encoded by the caller, in the loop, where the record cannot change.
         """
@@ -90,8 +90,9 @@ class Store:
                 rest = memoryview(octets)
                 while rest:
                     rest = rest[os.write(fd, rest) :]
-                if durable:
-                    os.fsync(fd)
+                # In any case: else some file systems (XFS) have an empty file after a power failure,
+                # neither the former record nor this one.
+                os.fsync(fd)
             finally:
                 os.close(fd)
             os.rename(temporary, path)
