@@ -7,6 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
 import uvloop
@@ -86,3 +87,21 @@ def alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return line[line.rindex(b")") + 2 : line.rindex(b")") + 3] not in (b"Z", b"X")
+
+
+def keeper_of(directory: Path) -> int:
+    """The keeper of the agent that has its directories there."""
+    (found,) = (pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _is_keeper_of(pid, directory))
+    return found
+
+
+def _is_keeper_of(pid: int, directory: Path) -> bool:
+    try:
+        with open(f"/proc/{pid}/comm") as file:
+            if not file.read().startswith("arcbox-keeper"):
+                return False
+        sockets = {os.readlink(f"/proc/{pid}/fd/0").split("[")[1].rstrip("]")}
+        with open("/proc/net/unix") as file:
+            return any(line.split()[6] in sockets and str(directory) in line for line in file.readlines()[1:])
+    except (OSError, IndexError):
+        return False

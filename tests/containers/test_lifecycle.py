@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import arcbox_agent
 from arcbox_agent import sync
 from arcbox_agent.errors import AgentFailedError, BadRequestError, ConflictError, NotFoundError, RequestError
 
-from .support import eventually, run, text_of
+from .support import eventually, keeper_of, run, text_of
 
 
 def one(client: sync.Client, ref: str) -> Any:
@@ -176,6 +177,31 @@ def test_waits_are_answered_when_their_condition_comes_true(agent: Any) -> None:
                 await again
 
     run(main())
+
+
+def test_a_wait_for_the_next_exit_is_not_told_the_one_that_is_over(agent: Any) -> None:
+    with sync.connect(agent.address, wait=10) as client, sync.connect(agent.address, wait=10) as other:
+        client.create_container(cmd=["sh", "-c", "read x; exit $x"], id="x", open_stdin=True)
+        client.start_container("x")
+        stdin = agent.run_dir / "containers" / "x" / "stdin"
+        keeper = keeper_of(agent.directory)
+        os.kill(keeper, signal.SIGSTOP)
+        codes: list[int] = []
+        try:
+            stdin.write_text("3\n")
+            eventually(lambda: client.list_containers() == [])
+            # It is stopped, and what it needed is being let go, for which the keeper is asked.
+            waiter = threading.Thread(
+                target=lambda: codes.append(other.wait_container("x", condition="next-exit").status_code)
+            )
+            waiter.start()
+            time.sleep(0.5)
+        finally:
+            os.kill(keeper, signal.SIGCONT)
+        client.start_container("x")
+        stdin.write_text("4\n")
+        waiter.join(30)
+        assert codes == [4]
 
 
 def test_a_wait_ends_with_an_error_when_the_agent_ends(agent: Any) -> None:

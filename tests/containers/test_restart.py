@@ -26,7 +26,7 @@ from arcbox_agent.errors import AgentFailedError, ArcboxError, NotFoundError
 
 from tools.stress.agent import AgentProcess
 
-from .support import alive, eventually, lines_of
+from .support import alive, eventually, keeper_of, lines_of
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_an_exit_that_nobody_could_see_is_told_as_lost(left_running: Any) -> Non
         client.start_container("x")
         pid = client.list_containers()[0].pid
     agent.kill()
-    kill_keeper(agent)
+    os.kill(keeper_of(agent.directory), signal.SIGKILL)
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: not os.path.exists(f"/proc/{pid}"))
     agent.restart()
@@ -137,7 +137,7 @@ def test_an_exit_that_the_agent_saw_is_not_lost_where_it_ends_before_the_rest_ha
         stop.start()
         eventually(lambda: not alive(main))
         assert alive(int(left))
-        kill_keeper(agent)  # as on a kernel before 6.15, it could not tell
+        os.kill(keeper_of(agent.directory), signal.SIGKILL)  # as on a kernel before 6.15, it could not tell
         agent.stop()
         stop.join(30)
     assert not alive(int(left))
@@ -151,24 +151,6 @@ def test_an_exit_that_the_agent_saw_is_not_lost_where_it_ends_before_the_rest_ha
 def _stop_in_vain(client: sync.Client) -> None:
     with pytest.raises(ArcboxError):
         client.stop_container("x", timeout=60)
-
-
-def kill_keeper(agent: Any) -> None:
-    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
-        if keeper_of(pid, agent.directory):
-            os.kill(pid, signal.SIGKILL)
-
-
-def keeper_of(pid: int, directory: Path) -> bool:
-    try:
-        with open(f"/proc/{pid}/comm") as file:
-            if not file.read().startswith("arcbox-keeper"):
-                return False
-        sockets = {os.readlink(f"/proc/{pid}/fd/0").split("[")[1].rstrip("]")}
-        with open("/proc/net/unix") as file:
-            return any(line.split()[6] in sockets and str(directory) in line for line in file.readlines()[1:])
-    except (OSError, IndexError):
-        return False
 
 
 def test_a_terminal_outlives_the_agent(left_running: Any) -> None:

@@ -165,13 +165,14 @@ class Supervisor:
             container.stop_deadline = None
             container.output_finished = True
             self._ending.discard(container)
+            # Those until now: from here on it is `stopped`, and who waits for the next exit means another.
+            waiters, container.exit_waiters = container.exit_waiters, set()
             if written:
                 # Not before it is on disk: until then it is what the next agent learns the exit from.
                 try:
                     await running.close()
                 except Exception as error:  # it has ended, and whoever waits for that is told
                     log.exception("what a run needed cannot be let go", error, container=container.id)
-        waiters, container.exit_waiters = container.exit_waiters, set()
         end = container.last_exit()
         for waiter in waiters:
             if not waiter.done():
