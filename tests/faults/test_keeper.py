@@ -111,11 +111,10 @@ def test_a_keeper_that_was_killed_is_missed_but_not_needed() -> None:
             (pid,) = [process.pid for process in processes._owned.values()]
             os.kill(pid, signal.SIGKILL)
             await until(lambda: not len(processes))
-            await keeper.keep("second", copies(reading, writing))  # finds it gone
-            await keeper.keep("third", copies(reading, writing))  # and has started another
+            await keeper.keep("second", copies(reading, writing))  # finds it gone, and has started another
             assert len(processes) == 1
-            assert len(await keeper.fetch("third")) == 2
-            await keeper.drop("third")
+            assert len(await keeper.fetch("second")) == 2
+            await keeper.drop("second")
 
     asyncio.run(run())
 
@@ -166,6 +165,26 @@ def test_a_run_whose_keeper_was_out_of_reach_does_not_join_the_one_before_it() -
             await until(lambda: not keeper._put_by)
             fds = await keeper.fetch("container")
             assert len(fds) == 2
+            await keeper.drop("container")
+            for fd in (*fds, reading, writing):
+                os.close(fd)
+
+    asyncio.run(run())
+
+
+def test_what_was_put_by_does_not_take_the_place_of_what_came_after_it() -> None:
+    async def run() -> None:
+        async with agents() as (next_agent, _):
+            keeper = await next_agent()
+            reading, writing = os.pipe()
+            keeper._not_before = asyncio.get_running_loop().time() + 60
+            await keeper.keep("container", copies(reading, writing), anew=True)
+            keeper._not_before = 0.0
+            await keeper.keep("container", copies(writing))  # which can be started only now
+            await until(lambda: not keeper._put_by)
+            await asyncio.sleep(0.5)  # for an offer that is under way
+            fds = await keeper.fetch("container")
+            assert len(fds) == 3
             await keeper.drop("container")
             for fd in (*fds, reading, writing):
                 os.close(fd)

@@ -15,6 +15,7 @@ import array
 import asyncio
 import errno
 import os
+import select
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -83,7 +84,7 @@ class Keeper:
             self._close_put_by(key)
         order, there = b"n" if anew else b"k", False
         try:
-            there = self._socket is not None or await self._start_one()
+            there = await self._in_thread(self._is_there) or await self._start_one()
         finally:
             if not there:
                 # Of no use if the agent is killed before there is a keeper; but not a moment longer.
@@ -91,7 +92,9 @@ class Keeper:
                 if self._offering is None or self._offering.done():
                     self._offering = asyncio.get_running_loop().create_task(self._offer())
         if there:
-            await self._hand_over(order + key.encode(), fds)
+            # What was put by goes with it: behind it, it would take its place.
+            order, before = self._put_by.pop(key, (order, []))
+            await self._hand_over(order + key.encode(), [*before, *fds])
 
     async def _hand_over(self, packet: bytes, fds: Sequence[int]) -> None:
         reply, _ = await self._ask(packet, fds)
@@ -103,7 +106,7 @@ class Keeper:
         loop = asyncio.get_running_loop()
         while self._put_by:
             await asyncio.sleep(max(RETRY_SOON, self._not_before - loop.time()))
-            if self._socket is not None or await self._start_one():
+            if await self._in_thread(self._is_there) or await self._start_one():
                 while self._put_by:
                     key, (order, fds) = self._put_by.popitem()
                     await self._hand_over(order + key.encode(), fds)
@@ -187,6 +190,16 @@ class Keeper:
                     also_tried=silent,
                 )
             return False
+
+    def _is_there(self) -> bool:
+        """Not killed since: what it is handed would be lost with it."""
+        if self._socket is None:
+            return False
+        poll = select.poll()
+        poll.register(self._socket, 0)  # the end of its other side comes unasked
+        if poll.poll(0):
+            self._disconnect()
+        return self._socket is not None
 
     def _listen(self) -> int:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
