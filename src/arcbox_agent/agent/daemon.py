@@ -15,7 +15,6 @@ import signal
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import uvloop
 
@@ -34,6 +33,7 @@ from arcbox_agent.agent.notify import Notifier
 from arcbox_agent.agent.processes import Processes
 from arcbox_agent.agent.routes import ROUTES
 from arcbox_agent.agent.server import Server
+from arcbox_agent.agent.threads import Threads
 from arcbox_agent.errors import ConfigError, RequestError
 
 TYPE_CHECKING = False
@@ -245,7 +245,7 @@ def _end_machine(action: str, settings: Settings) -> int:
 def _run_loop(settings: Settings) -> tuple[int, str]:
     """Exit code, and what is to happen next: Agent.action."""
     loop = uvloop.new_event_loop()
-    executor = ThreadPoolExecutor(thread_name_prefix="loop")
+    executor = Threads(thread_name_prefix="loop")
     loop.set_default_executor(executor)
     loop.set_exception_handler(handle_loop_exception)
     asyncio.set_event_loop(loop)
@@ -259,7 +259,8 @@ def _run_loop(settings: Settings) -> tuple[int, str]:
         return EXIT_FAILED, "exit"
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
-        # Not shutdown_default_executor: it waits for ever where a file system hangs.
+        # Not shutdown_default_executor: it waits for ever where a file system hangs, and in one thread
+        # more, which there may not be.
         executor.shutdown(wait=False, cancel_futures=True)
         _threads_left(THREADS_PATIENCE)
         asyncio.set_event_loop(None)

@@ -18,10 +18,10 @@ import os
 import select
 import socket
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 from arcbox_agent.agent.log import EveryMinute, Logger
 from arcbox_agent.agent.processes import SpawnError, SpawnSpec
+from arcbox_agent.agent.threads import Threads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Keeper:
         self._processes = processes
         self._socket: socket.socket | None = None
         # One thread: requests are short, go out one after the other, and never hold up the loop.
-        self._executor: ThreadPoolExecutor | None = None
+        self._executor: Threads | None = None
         self._starting = asyncio.Lock()
         self._not_before = 0.0
         self._full_log = EveryMinute()
@@ -273,6 +273,6 @@ class Keeper:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         if self._executor is None:
-            self._executor = ThreadPoolExecutor(1, thread_name_prefix="keeper")
+            self._executor = Threads(1, thread_name_prefix="keeper")
         # Shielded: a call that is cancelled must not leave its descriptors or its reply behind.
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._executor, work))

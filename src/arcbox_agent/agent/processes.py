@@ -13,9 +13,9 @@ import errno
 import os
 import resource
 import signal
-from concurrent.futures import ThreadPoolExecutor
 
 from arcbox_agent._spawn import SpawnError, exit_status, spawn, take_status
+from arcbox_agent.agent.threads import Threads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -305,7 +305,7 @@ class Processes:
     def __init__(self, loop: asyncio.AbstractEventLoop, metrics: Counter | None = None) -> None:
         self.loop = loop
         self._metrics = metrics
-        self._executor: ThreadPoolExecutor | None = None
+        self._executor: Threads | None = None
         self._owned: dict[int, Process] = {}
         #: Spawns that run at present, each by a number of its own: a child of theirs is not known yet.
         self._in_flight: set[int] = set()
@@ -335,17 +335,18 @@ class Processes:
                 undo()
             raise SpawnError(errno.ESHUTDOWN, "clone")
         if self._executor is None:
-            self._executor = ThreadPoolExecutor(SPAWN_THREADS, thread_name_prefix="spawn")
+            self._executor = Threads(SPAWN_THREADS, thread_name_prefix="spawn")
         self._tickets += 1
         ticket = self._tickets
         self._in_flight.add(ticket)
         try:
             future = self.loop.run_in_executor(self._executor, run)
-        except BaseException:
+        except OSError as error:
             self._landed(ticket)
+            self._count("spawn_failures")
             if undo is not None:
                 undo()
-            raise
+            raise SpawnError(error.errno or errno.EAGAIN, "clone") from error
         try:
             pid, pidfd, start_time = await asyncio.shield(future)
         except asyncio.CancelledError:

@@ -20,7 +20,6 @@ import signal
 import struct
 import termios
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 from arcbox_agent._spawn import STEPS, exit_status
 from arcbox_agent.agent.containers import cgroups, environment, mounts, users
@@ -30,6 +29,7 @@ from arcbox_agent.agent.containers.sessions import Session
 from arcbox_agent.agent.keeper import SHORT_OF, Keeper
 from arcbox_agent.agent.log import Logger
 from arcbox_agent.agent.processes import LOST, ExitStatus, SpawnError, SpawnSpec, fields_of
+from arcbox_agent.agent.threads import Threads
 from arcbox_agent.errors import BadRequestError, RequestError
 
 TYPE_CHECKING = False
@@ -124,7 +124,7 @@ class ProcessRuntime:
         self._processes = processes
         self._capture = capture
         self.keeper = Keeper(os.path.join(run_dir, "keeper.sock"), processes)
-        self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="containers")
+        self._executor = Threads(THREADS, thread_name_prefix="containers")
         self._cgroup_name = _cgroup_name(state_dir)
         self._parent: str | None = None
         self._kept: set[str] = set()

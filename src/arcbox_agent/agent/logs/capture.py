@@ -93,6 +93,8 @@ class Capture:
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._loop = asyncio.get_running_loop()
+        #: The thread's last word.
+        self._ended: asyncio.Future[bool] = self._loop.create_future()
         metrics.gauge("captured_bytes", lambda: self._pump.bytes, "Bytes captured from containers.")
         metrics.gauge("capture_dropped_bytes", lambda: self._pump.dropped, "Bytes lost to full disks.")
         metrics.gauge("log_rotations", lambda: self._pump.rotations, "Rotations of containers' logs.")
@@ -113,7 +115,8 @@ class Capture:
             return
         self._stopping = True
         self._pump.wake()
-        await self._loop.run_in_executor(None, thread.join)
+        await self._ended
+        thread.join()
 
     def attach(
         self, container_id: str, log_path: str, run_dir: str, fifos: dict[str, str], pty: int | None = None
@@ -192,6 +195,7 @@ class Capture:
             for handle in list(self._ending.values()):
                 self._carry_out(self._finish, handle)
             self._report()
+        self._settle(self._ended, True)
 
     def _carry_out(self, what: Callable[[CaptureHandle], None], handle: CaptureHandle) -> None:
         try:
