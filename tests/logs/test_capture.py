@@ -332,6 +332,23 @@ def test_what_could_not_be_written_at_the_end_is_written_by_the_next_run(tmp_pat
     run_async(scenario())
 
 
+def test_the_next_run_does_not_go_on_in_a_line_that_waited_for_room(tmp_path: Path, run_async: Any) -> None:
+    async def scenario() -> None:
+        async with Capturing(tmp_path) as box:
+            await end_without_room(box)
+            box.log.rmdir()
+            handle = box.attach()
+            await handle.ready()
+            fd = os.open(box.fifos["stdout"], os.O_RDWR)
+            os.write(fd, b"next\n")
+            os.close(fd)
+            assert await handle.finish(10)
+
+    run_async(scenario())
+    texts = [line.split(b" stdout ")[1] for line in _lines(tmp_path / "logs" / "web.log")]
+    assert texts == [b"F kept", b"F:end until there is room", b"F next"]
+
+
 def is_kept(box: Capturing) -> bool:
     spool = box.directory / "stdout.spool"
     return not spool.exists() and content(box.log)["stdout"] == b"kept\nuntil there is room"

@@ -227,6 +227,8 @@ class Capture:
                 handle._sources.append(source)
                 self._owners[source] = handle
                 self._pump.add(source)
+                if before is not None:
+                    self._pump.flush(source)  # a line that the run before did not end ends with that
         except Exception as error:  # a start waits for the answer
             log.error("output cannot be captured", container=handle.id, reason=error)
             handle._error = error if isinstance(error, OSError) else OSError(str(error))
