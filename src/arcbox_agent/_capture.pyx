@@ -224,12 +224,17 @@ cdef int open_log(Log* log) noexcept nogil:
 
 
 cdef void go_on_in(Log* log, int fd, uint64_t inode, int64_t size) noexcept nogil:
-    """From here on the log is this file, and the marks point there."""
-    cdef int i
+    """From here on the log is this file."""
     if log.fd >= 0:
         close(log.fd)
     log.fd = fd
     log.inode = inode
+    go_on_at(log, size)
+
+
+cdef void go_on_at(Log* log, int64_t size) noexcept nogil:
+    """From here on the log has this size, and the marks point there."""
+    cdef int i
     log.size = size
     for i in range(2):
         if log.streams[i] is not NULL:
@@ -327,8 +332,8 @@ cdef int prepare(Log* log, size_t n, int64_t now, Totals* totals) noexcept nogil
             rc = open_log(log)
             if rc < 0:
                 return rc
-        else:
-            log.size = size
+        elif size != log.size:
+            go_on_at(log, size)
     if log.size > 0 and log.size + <int64_t> n > log.max_size and now >= log.rotate_at:
         if rotate(log) < 0:
             # Better a large log than none; try again later.

@@ -23,6 +23,7 @@ from arcbox_agent.agent.config import Settings
 from arcbox_agent.agent.logs.capture import Capture
 from arcbox_agent.agent.metrics import Metrics
 from arcbox_agent.logs import read_log
+from tests.containers.support import eventually
 from tests.logs.support import joined, plain
 from tests.logs.writer_process import output
 
@@ -417,6 +418,37 @@ def test_a_log_that_cannot_be_opened_whole_after_a_crash_leaves_no_descriptor_be
         source.recover()
     source.close()
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_line_is_not_doubled_where_the_log_was_truncated_before_the_capture_was_killed(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "web.log"
+    for name in ("stdout", "stderr"):
+        os.mkfifo(tmp_path / name, 0o600)
+    fd = os.open(tmp_path / "stdout", os.O_RDWR)
+
+    def capture() -> subprocess.Popen[bytes]:
+        process = start("capture_process", tmp_path, 1 << 20, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"capturing\n"
+        return process
+
+    with capture() as first:
+        os.write(fd, b"".join(b"before %d\n" % number for number in range(100)))
+        eventually(lambda: log.read_bytes().endswith(b" before 99\n"))
+        os.truncate(log, 0)
+        # The capture looks at its file once a second.
+        for number in range(150):
+            os.write(fd, b"after %d\n" % number)
+            time.sleep(0.01)
+        eventually(lambda: log.read_bytes().endswith(b" after 149\n"))
+        first.kill()
+    with capture() as second:
+        os.write(fd, b"end\n")
+        os.close(fd)
+        second.terminate()
+    assert second.returncode == 0
+    wanted = [*(b"after %d" % number for number in range(150)), b"end", b""]
+    assert content(log)["stdout"] == b"\n".join(wanted)
 
 
 @pytest.mark.parametrize("told", [False, True], ids=["killed before the gap was told", "killed after it"])
