@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import random
 import signal
 import socket
 import struct
@@ -427,6 +428,30 @@ def test_a_command_that_runs_in_a_container_ends_with_it_and_tells_its_client(ag
             assert (await command).signal == 9
 
     run(main())
+
+
+def test_no_command_outlives_the_container_that_ends_while_it_is_started(agent: Any) -> None:
+    async def begin(client: arcbox_agent.Client, id: str, pids: list[int]) -> None:
+        await asyncio.sleep(random.random() * 0.004)
+        with contextlib.suppress(BadRequestError, AgentFailedError):
+            pids.append(await client.exec_detached(["sleep", "1000"], container=id))
+
+    async def main() -> None:
+        pids: list[int] = []
+        async with arcbox_agent.connect(agent.address, wait=10) as client:
+            for number in range(64):
+                id = (await client.create_container(cmd=["sh", "-c", "read x"], open_stdin=True)).id
+                await client.start_container(id)
+                commands = [asyncio.create_task(begin(client, id, pids)) for _ in range(6)]
+                await asyncio.sleep(number % 4 * 0.001)
+                (agent.run_dir / "containers" / id / "stdin").write_text("x\n")
+                await asyncio.gather(*commands)
+                await client.wait_container(id)
+                await client.remove_container(id)
+        assert pids
+        await asyncio.to_thread(eventually, lambda: not any(map(alive, pids)))
+
+    run(main(), 120)
 
 
 def test_many_at_once_leave_nothing(agent: Any) -> None:

@@ -23,7 +23,7 @@ from arcbox_agent.agent.containers.runtime import Place, reason
 from arcbox_agent.agent.containers.sessions import Session
 from arcbox_agent.agent.log import Logger
 from arcbox_agent.agent.processes import SpawnError, SpawnSpec
-from arcbox_agent.errors import AgentFailedError, BusyError
+from arcbox_agent.errors import AgentFailedError, BadRequestError, BusyError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -340,6 +340,9 @@ class Commands:
             request.tty,
             in_guest=preparation.scope is not None and not request.container_id,
         )
+        if preparation.within is not None and preparation.within.pidfd < 0:
+            # The container ended meanwhile, and may have been looked through before this was there.
+            self._end_later(self._kill(command))
         if request.timeout_ms:
             timer = asyncio.get_running_loop().call_later(
                 request.timeout_ms / 1000, self._time_out, command, request.cmd[0]
@@ -463,6 +466,7 @@ def _prepare(request: ExecRequest, place: Place, preparation: _Preparation, stde
     """In a thread.  `preparation` holds what was opened, whatever fails."""
     try:
         preparation.own(place.join_pidfd)
+        preparation.within = place.within
         preparation.cwd = place.cwd
         stdio = preparation.stdio(request, place.ids[0] if place.ids else -1, stderr)
         cgroup_fd = -1
@@ -471,7 +475,11 @@ def _prepare(request: ExecRequest, place: Place, preparation: _Preparation, stde
                 # One of a detached command is not ended with the agent.
                 prefix = cgroups.DETACHED_PREFIX if request.detach else cgroups.COMMAND_PREFIX
                 preparation.scope = place.scope.child(prefix + preparation.name)
-                preparation.scope.create()
+                try:
+                    preparation.scope.create(parents=place.within is None)
+                except FileNotFoundError:
+                    # Not made anew: nobody would remove it.
+                    raise BadRequestError(f"container is not running: {request.container_id}") from None
             cgroup_fd = preparation.own(preparation.scope.open())
         spec = SpawnSpec(
             request.cmd,
@@ -521,6 +529,7 @@ class _Preparation:
         self.cwd = ""
         self.outputs: list[Output] = []
         self.scope: cgroups.Cgroup | None = None
+        self.within: Process | None = None
 
     def own(self, fd: int) -> int:
         if fd >= 0:

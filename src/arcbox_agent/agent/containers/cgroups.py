@@ -52,8 +52,11 @@ class Cgroup:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def create(self) -> None:
-        os.makedirs(self.path, mode=0o755, exist_ok=True)
+    def create(self, parents: bool = True) -> None:
+        if parents:
+            os.makedirs(self.path, mode=0o755, exist_ok=True)
+        else:
+            os.mkdir(self.path, mode=0o755)
 
     def open(self) -> int:
         """For a child to be born in."""

@@ -433,6 +433,7 @@ class ProcessRuntime:
                 root=root or None,
                 join_pidfd=pidfd if has_mounts else -1,
                 scope=scope if isinstance(scope, cgroups.Cgroup) else None,
+                within=process,
             )
 
         return in_thread

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from arcbox_agent.agent.containers.cgroups import Cgroup
     from arcbox_agent.agent.containers.record import Record
-    from arcbox_agent.agent.processes import ExitStatus, SpawnError
+    from arcbox_agent.agent.processes import ExitStatus, Process, SpawnError
     from arcbox_agent.wire import Mount
 else:
     Protocol = object
@@ -74,7 +74,7 @@ class Running(Protocol):
 class Place:
     """Where and as whom a command is run."""
 
-    __slots__ = ("cwd", "env", "ids", "join_pidfd", "root", "scope")
+    __slots__ = ("cwd", "env", "ids", "join_pidfd", "root", "scope", "within")
 
     def __init__(
         self,
@@ -85,6 +85,7 @@ class Place:
         root: str | None = None,
         join_pidfd: int = -1,
         scope: Cgroup | None = None,
+        within: Process | None = None,
     ) -> None:
         self.env = env
         self.cwd = cwd
@@ -94,6 +95,8 @@ class Place:
         self.join_pidfd = join_pidfd
         #: The cgroup to make a cgroup for the command in; None: there are none.
         self.scope = scope
+        #: The main process of the container, with which the command ends; None: it is none of a container.
+        self.within = within
 
 
 class Runtime(Protocol):
