@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
 
 from arcbox_agent import connect
+from arcbox_agent.agent.config import Settings
 from arcbox_agent.agent.containers import cgroups
-from arcbox_agent.agent.containers.process_runtime import _cgroup_name
+from arcbox_agent.agent.containers.process_runtime import ProcessRuntime, _cgroup_name
+from arcbox_agent.agent.containers.store import Store
+from arcbox_agent.agent.logs.capture import Capture
+from arcbox_agent.agent.metrics import Metrics
+from arcbox_agent.agent.processes import Processes, SpawnSpec
 from tools.stress.agent import PATIENCE, AgentProcess
 
 
@@ -73,6 +80,28 @@ async def _exit_codes(agent: AgentProcess) -> tuple[int, int, int]:
         end = await client.wait_container("c")
         await client.remove_container("c")
         return command.exit_code, end.status_code, inside.exit_code
+
+
+def test_what_could_not_be_killed_when_its_run_ended_is_killed_when_that_is_cleaned_up(tmp_path: Path) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        processes, capture = Processes(loop), Capture(Settings(), Metrics())
+        store = Store(str(tmp_path), str(tmp_path))
+        runtime = ProcessRuntime(store, processes, capture, str(tmp_path), str(tmp_path))
+        parent = cgroups.find_parent(_cgroup_name(str(tmp_path)))
+        assert parent is not None, "this test needs cgroup2"
+        left = cgroups.Cgroup(f"{parent}/x")
+        left.create()
+        null = os.open("/dev/null", os.O_RDWR)
+        process = await processes.spawn(SpawnSpec(["/bin/sleep", "1000"], stdio=(null,) * 3, cgroup_fd=left.open()))
+        await runtime.in_thread(runtime.clean, "x", left)
+        async with asyncio.timeout(PATIENCE):
+            assert (await process.wait()).signal == signal.SIGKILL
+        assert not os.path.exists(left.path)
+        os.rmdir(parent)
+        await processes.close()
+
+    asyncio.run(main())
 
 
 def test_an_agent_that_ran_nothing_leaves_no_cgroup() -> None:

@@ -328,7 +328,12 @@ class ProcessRuntime:
             os.rmdir(path)
         except OSError:
             pass
-        if scope is not None and not scope.remove():
+        try:
+            # What could not be killed when the run ended (no descriptor left, most likely) is now.
+            ended = scope is None or scope.remove() or _end(scope)
+        except OSError:
+            ended = False
+        if not ended:
             log.warning("something of the container cannot be ended", container=id)
 
     # ------------------------------------------------------------- recover
@@ -515,13 +520,14 @@ def _ids(user: users.User, asked: str) -> tuple[int, int, Sequence[int]] | None:
     return None if not asked and os.geteuid() != 0 else user.ids
 
 
-def _end(cgroup: Cgroup) -> None:
-    cgroup.kill()
+def _end(scope: Scope) -> bool:
+    """Whether nothing is left of it."""
+    scope.kill()
     for _ in range(100):
-        if not cgroup.alive():
+        if not scope.alive():
             break
         time.sleep(0.01)
-    cgroup.remove()
+    return scope.remove()
 
 
 def _remove_if_empty(paths: Sequence[str]) -> None:
