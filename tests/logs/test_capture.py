@@ -11,6 +11,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ import pytest
 
 from arcbox_agent._capture import CaptureLog, Source
 from arcbox_agent.agent.config import Settings
+from arcbox_agent.agent.logs import capture as capture_module
 from arcbox_agent.agent.logs.capture import Capture
 from arcbox_agent.agent.metrics import Metrics
 from arcbox_agent.logs import read_log
@@ -138,6 +140,34 @@ def test_finish_waits_no_longer_than_it_may_for_one_who_holds_the_output_open(tm
             os.close(fd)
 
     run_async(scenario())
+
+
+def test_a_disk_that_hangs_does_not_keep_the_capture_from_closing(
+    tmp_path: Path, run_async: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture_module, "PATIENCE", 0.2)
+    begun, hangs = threading.Event(), threading.Event()
+
+    def hang(_: object) -> None:
+        begun.set()
+        hangs.wait()
+
+    async def scenario() -> None:
+        box = Capturing(tmp_path)
+        async with box:
+            handle = box.attach()
+            await handle.ready()
+            # What the thread does for a container, and does not come back from.
+            box.capture._order(hang, handle)
+            await until(begun.is_set)
+        assert not box.capture._ended.done()
+        hangs.set()
+        await asyncio.wait_for(box.capture._ended, 10)
+
+    try:
+        run_async(scenario())
+    finally:
+        hangs.set()
 
 
 def test_the_next_run_of_a_container_goes_on_in_the_same_log(tmp_path: Path, run_async: Any) -> None:

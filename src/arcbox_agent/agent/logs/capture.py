@@ -34,6 +34,9 @@ log = Logger("capture")
 #: fs.pipe-user-pages-soft, or fs.pipe-max-size, less is granted.
 PIPE_SIZES = (1 << 20, 1 << 18, 1 << 16)
 
+#: At the agent's end: how long the thread may be busy with a disk.
+PATIENCE = 5.0
+
 
 class CaptureHandle:
     """The capture of one run of a container."""
@@ -115,7 +118,9 @@ class Capture:
             return
         self._stopping = True
         self._pump.wake()
-        await self._ended
+        if not (await asyncio.wait((self._ended,), timeout=PATIENCE))[0]:
+            log.error("the disk of the logs hangs: what is on its way is left to the next agent")
+            return
         thread.join()
 
     def attach(
@@ -188,14 +193,16 @@ class Capture:
         self._pump.wake()
 
     def _run(self) -> None:
-        while not self._stopping:
-            while self._orders:
-                self._carry_out(*self._orders.popleft())
-            self._pump.run()
-            for handle in list(self._ending.values()):
-                self._carry_out(self._finish, handle)
-            self._report()
-        self._settle(self._ended, True)
+        try:
+            while not self._stopping:
+                while self._orders:
+                    self._carry_out(*self._orders.popleft())
+                self._pump.run()
+                for handle in list(self._ending.values()):
+                    self._carry_out(self._finish, handle)
+                self._report()
+        finally:
+            self._settle(self._ended, True)
 
     def _carry_out(self, what: Callable[[CaptureHandle], None], handle: CaptureHandle) -> None:
         try:
