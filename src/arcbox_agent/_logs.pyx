@@ -33,6 +33,8 @@ cdef enum:
     OVERLAP = 48
     BACK = 4096
     INPUT_SIZE = BACK + LINE_WINDOW + READ_SIZE
+    # The cached part of a file ends with a page; the size of every page is a multiple of it.
+    PAGE = 4096
 
 cdef enum:
     FRAMES_V1 = 1
@@ -375,7 +377,7 @@ cdef int run(
     cdef size_t want, keep, room
     cdef ssize_t got
     cdef int rc
-    cdef bint first = True, last = False
+    cdef bint first = True, last = False, cut
     cdef int64_t at = state.offset - state.back  # of the next byte to read
     inp.start = inp.stop = 0
     inp.last = -1
@@ -386,7 +388,9 @@ cdef int run(
             memmove(inp.data, inp.data + keep, inp.stop - keep)
             inp.start -= keep
             inp.stop -= keep
-            inp.last -= <ssize_t> keep
+            if inp.last >= 0:
+                # Of a line longer than what is kept, the rest stands for it.
+                inp.last = inp.last - <ssize_t> keep if inp.last > <ssize_t> keep else 0
         want = INPUT_SIZE - inp.stop
         if want > READ_SIZE:
             want = READ_SIZE
@@ -394,16 +398,21 @@ cdef int run(
             want = <size_t> (end - at) if end > at else 0
         got = read_at(fd, inp.data + inp.stop, want, at, nowait) if want else 0
         if got == -EAGAIN and nowait:
-            rc = _BLOCKED
+            # What came out is not to be lost by who then waits for the disk.
+            rc = _MORE if out.length else _BLOCKED
             break
         if got < 0:
             return <int> got
-        last = <size_t> got < want or want == 0 or at + got >= end
+        # The end of the file, or only of its cached part: the next read tells.
+        cut = nowait and 0 < <size_t> got < want and (at + got) % PAGE == 0
+        last = (<size_t> got < want and not cut) or want == 0 or at + got >= end
         inp.stop += got
         at += got
         budget -= got
         if first:
             first = False
+            if cut and got < state.back:
+                return _BLOCKED
             if got < state.back or memcmp(inp.data, state.overlap, state.overlap_length) != 0:
                 return _CHANGED
             inp.start = state.back

@@ -158,6 +158,8 @@ cdef class TailScan:
                     return _BLOCKED
                 if got < 0:
                     return <int> got
+                if <size_t> got < take:
+                    return _BLOCKED if nowait else -EAGAIN
                 self.count(head, got, False, begin)
             else:
                 n = <size_t> (self.high - begin)

@@ -240,3 +240,67 @@ def test_a_changed_file_is_noticed_though_it_has_grown_past_the_offset() -> None
     os.pwrite(fd, (STAMP + b" stdout F new lines\n") * 10, 0)
     assert engine.read(fd) == (_logs.CHANGED, [])
     os.close(fd)
+
+
+def test_a_line_longer_than_what_is_kept_is_no_change_of_the_file() -> None:
+    fd = os.memfd_create("log")
+    os.write(fd, STAMP + b" stdout F short\n")
+    engine = _logs.Engine()
+    assert engine.read(fd)[0] == _logs.END
+    # The second read begins behind the long line, with the started one.
+    os.write(fd, STAMP + b" stdout F " + b"x" * 6000 + b"\n" + STAMP + b" stdout F " + b"y" * 200_000)
+    status, [entry] = engine.read(fd)
+    assert (status, entry.data) == (_logs.END, b"x" * 6000)
+    assert engine.read(fd) == (_logs.END, [])
+    os.write(fd, b"\n")
+    assert [entry.data for entry in engine.read(fd)[1]] == [b"y" * 200_000]
+    assert engine.read(fd) == (_logs.END, [])
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, (STAMP + b" stdout F new lines\n") * 10_000, 0)
+    assert engine.read(fd) == (_logs.CHANGED, [])
+    os.close(fd)
+
+
+def keep_in_cache(fd: int, size: int) -> None:
+    """Of a file, only the first `size` bytes; where its file system is all memory, everything."""
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    for at in range(0, size, 4096):
+        os.pread(fd, 1, at)
+
+
+@pytest.mark.parametrize("cached", [4096, 40_960, 131_072, 167_936])
+@pytest.mark.parametrize("tail", [0, 1500])
+def test_what_is_not_in_the_cache_is_waited_for(tmp_path: Path, cached: int, tail: int) -> None:
+    content = b"".join(STAMP + b" stdout F %d\n" % number for number in range(20_000))
+    path = write_log(tmp_path, [content, content])
+    expected = [b"%d" % number for number in range(20_000)] * 2
+    with open(path, "rb") as newer, open(f"{path}.1", "rb") as older:
+        keep_in_cache(newer.fileno(), cached)
+        keep_in_cache(older.fileno(), cached)
+        reader = LogReader(path, tail=tail)
+        found: list[bytes] = []
+        while (entries := reader.step(nowait=True)) is not None:
+            if entries == _logs.BLOCKED:
+                entries = reader.step()
+            found += [entry.data for entry in entries]
+    assert found == expected[-tail:]
+
+
+@pytest.mark.parametrize("cached", [4096, 40_960, 131_072, 167_936])
+def test_nothing_that_was_read_is_lost_where_the_rest_must_be_waited_for(tmp_path: Path, cached: int) -> None:
+    content = b"".join(STAMP + b" stdout F %d\n" % number for number in range(20_000))
+    with open(write_log(tmp_path, [content]), "rb") as log:
+        keep_in_cache(log.fileno(), cached)
+        engine = _logs.Engine("text")
+        text = b""
+        while engine.offset < len(content):
+            status, output = engine.read(log.fileno(), nowait=True)
+            text += output
+            if status == _logs.BLOCKED:
+                assert output == b""
+                text += engine.read(log.fileno())[1]
+            elif status == _logs.END:
+                assert engine.offset == len(content)
+    assert text.split() == [b"%d" % number for number in range(20_000)]
