@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 
-from arcbox_agent import _inotify, wire
+from arcbox_agent import _inotify, _logs, wire
 from arcbox_agent.agent.config import Settings
 from arcbox_agent.agent.logs import follower
+from arcbox_agent.agent.logs.cursor import Cursor
 from arcbox_agent.agent.logs.follower import Follow, Followers, Options
+from arcbox_agent.agent.logs.inotify import Inotify
 from arcbox_agent.agent.metrics import Metrics
 from tests.logs.log_writer_process import line
 from tests.logs.test_capture import start, until
@@ -248,6 +250,213 @@ def test_a_log_that_does_not_exist_yet_is_waited_for(tmp_path: Path, run_async: 
             follow.wake()
             await task
             assert found == [b"first", b"second"]
+
+    run_async(scenario())
+
+
+def add(log: Path, *texts: bytes) -> None:
+    with log.open("ab", buffering=0) as file:
+        file.write(b"".join(STAMP + b" stdout F " + text + b"\n" for text in texts))
+
+
+def rotate(log: Path) -> None:
+    for number in (2, 1):
+        if (older := Path(f"{log}.{number}")).exists():
+            older.rename(f"{log}.{number + 1}")
+    log.rename(f"{log}.1")
+    log.touch()
+
+
+@contextlib.asynccontextmanager
+async def following(log: Path) -> AsyncIterator[list[bytes]]:
+    """What is delivered of a log, while it is followed."""
+    async with followers() as (all_of_them, _):
+        found: list[bytes] = []
+        over = False
+        follow = all_of_them.follow(str(log), Options(), lambda: over)
+        task = asyncio.create_task(collect(follow, found))
+        try:
+            yield found
+        finally:
+            over = True
+            follow.wake()
+            await asyncio.wait_for(task, 60)
+
+
+def test_empty_files_that_come_one_after_the_other_are_each_waited_for(tmp_path: Path, run_async: Any) -> None:
+    log = tmp_path / "web.log"
+    add(log, b"first")
+
+    async def scenario() -> None:
+        async with following(log) as found:
+            await until(lambda: found)
+            for _ in range(2):
+                log.unlink()
+                log.touch()
+                await asyncio.sleep(0.05)  # long enough to be looked at
+            add(log, b"second")
+            await until(lambda: len(found) == 2)
+        assert found == [b"first", b"second"]
+
+    run_async(scenario())
+
+
+def test_a_file_that_was_rotated_empty_is_passed_by(tmp_path: Path, run_async: Any) -> None:
+    log = tmp_path / "web.log"
+    add(log, b"first")
+
+    async def scenario() -> None:
+        async with following(log) as found:
+            await until(lambda: found)
+            for _ in range(3):
+                rotate(log)
+                await asyncio.sleep(0.05)
+            add(log, b"second")
+            await until(lambda: len(found) == 2)
+        assert found == [b"first", b"second"]
+
+    run_async(scenario())
+
+
+def test_a_rotated_file_that_is_removed_before_it_was_read_is_passed_by(tmp_path: Path, run_async: Any) -> None:
+    log = tmp_path / "web.log"
+    add(log, b"first")
+
+    async def scenario() -> None:
+        async with following(log) as found:
+            await until(lambda: found)
+            rotate(log)
+            add(log, b"gone")
+            rotate(log)
+            add(log, b"second")
+            Path(f"{log}.1").unlink()
+            await until(lambda: len(found) == 2)
+        assert found == [b"first", b"second"]
+
+    run_async(scenario())
+
+
+def test_the_copy_that_was_made_before_a_truncation_is_not_new(tmp_path: Path, run_async: Any) -> None:
+    log = tmp_path / "web.log"
+    add(log, b"first", b"second")
+
+    async def scenario() -> None:
+        async with following(log) as found:
+            await until(lambda: len(found) == 2)
+            Path(f"{log}.1").write_bytes(log.read_bytes())
+            os.truncate(log, 0)
+            add(log, b"third")
+            await until(lambda: len(found) >= 3)
+            log.unlink()
+            add(log, b"fourth")
+            await until(lambda: b"fourth" in found)
+        assert found == [b"first", b"second", b"third", b"fourth"]
+
+    run_async(scenario())
+
+
+def test_a_line_written_while_a_new_file_is_not_watched_yet_is_seen(
+    tmp_path: Path, run_async: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "web.log"
+    add(log, b"first")
+    watch_file = Inotify.watch_file
+
+    def late(self: Inotify, fd: int, callback: Any) -> Any:
+        if not log.stat().st_size:
+            add(log, b"second")
+        return watch_file(self, fd, callback)
+
+    async def scenario() -> None:
+        async with following(log) as found:
+            await until(lambda: found)
+            monkeypatch.setattr(Inotify, "watch_file", late)
+            rotate(log)
+            await until(lambda: len(found) == 2)
+        assert found == [b"first", b"second"]
+
+    run_async(scenario())
+
+
+class Outrun(_logs.Engine):
+    """A reader that is stopped after its first read, for as long as it takes to write on and rotate."""
+
+    log: Path
+
+    def read(self, fd: int, **options: Any) -> Any:
+        result = super().read(fd, **options)
+        if not Path(f"{self.log}.1").exists():
+            with self.log.open("ab") as file:
+                file.write((STAMP + b" stderr F " + b"x" * 100 + b"\n") * 20_000)
+            add(self.log, b"first")
+            rotate(self.log)
+            add(self.log, b"second")
+        return result
+
+
+def test_a_rotated_file_is_left_only_at_its_end(tmp_path: Path) -> None:
+    log = tmp_path / "web.log"
+    log.touch()
+    engine = Outrun(stderr=False)
+    engine.log = log
+    cursor = Cursor(str(log), engine, None)
+    found: list[bytes] = []
+    while len(found) < 2:
+        status, output = cursor.read()
+        assert output or status == _logs.MORE, "the end was told too early"
+        found += [entry.data for entry in output]
+    assert found == [b"first", b"second"]
+
+
+def test_a_slow_follower_that_was_left_alone_survives_a_truncation(
+    tmp_path: Path, run_async: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "web.log"
+    monkeypatch.setattr(follower, "RING_LIMIT", 1 << 10)
+    text = b"x" * 1000
+
+    async def scenario() -> None:
+        add(log, b"begin")
+        async with followers() as (all_of_them, metrics):
+            over = False
+            found: list[bytes] = []
+            fast, slow = (all_of_them.follow(str(log), Options(), lambda: over) for _ in range(2))
+            task = asyncio.create_task(collect(fast, found))
+            await until(lambda: found)
+            taken = [entry.data for entry in entries(await slow.next() or b"")]
+            first = asyncio.create_task(slow.next())
+            await until(lambda: metrics.value("log_followers") == 2)
+            add(log, b"one")
+            taken += [entry.data for entry in entries(await first or b"")]
+            for number in range(3):
+                add(log, text)
+                await until(lambda: len(found) == number + 3)
+            assert metrics.value("log_followers_detached") == 1
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            # Less than the flow has read, more than the slow one has.
+            os.truncate(log, log.stat().st_size - len(text) - len(STAMP + b" stdout F \n"))
+            alone: list[bytes] = []
+            task = asyncio.create_task(collect(slow, alone))
+            reads = 0
+            read = Cursor.read
+
+            def counted(self: Cursor, nowait: bool = False, end: int | None = None) -> Any:
+                nonlocal reads
+                reads += 1
+                return read(self, nowait, end)
+
+            monkeypatch.setattr(Cursor, "read", counted)
+            for _ in range(1000):
+                await asyncio.sleep(0)
+            assert reads < 100, "it does not wait"
+            add(log, *[text] * 5, b"end")
+            await until(lambda: b"end" in alone)
+            over = True
+            slow.wake()
+            await asyncio.wait_for(task, 60)
+            assert taken == [b"begin", b"one"]
+            assert alone == [text] * 7 + [b"end"]
 
     run_async(scenario())
 

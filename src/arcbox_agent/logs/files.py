@@ -107,11 +107,19 @@ def open_neighbour(path: str, file: LogFile, step: int, nowait: bool = False) ->
         if number is None or number + step < 0:
             return None
         neighbour = None
-        for hole in range(1 if step < 0 else _HOLES):
-            neighbour = open_if_there(place(path, number + step * (1 + hole)), nowait)
+        holes = range(number + step, number + step * (1 + _HOLES), step)
+        passed = []
+        for hole in holes:
+            if hole < 0:
+                break
+            neighbour = open_if_there(place(path, hole), nowait)
             if neighbour is not None:
                 break
-        if file.is_same(look(place(path, number))):
+            passed.append(hole)
+        if not file.is_same(look(place(path, number))):
+            continue
+        # A shift fills the place it has left empty, and only then the next newer one.
+        if step > 0 or neighbour is None or not any(look(place(path, hole)) for hole in passed):
             return neighbour
     return None
 

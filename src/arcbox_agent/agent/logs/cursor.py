@@ -5,7 +5,7 @@ It follows the file, not who writes it, so any writer will do.
 
 from __future__ import annotations
 
-from arcbox_agent._logs import BLOCKED, CHANGED, END, Engine
+from arcbox_agent._logs import CHANGED, END, Engine
 from arcbox_agent.agent.log import Logger
 from arcbox_agent.logs.files import LogFile, find, look, open_if_there, open_neighbour, place
 
@@ -88,6 +88,8 @@ class Cursor:
         # Truncated: what was not read before is gone, what comes is new.
         output = self.engine.cut()
         self.engine.seek(0)
+        # What was truncated may have been copied first.
+        self._older = self._look_at_older()
         return (0, output)
 
     def _go_on(self, file: LogFile, nowait: bool) -> tuple[int, Any]:
@@ -98,13 +100,14 @@ class Cursor:
         newer = self._newer(file)
         if newer is None:
             return END, self.engine.nothing
+        newer = self._begun(newer)
         if newer.size() == 0:
             # Made, but its writer may not have left the old one yet.
             self.next_file = newer
             return END, self.engine.nothing
         # The writer has left the old file, so this is its true end.
         status, output = self.engine.read(file.fd, target=TARGET, budget=BUDGET, nowait=nowait)
-        if output or status == BLOCKED:
+        if output or status != END:
             return status, output
         output = self.engine.end_file(file.fd)
         self._enter(newer)
@@ -118,6 +121,17 @@ class Cursor:
         if newer is not None:
             log.warning("a log that was being read was removed; it is read on in the next file", path=self.path)
         return newer
+
+    def _begun(self, newer: LogFile) -> LogFile:
+        """The first that has something in it, where a file was rotated empty; or the newest, to be waited for."""
+        files = [newer]
+        while files[-1].size() == 0:
+            after = open_neighbour(self.path, files[-1], -1)
+            if after is None:
+                break
+            files.append(after)
+        # Looked at once more: all but the last could be written to until the last one was.
+        return next((file for file in files if file.size()), files[-1])
 
     def _oldest_unknown(self) -> LogFile | None:
         """The oldest of the files that were not there before ours."""

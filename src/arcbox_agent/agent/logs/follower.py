@@ -98,8 +98,8 @@ class Flow:
     """One reader of one log, for all who want the same of it."""
 
     __slots__ = (
-        "_busy", "_dropped", "_progress", "_inotify", "_loop", "_name_watch", "_watch", "_watched", "_next_watch", "_waiters",
-        "batches", "changes", "cursor", "first", "followers", "held", "key", "users",
+        "_busy", "_dropped", "_progress", "_inotify", "_loop", "_name_watch", "_watch", "_watched", "_next_watch",
+        "_next_watched", "_waiters", "batches", "changes", "cursor", "first", "followers", "held", "key", "users",
     )  # fmt: skip
 
     def __init__(self, key: tuple[Any, ...], cursor: Cursor, inotify: Inotify, loop: asyncio.AbstractEventLoop) -> None:
@@ -124,6 +124,7 @@ class Flow:
         self._watch: Watch | None = None
         self._next_watch: Watch | None = None
         self._watched: Any = None
+        self._next_watched: Any = None
         self._follow_file()
 
     def close(self) -> None:
@@ -131,13 +132,17 @@ class Flow:
             if watch is not None:
                 self._inotify.drop(watch)
         self._watch = self._next_watch = None
-        self._watched = self.cursor.file = self.cursor.next_file = None  # closes them
+        self._watched = self._next_watched = self.cursor.file = self.cursor.next_file = None  # closes them
         self.batches.clear()
         self.changed()
 
-    def _follow_file(self) -> None:
-        """Watch the file the cursor is in, and the one that it waits for."""
+    def _follow_file(self) -> bool:
+        """Watch the file the cursor is in, and the one that it waits for.
+
+        True: a watch has begun, and what was written before it is yet to be looked for.
+        """
         cursor = self.cursor
+        begun = False
         if self._watched is not cursor.file:
             if self._watch is not None:
                 self._inotify.drop(self._watch)
@@ -145,12 +150,17 @@ class Flow:
             self._watch = None
             if cursor.file is not None:
                 self._watch = self._inotify.watch_file(cursor.file.fd, self.changed)
-        if (self._next_watch is not None) != (cursor.next_file is not None):
+                begun = True
+        waited, before = cursor.next_file, self._next_watched
+        if waited is None or before is None or (waited.device, waited.inode) != (before.device, before.inode):
             if self._next_watch is not None:
                 self._inotify.drop(self._next_watch)
                 self._next_watch = None
-            if cursor.next_file is not None:
-                self._next_watch = self._inotify.watch_file(cursor.next_file.fd, self.changed)
+            if waited is not None:
+                self._next_watch = self._inotify.watch_file(waited.fd, self.changed)
+                begun = True
+        self._next_watched = waited
+        return begun
 
     def changed(self) -> None:
         """Wake all who wait, and whoever is about to."""
@@ -173,9 +183,9 @@ class Flow:
         if self._busy is not None or len(self.followers) != 1 or self.batches:
             return None
         status, output = self.cursor.read(nowait=True)
-        if not output and (status != END or self._watched is not self.cursor.file):
+        begun = self._follow_file()
+        if not output and (status != END or begun):
             return None
-        self._follow_file()
         return output  # type: ignore[no-any-return]
 
     async def advance(self, follow: Follow | None = None) -> bool:
@@ -208,15 +218,9 @@ class Flow:
 
     def _took(self, status: int, output: Any, start: Cursor | None) -> bool:
         """The cursor has read; whether there may be more at once."""
-        moved = self._watched is not self.cursor.file
-        self._add(output, start)
-        # In another file, whose watch has just begun: look again.
-        return bool(output) or status != END or moved
-
-    def _add(self, output: bytes, start: Cursor | None) -> None:
         if output:
             self._keep(Batch(output, start, len(self.followers)))
-        self._follow_file()
+        return self._follow_file() or bool(output) or status != END
 
     def _keep(self, batch: Batch) -> None:
         self.batches.append(batch)
@@ -399,10 +403,11 @@ class Follow:
             status, data = await loop.run_in_executor(None, cursor.read, False, end)
         if data:
             return bytes(data)
-        if status != END or end is not None:
+        if status != END or (end is not None and cursor.engine.offset >= end):
             await asyncio.sleep(0)
             return None
-        # At the end: let the flow come here too, since it is the one who watches.
+        # At the end: let the flow come here too, since it is the one who watches.  Where the end
+        # comes before the flow's place the file was truncated, as the flow's own read will tell.
         return None if await flow.advance() or cursor.is_at(flow.cursor) else b""
 
     def _set_until(self) -> None:
