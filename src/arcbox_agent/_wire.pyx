@@ -206,8 +206,11 @@ cdef uint64_t integer_of(
             return PyLong_AsUnsignedLongLong(value)
         except OverflowError:
             pass
-    refuse_value(
-        &w.place, tag, index, f"{int.__repr__(value)} is not in the range {low} to {high}")
+    try:
+        shown = int.__repr__(value)
+    except ValueError:  # more digits than Python writes
+        shown = f"an int of {int.bit_length(value)} bits"
+    refuse_value(&w.place, tag, index, f"{shown} is not in the range {low} to {high}")
     return 1
 
 

@@ -339,6 +339,8 @@ REFUSED: list[tuple[Any, str]] = [
         "ContainerStats.cpu.usage_ns: expected int, not str",
     ),
     (wire.Error(code=2**31), "Error.code: 2147483648 is not in the range"),
+    # Python writes no int of so many digits.
+    (wire.Error(code=-(10**5000)), "Error.code: an int of 16610 bits is not in the range"),
     (wire.Error(message=None), "Error.message: expected str, not NoneType"),  # type: ignore[arg-type]
 ]
 
