@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -374,6 +375,50 @@ def test_a_line_written_while_a_new_file_is_not_watched_yet_is_seen(
             rotate(log)
             await until(lambda: len(found) == 2)
         assert found == [b"first", b"second"]
+
+    run_async(scenario())
+
+
+def test_a_read_in_a_thread_that_has_just_ended_holds_up_nobody(
+    tmp_path: Path, run_async: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "web.log"
+    add(log, b"first")
+    read = Cursor.read
+    begun, go, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def cold(self: Cursor, nowait: bool = False, end: int | None = None) -> Any:
+        if nowait:
+            return _logs.BLOCKED, self.engine.nothing
+        begun.set()
+        assert go.wait(60)
+        result = read(self, nowait, end)
+        ended.set()
+        return result
+
+    async def scenario() -> None:
+        async with followers() as (all_of_them, _):
+            over = False
+            found: list[bytes] = []
+            one, other = (all_of_them.follow(str(log), Options(), lambda: over) for _ in range(2))
+            assert [entry.data for entry in entries(await other.next() or b"")] == [b"first"]
+            task = asyncio.create_task(collect(one, found))
+            await until(lambda: found)
+            monkeypatch.setattr(Cursor, "read", cold)
+            add(log, b"second")
+            await until(begun.is_set)
+            # The loop is held up until the thread is done: the other comes right behind what it left.
+            go.set()
+            assert ended.wait(60)
+            time.sleep(0.05)
+            data = await asyncio.create_task(other.next())
+            assert [entry.data for entry in entries(data or b"")] == [b"second"]
+            await until(lambda: len(found) == 2)
+            over = True
+            other.close()
+            one.wake()
+            await asyncio.wait_for(task, 60)
+            assert found == [b"first", b"second"]
 
     run_async(scenario())
 

@@ -208,7 +208,11 @@ class Flow:
         """Wait while a thread moves the cursor; whether one did."""
         if self._busy is None:
             return False
-        await asyncio.shield(self._busy)
+        if self._busy.done():
+            # Its result is taken in the loop's next round; to wait for it would be no wait at all.
+            await asyncio.sleep(0)
+        else:
+            await asyncio.shield(self._busy)
         return True
 
     def _read_in_thread(self, read: asyncio.Future[tuple[int, Any]], start: Cursor | None) -> None:
