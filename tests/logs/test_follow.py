@@ -423,6 +423,58 @@ def test_a_read_in_a_thread_that_has_just_ended_holds_up_nobody(
     run_async(scenario())
 
 
+def test_a_follower_whose_read_a_thread_has_done_can_be_let_go(
+    tmp_path: Path, run_async: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "web.log"
+    add(log, b"first")
+    lines = [b"%d " % number + b"x" * 1000 for number in range(1000)]
+    read = Cursor.read
+    begun, go, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def cold(self: Cursor, nowait: bool = False, end: int | None = None) -> Any:
+        if begun.is_set():
+            return read(self, nowait, end)
+        if nowait:
+            return _logs.BLOCKED, self.engine.nothing
+        begun.set()
+        assert go.wait(60)
+        result = read(self, nowait, end)
+        ended.set()
+        return result
+
+    async def scenario() -> None:
+        async with followers() as (all_of_them, metrics):
+            over = False
+            found: list[bytes] = []
+            alone = all_of_them.follow(str(log), Options(), lambda: over)
+            task = asyncio.create_task(collect(alone, found))
+            await until(lambda: found)
+            monkeypatch.setattr(Cursor, "read", cold)
+            monkeypatch.setattr(follower, "RING_LIMIT", 1 << 10)
+            add(log, *lines)
+            await until(begun.is_set)
+            # Another comes, further on than the thread will be, and before the first has taken what is read.
+            ahead = all_of_them.follow(str(log), Options(tail=1), lambda: over)
+            assert [entry.data for entry in entries(await ahead.next() or b"")] == lines[-1:]
+            go.set()
+            assert ended.wait(60)
+            time.sleep(0.05)
+            last: list[bytes] = []
+            other = asyncio.create_task(collect(ahead, last))
+            await until(lambda: len(found) == 1 + len(lines))
+            assert metrics.value("log_followers_detached") > 0
+            add(log, b"end")
+            await until(lambda: last and len(found) == 2 + len(lines))
+            over = True
+            alone.wake()
+            await asyncio.wait_for(asyncio.gather(task, other), 60)
+            assert found == [b"first", *lines, b"end"]
+            assert last == [b"end"]
+
+    run_async(scenario())
+
+
 class Outrun(_logs.Engine):
     """A reader that is stopped after its first read, for as long as it takes to write on and rotate."""
 

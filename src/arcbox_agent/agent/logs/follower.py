@@ -198,6 +198,8 @@ class Flow:
         status, output = self.cursor.read(nowait=True)
         if status == BLOCKED:
             # The disk must be waited for: a thread does that, for all, and whoever of them goes away.
+            if start is None and self.followers:
+                start = self.cursor.fork()  # others may come before it is taken
             read = self._busy = self._loop.run_in_executor(None, self.cursor.read)
             read.add_done_callback(lambda read: self._read_in_thread(read, start))
             await asyncio.shield(read)
