@@ -284,7 +284,9 @@ async def following(log: Path) -> AsyncIterator[list[bytes]]:
             await asyncio.wait_for(task, 60)
 
 
-def test_empty_files_that_come_one_after_the_other_are_each_waited_for(tmp_path: Path, run_async: Any) -> None:
+def test_empty_files_that_come_one_after_the_other_are_each_waited_for(
+    tmp_path: Path, run_async: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
     log = tmp_path / "web.log"
     add(log, b"first")
 
@@ -300,6 +302,7 @@ def test_empty_files_that_come_one_after_the_other_are_each_waited_for(tmp_path:
         assert found == [b"first", b"second"]
 
     run_async(scenario())
+    assert capfd.readouterr().err.count("a log that was being read was removed") == 1
 
 
 def test_a_file_that_was_rotated_empty_is_passed_by(tmp_path: Path, run_async: Any) -> None:

@@ -110,17 +110,15 @@ class Cursor:
         if output or status != END:
             return status, output
         output = self.engine.end_file(file.fd)
+        if find(self.path, file) is None:
+            log.warning("a log that was being read was removed; it is read on in the next file", path=self.path)
         self._enter(newer)
         return CHANGED, output
 
     def _newer(self, file: LogFile) -> LogFile | None:
-        number = find(self.path, file)
-        if number is not None:
+        if find(self.path, file) is not None:
             return open_neighbour(self.path, file, -1)
-        newer = self._oldest_unknown()
-        if newer is not None:
-            log.warning("a log that was being read was removed; it is read on in the next file", path=self.path)
-        return newer
+        return self._oldest_unknown()
 
     def _begun(self, newer: LogFile) -> LogFile:
         """The first that has something in it, where a file was rotated empty; or the newest, to be waited for."""
