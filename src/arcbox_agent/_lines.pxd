@@ -64,10 +64,10 @@ cdef inline void put_digits(char* out, int64_t value, int count) noexcept nogil:
 
 cdef inline void format_stamp(int64_t stamp, char* out) noexcept nogil:
     """Write STAMP_LENGTH bytes: UTC with nine digits, as CRI logs have them."""
-    cdef int64_t seconds = stamp // NANOSECONDS, nanos, days, era, doe, yoe, doy, mp, y, m
-    if stamp < 0 and seconds * NANOSECONDS != stamp:
+    cdef int64_t seconds = stamp // NANOSECONDS, nanos = stamp - seconds * NANOSECONDS, days, era, doe, yoe, doy, mp, y, m
+    if nanos < 0:  # a division rounds down only in the build with checks
         seconds -= 1
-    nanos = stamp - seconds * NANOSECONDS
+        nanos += NANOSECONDS
     # + 719468 days and the times of int64 nanoseconds (1677 to 2262): all positive from here.
     seconds += <int64_t> 719468 * 86400
     days = seconds // 86400

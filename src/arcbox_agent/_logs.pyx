@@ -156,9 +156,10 @@ cdef int emit(
                 time_size = varint_size(<uint64_t> stamp)
             else:
                 seconds = stamp // NANOSECONDS
-                if stamp < 0 and seconds * NANOSECONDS != stamp:
-                    seconds -= 1
                 nanos = stamp - seconds * NANOSECONDS
+                if nanos < 0:
+                    seconds -= 1
+                    nanos += NANOSECONDS
                 if seconds:
                     time_size += 1 + varint_size(<uint64_t> seconds)
                 if nanos:

@@ -22,7 +22,7 @@ def run(*command: str, **options: object) -> None:
 
 
 @pytest.mark.slow
-def test_a_build_with_bounds_checks_passes_the_tests_of_the_wire(tmp_path: Path) -> None:
+def test_a_build_with_bounds_checks_passes_the_tests_of_the_wire_and_the_line_engine(tmp_path: Path) -> None:
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE-MIT", "LICENSE-APACHE"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info"))
@@ -35,4 +35,5 @@ def test_a_build_with_bounds_checks_passes_the_tests_of_the_wire(tmp_path: Path)
         "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *sys.argv[2:]]))"
     )
     tests = [str(ROOT / "tests/wire" / f"test_{name}.py") for name in ("vectors", "messages", "frames", "streams", "alpha1")]
+    tests.append(str(ROOT / "tests/logs/test_engine.py"))
     run(sys.executable, "-c", program, str(tmp_path), *tests, cwd=ROOT, env=environment)
