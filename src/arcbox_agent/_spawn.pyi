@@ -21,7 +21,7 @@ def spawn(
     keep_fd: int = -1,
     pid_fd: int = -1,
     cgroup_fd: int = -1,
-    join_pidfd: int = -1,
+    join_fd: int = -1,
     new_namespace: bool = False,
     new_session: bool = True,
     terminal: bool = False,

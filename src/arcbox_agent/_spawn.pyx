@@ -81,7 +81,7 @@ cdef extern from "spawn_child.h" nogil:
         int keep_fd
         int pid_fd
         int cgroup_fd
-        int join_pidfd
+        int join_fd
         int new_namespace
         int new_session
         int terminal
@@ -206,7 +206,7 @@ def spawn(
     int keep_fd=-1,
     int pid_fd=-1,
     int cgroup_fd=-1,
-    int join_pidfd=-1,
+    int join_fd=-1,
     bint new_namespace=False,
     bint new_session=True,
     bint terminal=False,
@@ -237,7 +237,7 @@ def spawn(
 
     memset(&plan, 0, sizeof(plan))
     plan.programs, plan.argv, plan.envp = c_programs.items, c_argv.items, c_env.items
-    plan.keep_fd, plan.pid_fd, plan.cgroup_fd, plan.join_pidfd = keep_fd, pid_fd, cgroup_fd, join_pidfd
+    plan.keep_fd, plan.pid_fd, plan.cgroup_fd, plan.join_fd = keep_fd, pid_fd, cgroup_fd, join_fd
     plan.new_namespace, plan.new_session = new_namespace, new_session
     plan.terminal, plan.reset_oom = terminal, reset_oom
     plan.dumpable = _dumpable
@@ -247,7 +247,7 @@ def spawn(
         plan.stdio[i] = stdio[i]
         if plan.stdio[i] < 3:
             raise ValueError("a descriptor for the standard streams is below 3")
-    keep = sorted({fd for fd in (*stdio, keep_fd, pid_fd, cgroup_fd, join_pidfd) if fd >= 0})
+    keep = sorted({fd for fd in (*stdio, keep_fd, pid_fd, cgroup_fd, join_fd) if fd >= 0})
     for i, fd in enumerate(keep):
         if fd < 3:
             raise ValueError("a descriptor to keep is below 3")

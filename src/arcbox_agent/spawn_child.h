@@ -125,7 +125,7 @@ struct spawn_plan {
     int cgroup_fd; /* a cgroup2 directory; -1: stay where the agent is */
     int born_there; /* the child is in that cgroup from its first instruction on */
     int begun; /* the child has come to its first instruction */
-    int join_pidfd; /* enter this process's mount namespace; -1: do not */
+    int join_fd; /* a mount namespace to enter; -1: none */
     int new_namespace;
     int new_session;
     int terminal; /* fd 0 becomes the controlling terminal */
@@ -394,7 +394,7 @@ static int spawn_child(void *argument) {
     for (int i = 0; i < plan->rlimit_count; i++)
         if (setrlimit(plan->rlimits[i].resource, &plan->rlimits[i].limit) < 0) spawn_fail(plan, SPAWN_RLIMIT, i);
 
-    if (plan->join_pidfd >= 0 && setns(plan->join_pidfd, CLONE_NEWNS) < 0) spawn_fail(plan, SPAWN_NAMESPACE, -1);
+    if (plan->join_fd >= 0 && setns(plan->join_fd, CLONE_NEWNS) < 0) spawn_fail(plan, SPAWN_NAMESPACE, -1);
     if (plan->new_namespace) {
         /* Slave: nothing mounted here shows outside, and what the guest unmounts goes away here too. */
         if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) < 0)

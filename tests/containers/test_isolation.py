@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from arcbox_agent import sync
-from arcbox_agent.errors import AgentFailedError, BadRequestError
+from arcbox_agent.errors import AgentFailedError, BadRequestError, ConflictError
 from arcbox_agent.wire import Mount
 
 from .support import eventually, lines_of
@@ -292,3 +292,29 @@ def test_a_container_holds_no_descriptor_but_its_own_three(output_of: Run) -> No
     # The fourth is the listing itself.
     assert output_of("ls", "/proc/self/fd") == ["0", "1", "2", "3"]
     assert output_of("sh", "-c", "ulimit -n; cat /proc/self/oom_score_adj")[1] == "0"
+
+# ---------------------------------------------------- commands in a hostile one
+
+
+def go_into_a_user_namespace(client: sync.Client, user: str, work: str, mounts: Sequence[Mount] = ()) -> str:
+    """A container that makes of its root what any user may: `work`, with /mnt to write in; its id."""
+    script = f"mount -t tmpfs none /mnt && {work} && echo ready && exec sleep 1000"
+    cmd = ["unshare", "-Urm", "sh", "-c", script]
+    id = client.create_container(cmd=cmd, user=user, mounts=mounts).id
+    client.start_container(id)
+    eventually(lambda: lines_of(client, id) == [b"ready"])
+    return id
+
+
+@pytest.mark.parametrize("user", ["nobody", "65534"])
+def test_a_container_cannot_choose_whom_commands_in_it_run_as(client: sync.Client, user: str) -> None:
+    work = f"echo {user}:x:0:0::/:/bin/sh >/mnt/passwd && mount --bind /mnt/passwd /etc/passwd"
+    id = go_into_a_user_namespace(client, user, work)
+    assert client.exec(["id", "-u"], container=id).stdout == b"65534\n"
+
+
+def test_a_container_cannot_choose_what_commands_in_it_run(client: sync.Client) -> None:
+    work = "cp /bin/echo /mnt/id && mount --bind /mnt/id /usr/bin/id"
+    id = go_into_a_user_namespace(client, "nobody", work, [Mount(type="tmpfs", target="/media")])
+    with pytest.raises(ConflictError, match="the container has gone into a user namespace"):
+        client.exec(["/usr/bin/id", "-u"], container=id, user="root")

@@ -24,7 +24,7 @@ int main(void) {
     struct spawn_plan plan = {
         .programs = programs, .argv = argv, .envp = envp,
         .stdio = {fcntl(0, F_DUPFD, 10), fcntl(1, F_DUPFD, 10), fcntl(2, F_DUPFD, 10)},
-        .keep_fd = -1, .pid_fd = -1, .cgroup_fd = -1, .join_pidfd = -1, .pidfd = -1,
+        .keep_fd = -1, .pid_fd = -1, .cgroup_fd = -1, .join_fd = -1, .pidfd = -1,
     };
     struct spawn_clone_args args = {
         .flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD, .pidfd = (uint64_t)(uintptr_t)&plan.pidfd,

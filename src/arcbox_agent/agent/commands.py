@@ -465,7 +465,7 @@ class Commands:
 def _prepare(request: ExecRequest, place: Place, preparation: _Preparation, stderr: bool) -> SpawnSpec:
     """In a thread.  `preparation` holds what was opened, whatever fails."""
     try:
-        preparation.own(place.join_pidfd)
+        preparation.own(place.join_fd)
         preparation.within = place.within
         preparation.cwd = place.cwd
         stdio = preparation.stdio(request, place.ids[0] if place.ids else -1, stderr)
@@ -488,7 +488,7 @@ def _prepare(request: ExecRequest, place: Place, preparation: _Preparation, stde
             stdio=stdio,
             cwd=place.cwd,
             root=place.root,
-            join_pidfd=place.join_pidfd,
+            join_fd=place.join_fd,
             ids=place.ids,
             terminal=request.tty and not request.detach,
             cgroup_fd=cgroup_fd,

@@ -91,7 +91,7 @@ class SpawnSpec:
         "cwd",
         "env",
         "ids",
-        "join_pidfd",
+        "join_fd",
         "keep_fd",
         "mounts",
         "new_namespace",
@@ -114,7 +114,7 @@ class SpawnSpec:
         root: str | None = None,
         mounts: Sequence[tuple[str, str, str, str, bool, bool]] = (),
         new_namespace: bool = False,
-        join_pidfd: int = -1,
+        join_fd: int = -1,
         ids: tuple[int, int, Sequence[int]] | None = None,
         terminal: bool = False,
         keep_fd: int = -1,
@@ -131,7 +131,7 @@ class SpawnSpec:
         self.root = root
         self.mounts = mounts
         self.new_namespace = new_namespace
-        self.join_pidfd = join_pidfd
+        self.join_fd = join_fd
         self.ids = ids
         self.terminal = terminal
         self.keep_fd = keep_fd
@@ -141,7 +141,7 @@ class SpawnSpec:
         self.own_limits = own_limits
 
     def descriptors(self) -> set[int]:
-        fds = {*self.stdio, self.keep_fd, self.pid_fd, self.cgroup_fd, self.join_pidfd}
+        fds = {*self.stdio, self.keep_fd, self.pid_fd, self.cgroup_fd, self.join_fd}
         fds.discard(-1)
         return fds
 
@@ -159,7 +159,7 @@ class SpawnSpec:
                 keep_fd=self.keep_fd,
                 pid_fd=self.pid_fd,
                 cgroup_fd=self.cgroup_fd,
-                join_pidfd=self.join_pidfd,
+                join_fd=self.join_fd,
                 new_namespace=self.new_namespace,
                 terminal=self.terminal,
                 reset_oom=_has_oom_score_adj(),
@@ -192,7 +192,7 @@ class SpawnSpec:
         for fd in self.descriptors():
             os.close(fd)
         self.stdio = (-1, -1, -1)
-        self.keep_fd = self.pid_fd = self.cgroup_fd = self.join_pidfd = -1
+        self.keep_fd = self.pid_fd = self.cgroup_fd = self.join_fd = -1
 
 
 def _rlimits() -> list[tuple[int, int, int]]:

@@ -28,9 +28,9 @@ from arcbox_agent.agent.containers.runtime import NotStarted, Place, StartError,
 from arcbox_agent.agent.containers.sessions import Session
 from arcbox_agent.agent.keeper import SHORT_OF, Keeper
 from arcbox_agent.agent.log import Logger
-from arcbox_agent.agent.processes import LOST, ExitStatus, SpawnError, SpawnSpec, fields_of
+from arcbox_agent.agent.processes import LOST, ExitStatus, SpawnError, SpawnSpec, fields_of, start_time_of
 from arcbox_agent.agent.threads import Threads
-from arcbox_agent.errors import BadRequestError, RequestError
+from arcbox_agent.errors import BadRequestError, ConflictError, RequestError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -413,30 +413,23 @@ class ProcessRuntime:
         process = running.process
         if process is None or process.pidfd < 0:
             raise gone
-        # One of our own: the process's is closed in the loop as soon as it has ended.
-        pidfd = fcntl.fcntl(process.pidfd, fcntl.F_DUPFD_CLOEXEC, 3)
-        pid, asked, has_mounts = process.pid, user or record.user, bool(record.mounts)
+        pid, start_time, asked, has_mounts = process.pid, process.start_time, user or record.user, bool(record.mounts)
         own_env, own_cwd, root, scope = dict(record.env), record.working_dir, record.rootfs, running.scope
 
         def in_thread() -> Place:
+            # As at the start, and not as the container sees its root: what its processes have made of
+            # that must not tell as whom a command runs.
+            found = users.look_up(root or "/", asked)
             try:
-                # What the container itself sees of its root: with its mounts.
-                found = users.look_up(f"/proc/{pid}/root", asked)
-                # It still ran after that: so the number was its own.
-                signal.pidfd_send_signal(pidfd, 0)
-            except BaseException as error:
-                os.close(pidfd)
-                if isinstance(error, (FileNotFoundError, ProcessLookupError)):
-                    raise gone from None
-                raise
-            if not has_mounts:
-                os.close(pidfd)
+                join_fd = _open_mount_namespace(pid, start_time) if has_mounts else -1
+            except (FileNotFoundError, ProcessLookupError):
+                raise gone from None
             return Place(
                 env=environment.environment({**own_env, **env}, found.home),
                 cwd=cwd or own_cwd or "/",
                 ids=_ids(found, asked),
                 root=root or None,
-                join_pidfd=pidfd if has_mounts else -1,
+                join_fd=join_fd,
                 scope=scope if isinstance(scope, cgroups.Cgroup) else None,
                 within=process,
             )
@@ -518,6 +511,32 @@ class _Preparation:
 def _ids(user: users.User, asked: str) -> tuple[int, int, Sequence[int]] | None:
     # An agent that is not root can only run what it is itself.
     return None if not asked and os.geteuid() != 0 else user.ids
+
+
+_NS_GET_USERNS = 0xB701
+
+
+def _open_mount_namespace(pid: int, start_time: int) -> int:
+    """That of a container, for a command to enter.
+
+    Not one that belongs to a user namespace: any user can make such a one, with files of its
+    own choice in the place of those that a command runs, as root maybe.
+    """
+    fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if start_time_of(pid) != start_time:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))  # the number is another's by now
+        owner = fcntl.ioctl(fd, _NS_GET_USERNS)
+        try:
+            ours = os.path.samestat(os.fstat(owner), os.stat("/proc/self/ns/user"))
+        finally:
+            os.close(owner)
+        if not ours:
+            raise ConflictError("the container has gone into a user namespace, where the agent runs nothing")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _end(scope: Scope) -> bool:

@@ -74,7 +74,7 @@ class Running(Protocol):
 class Place:
     """Where and as whom a command is run."""
 
-    __slots__ = ("cwd", "env", "ids", "join_pidfd", "root", "scope", "within")
+    __slots__ = ("cwd", "env", "ids", "join_fd", "root", "scope", "within")
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Place:
         cwd: str,
         ids: tuple[int, int, Sequence[int]] | None,
         root: str | None = None,
-        join_pidfd: int = -1,
+        join_fd: int = -1,
         scope: Cgroup | None = None,
         within: Process | None = None,
     ) -> None:
@@ -92,7 +92,7 @@ class Place:
         self.ids = ids
         self.root = root
         #: A descriptor of the taker's own.
-        self.join_pidfd = join_pidfd
+        self.join_fd = join_fd
         #: The cgroup to make a cgroup for the command in; None: there are none.
         self.scope = scope
         #: The main process of the container, with which the command ends; None: it is none of a container.
