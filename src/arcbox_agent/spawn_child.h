@@ -19,6 +19,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
@@ -522,6 +523,24 @@ static pid_t spawn_clone(struct spawn_plan *plan, char *stack) {
     return clone(spawn_child, stack + SPAWN_STACK, (int)flags | SIGCHLD, plan, &plan->pidfd);
 }
 
+/* A change of user in the child marks the shared memory, and so the agent, as not dumpable: else
+ * that user could trace the child, and write into the agent by it.  It is not the agent's own wish
+ * afterwards; but that is when no child of any thread is in the memory any more. */
+static pthread_mutex_t spawn_ids_lock = PTHREAD_MUTEX_INITIALIZER;
+static int spawn_ids_children;
+
+static inline void spawn_ids_begin(void) {
+    pthread_mutex_lock(&spawn_ids_lock);
+    spawn_ids_children++;
+    pthread_mutex_unlock(&spawn_ids_lock);
+}
+
+static inline void spawn_ids_done(int dumpable) {
+    pthread_mutex_lock(&spawn_ids_lock);
+    if (--spawn_ids_children == 0 && dumpable) prctl(PR_SET_DUMPABLE, 1);
+    pthread_mutex_unlock(&spawn_ids_lock);
+}
+
 /* Runs the plan.  0: plan->pid and plan->pidfd are a new child.  -1: plan->error and
  * plan->step say why not, and nothing is left of it, no zombie and no descriptor. */
 static int spawn_run(struct spawn_plan *plan) {
@@ -540,6 +559,7 @@ static int spawn_run(struct spawn_plan *plan) {
     }
     /* No handler of the agent's may run in the child, on memory that is the agent's. */
     syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all_signals, &old_signals, SPAWN_KERNEL_SIGSET);
+    if (plan->set_ids) spawn_ids_begin();
     plan->pid = spawn_clone(plan, stack);
     if (plan->pid < 0) {
         plan->error = errno;
@@ -547,9 +567,7 @@ static int spawn_run(struct spawn_plan *plan) {
     }
     syscall(SYS_rt_sigprocmask, SIG_SETMASK, &old_signals, NULL, SPAWN_KERNEL_SIGSET);
     munmap(stack, SPAWN_STACK);
-    /* A change of user in the child marks the shared memory, and so the agent, as not dumpable:
-     * right until the child has left it, and not the agent's own wish afterwards. */
-    if (plan->dumpable && plan->set_ids) prctl(PR_SET_DUMPABLE, 1);
+    if (plan->set_ids) spawn_ids_done(plan->dumpable);
     if (plan->pid < 0) return -1;
     if (plan->error) {
         spawn_bury(plan);

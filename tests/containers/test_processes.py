@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import os
 import resource
 import signal
+import subprocess
 import threading
 from pathlib import Path
 
@@ -273,9 +275,55 @@ def test_a_spawn_with_other_ids_leaves_the_agent_as_it_was() -> None:
     before = os.getresuid(), os.getresgid(), os.getgroups(), threading.active_count()
     assert run(main()) == b"uid=4242 gid=4343 groups=4343,4444,4545\n"
     assert (os.getresuid(), os.getresgid(), os.getgroups()) == before[:3]
-    import ctypes
-
     assert ctypes.CDLL(None).prctl(3, 0, 0, 0, 0) == 1  # PR_GET_DUMPABLE
+
+
+#: Nobody else's, as what is done in its name goes to all of its processes.
+STRANGER = 48_611
+#: Keeps a child busy for a while between its change of user and its program.
+SEARCHING = ["/no/such/program"] * 60_000
+
+
+async def stopped_before_its_program(uid: int) -> int:
+    """A child of that user, as soon as there is one, stopped as whatever runs as the same user can; its pid."""
+    while True:
+        for pid in children():
+            with open(f"/proc/{pid}/status") as status:
+                if f"Uid:\t{uid}\t{uid}" in status.read():
+                    os.kill(pid, signal.SIGSTOP)
+                    return pid
+        await asyncio.sleep(0)
+
+
+def test_no_user_can_write_into_the_agent_by_a_child_that_has_no_program_yet() -> None:
+    async def main() -> None:
+        processes = Processes(asyncio.get_running_loop())
+        searching = spec("/bin/true", programs=SEARCHING, ids=(STRANGER, STRANGER, ()))
+        spawning = asyncio.create_task(processes.spawn(searching))
+        child = await stopped_before_its_program(STRANGER)
+        # Which ends meanwhile, and leaves the agent as it was but for the other child.
+        await (await processes.spawn(spec("/bin/true", ids=(STRANGER + 1, STRANGER + 1, ())))).wait()
+        opening = ["/bin/sh", "-c", f"exec 3<>/proc/{child}/mem"]
+        opened = subprocess.run(opening, user=STRANGER, group=STRANGER, extra_groups=(), capture_output=True, text=True)
+        assert opened.stderr.endswith("Permission denied\n")
+        os.kill(child, signal.SIGKILL)
+        await (await spawning).wait()
+        assert ctypes.CDLL(None).prctl(3, 0, 0, 0, 0) == 1  # PR_GET_DUMPABLE
+        await processes.close()
+
+    run(main())
+
+
+def test_a_child_that_its_user_stops_before_it_has_its_program_holds_no_other_up() -> None:
+    async def main() -> None:
+        processes = Processes(asyncio.get_running_loop())
+        searching = spec("/bin/true", programs=SEARCHING, ids=(STRANGER, STRANGER, ()))
+        spawning = asyncio.create_task(processes.spawn(searching))
+        await stopped_before_its_program(STRANGER)
+        assert await (await spawning).wait() == ExitStatus(0, signal.SIGKILL)
+        await processes.close()
+
+    run(main())
 
 
 def test_the_pid_file_holds_the_childs_own_stat_line(tmp_path: os.PathLike[str]) -> None:

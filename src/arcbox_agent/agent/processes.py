@@ -13,8 +13,10 @@ import errno
 import os
 import resource
 import signal
+from contextvars import Context
 
 from arcbox_agent._spawn import SpawnError, exit_status, spawn, take_status
+from arcbox_agent.agent.log import Logger
 from arcbox_agent.agent.threads import Threads
 
 TYPE_CHECKING = False
@@ -30,6 +32,11 @@ __all__ = ["ExitStatus", "Process", "Processes", "SpawnError", "SpawnSpec", "sta
 
 #: Spawns that run at once.  More wait in line: a spawn is short, unless a file system hangs.
 SPAWN_THREADS = 8
+
+log = Logger("processes")
+
+#: How long a spawn may take before it is looked whether its child was stopped, and how often from then on.
+STOPPED_LOOK = 1.0
 
 #: How long to ask the kernel for the exit status of an adopted process whose parent has yet to
 #: take it, and how often.
@@ -310,6 +317,9 @@ class Processes:
         #: Spawns that run at present, each by a number of its own: a child of theirs is not known yet.
         self._in_flight: set[int] = set()
         self._tickets = 0
+        #: The last ticket at the last look for stopped ones; the next look comes with the timer.
+        self._looked_at = 0
+        self._look_timer: asyncio.TimerHandle | None = None
         #: Zombies that may be such a child: pid to the spawns that were running when it was seen.
         self._doubtful: dict[int, set[int]] = {}
         self._watching = False
@@ -339,6 +349,9 @@ class Processes:
         self._tickets += 1
         ticket = self._tickets
         self._in_flight.add(ticket)
+        if self._look_timer is None:
+            self._looked_at = self._tickets
+            self._look_timer = self.loop.call_later(STOPPED_LOOK, self._look_for_stopped, context=Context())
         try:
             future = self.loop.run_in_executor(self._executor, run)
         except OSError as error:
@@ -429,10 +442,35 @@ class Processes:
         self._closed = True
         if self._watching:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if self._look_timer is not None:
+            self._look_timer.cancel()
         for process in list(self._owned.values()):
             self.release(process)
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _look_for_stopped(self) -> None:
+        """Kills a child that was stopped before it came to its program.
+
+        From its change of user on, whatever runs as that user may stop it; and the thread that
+        spawns, of which there are few, waits until it has its program or is dead.
+        """
+        self._look_timer = None
+        if not self._in_flight:
+            return
+        if min(self._in_flight) <= self._looked_at:
+            try:
+                for pid in _stopped_in_our_memory():
+                    pidfd = os.pidfd_open(pid)
+                    try:
+                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                    finally:
+                        os.close(pidfd)
+                    log.warning("a process was stopped before it ran its program: killed", pid=pid)
+            except OSError as error:  # no descriptor left, most likely: there will be one again
+                log.debug("cannot look for stopped processes", error=error)
+        self._looked_at = self._tickets
+        self._look_timer = self.loop.call_later(STOPPED_LOOK, self._look_for_stopped, context=Context())
 
     def _own(self, pid: int, pidfd: int, start_time: int, child: bool = True) -> Process:
         process = Process(self, pid, pidfd, start_time, child)
@@ -516,6 +554,23 @@ def _zombies() -> list[int]:
         if name.isdigit():
             fields = stat_fields(name)
             if fields and fields[0] == b"Z" and fields[1] == me:
+                found.append(int(name))
+    return found
+
+
+#: Where code and stack of a process are, in what is behind its name in /proc/PID/stat.
+_MEMORY = slice(23, 26)
+
+
+def _stopped_in_our_memory() -> list[int]:
+    """Children that are stopped, and have no program of their own yet: they are where the agent is."""
+    mine = stat_fields("self")
+    me = str(os.getpid()).encode()
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            fields = stat_fields(name)
+            if fields and mine and fields[0] == b"T" and fields[1] == me and fields[_MEMORY] == mine[_MEMORY]:
                 found.append(int(name))
     return found
 
