@@ -15,6 +15,7 @@ import pytest
 
 from arcbox_agent.agent.handlers.system import _unquote
 from arcbox_agent.agent.metrics import COUNTERS
+from arcbox_agent.agent.metrics_endpoint import MAX_SCRAPERS
 from arcbox_agent.wire import AgentInfo, AgentInfoRequest, GetSystemInfoRequest, PingRequest, SystemInfo
 from tests.agent.peer import Peer, eventually
 from tests.conftest import REPOSITORY, RunningAgent
@@ -175,6 +176,20 @@ def test_other_requests_to_the_metrics_socket(start_agent, tmp_path: Path, reque
     start_agent(metrics_listen=f"unix:{path}")
     head, _ = scrape(path, request_bytes)
     assert head.splitlines()[0] == status
+
+
+def test_scrapers_that_are_too_many_are_told_of_once_a_minute(start_agent, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.sock"
+    agent = start_agent(metrics_listen=f"unix:{path}")
+    hanging = [socket.socket(socket.AF_UNIX) for _ in range(MAX_SCRAPERS + 5)]
+    for each in hanging:
+        each.settimeout(60)
+        each.connect(str(path))
+    for each in hanging[MAX_SCRAPERS:]:
+        assert each.recv(1) == b""
+    assert agent.log().count("scraper refused: too many") == 1
+    for each in hanging:
+        each.close()
 
 
 def test_the_metrics_socket_leaves_nothing_behind(start_agent, tmp_path: Path) -> None:

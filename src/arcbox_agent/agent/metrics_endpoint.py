@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from asyncio import Protocol
 
-from arcbox_agent.agent.log import Logger
+from arcbox_agent.agent.log import EveryMinute, Logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,10 +37,12 @@ class MetricsEndpoint:
         self.metrics = metrics
         self.scrapers: set[_Scraper] = set()
         self._joining: set[Task[None]] = set()
+        self._refused_log = EveryMinute()
 
     def accept(self, sock: socket.socket, peer: str, listener: Listener) -> None:
         if len(self.scrapers) >= MAX_SCRAPERS:
-            log.warning("scraper refused: too many", peer=peer, most=MAX_SCRAPERS)
+            if (silent := self._refused_log.passes()) is not None:
+                log.warning("scraper refused: too many", peer=peer, most=MAX_SCRAPERS, also_refused=silent)
             sock.close()
             return
         scraper = _Scraper(self)
