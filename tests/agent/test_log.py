@@ -15,7 +15,7 @@ import pytest
 
 from arcbox_agent.agent import log
 from arcbox_agent.agent.log import EveryMinute, Logger, Sink, quote
-from arcbox_agent.wire import AttachRequest
+from arcbox_agent.wire import AttachRequest, CreateContainerRequest, RemoveContainerRequest
 from tests.agent.peer import Peer, eventually
 from tests.conftest import REPOSITORY
 
@@ -207,6 +207,22 @@ def test_every_line_of_a_request_has_its_peer_and_its_trace_id(start_agent) -> N
     (line,) = [line for line in agent.log().splitlines() if "request refused" in line]
     assert f'peer="uid {os.getuid()} pid {os.getpid()}" trace="trace\\n7"' in line
     assert "code=400" in line
+
+
+def test_what_goes_on_after_a_request_is_not_logged_as_part_of_it(start_agent) -> None:
+    agent = start_agent()
+    records, logs = agent.state_dir / "containers", agent.state_dir / "logs"
+    with Peer(agent.socket_path, version=2) as peer:
+        peer.ask(CreateContainerRequest(id="x", cmd=["true"]), trace_id="one")
+        for directory in (records, logs):
+            directory.rename(f"{directory}.away")
+        peer.ask(RemoveContainerRequest(id="x"), trace_id="two")
+        for directory in (records, logs):
+            Path(f"{directory}.away").rename(directory)
+        eventually(lambda: "is written again" in agent.log(), "it is logged")
+    begun, ended = (line for line in agent.log().splitlines() if "the state of containers" in line)
+    assert begun.endswith(" trace=two")
+    assert ended.endswith("is written again")
 
 
 def test_what_asyncio_reports_is_a_line_of_the_agents_log(pipe: int) -> None:

@@ -18,6 +18,7 @@ import os
 import select
 import socket
 import sys
+from contextvars import Context
 
 from arcbox_agent.agent.log import EveryMinute, Logger
 from arcbox_agent.agent.processes import SpawnError, SpawnSpec
@@ -90,7 +91,7 @@ class Keeper:
                 # Of no use if the agent is killed before there is a keeper; but not a moment longer.
                 self._put_by.setdefault(key, (order, []))[1].extend(fds)
                 if self._offering is None or self._offering.done():
-                    self._offering = asyncio.get_running_loop().create_task(self._offer())
+                    self._offering = asyncio.get_running_loop().create_task(self._offer(), context=Context())
         if there:
             # What was put by goes with it: behind it, it would take its place.
             order, before = self._put_by.pop(key, (order, []))

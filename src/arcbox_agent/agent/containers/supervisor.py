@@ -421,7 +421,8 @@ class Supervisor:
                 log.error("the state of containers cannot be written, and will be", error=error)
             self._dirty.add(container)
             if self._retrying is None or self._retrying.done():
-                self._retrying = self.spawn_task(self._retry())
+                # In a context of its own: it goes on after the request in which it began.
+                self._retrying = self.spawn_task(self._retry(), Context())
             return False
 
     async def _retry(self) -> None:
