@@ -78,6 +78,13 @@ def test_an_entry_of_the_passwd_file_ends_at_a_newline_and_nowhere_else(output_o
     assert output_of("sh", "-c", "echo $HOME", rootfs=str(rootfs), user="odd") == ["/at/home"]
 
 
+def test_a_broken_entry_of_the_passwd_file_is_told(client: sync.Client, rootfs: Path) -> None:
+    for entry in ("odd:x:-1:0::/:/bin/sh", "odd:x:1:4294967295::/:/bin/sh", "odd:x:1:1::/a\0b:/bin/sh"):
+        (rootfs / "etc" / "passwd").write_text(entry + "\n")
+        with pytest.raises(BadRequestError, match="the passwd entry of user 'odd' is broken"):
+            client.create_container(cmd=["true"], user="odd", rootfs=str(rootfs))
+
+
 def test_a_user_of_the_guest_alone_is_unknown_in_a_root_of_its_own(client: sync.Client, rootfs: Path) -> None:
     client.create_container(cmd=["true"], user="daemon")
     with pytest.raises(BadRequestError, match="unknown user 'daemon'"):

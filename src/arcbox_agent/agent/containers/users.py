@@ -84,7 +84,7 @@ def look_up(root: str, spec: str) -> User:
     if entry is not None:
         login: str | None = entry[0]
         uid, gid, home = _number(entry[2]), _number(entry[3]), entry[5] or "/"
-        if uid is None or gid is None:
+        if uid is None or gid is None or "\0" in home:
             raise BadRequestError(f"the passwd entry of user {name!r} is broken")
     else:
         uid, login, gid, home = _number(name), None, 0, "/"
