@@ -231,7 +231,6 @@ def test_a_process_of_another_parent_can_be_adopted() -> None:
 
 def test_orphans_are_reaped_and_the_status_of_an_owned_child_is_not() -> None:
     """The agent as subreaper stands for PID 1: what loses its parent becomes its child."""
-    import ctypes
 
     libc = ctypes.CDLL(None)
     assert libc.prctl(36, 1, 0, 0, 0) == 0  # PR_SET_CHILD_SUBREAPER
