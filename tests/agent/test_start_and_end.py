@@ -275,6 +275,14 @@ def test_the_machine_ends_though_no_descriptor_is_left_to_see_what_is_mounted() 
     assert "cannot remount read-only" in ended.stderr
 
 
+def test_the_machine_ends_though_a_disk_hangs() -> None:
+    # The reading end of a pipe that nobody writes into stands for the disk.
+    script = "import os; from arcbox_agent.agent import power; power._within(0.1, lambda: os.read(os.pipe()[0], 1))"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
+    assert ended.returncode == 0
+    assert "a disk does not answer: the machine ends without it" in ended.stderr
+
+
 # ------------------------------------------------------------- service manager
 
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 import arcbox_agent
 from arcbox_agent import sync
@@ -204,3 +209,34 @@ def test_at_the_agents_end_one_that_is_deaf_to_term_takes_the_time_of_no_other(s
     with sync.connect(agent.address, wait=20) as client:
         ends = {each.name: (each.exit_code, each.signal) for each in client.list_containers(all=True)}
         assert ends == {"first": (5, 0), "deaf": (137, 9)}
+
+
+@pytest.fixture
+def freezer(tmp_path: Path) -> Iterator[Path]:
+    """A cgroup of the old kind, in which nothing can be killed while it is frozen: as where a disk hangs."""
+    hierarchy = tmp_path / "freezer"
+    hierarchy.mkdir()
+    subprocess.run(["mount", "-t", "cgroup", "-o", "freezer", "none", hierarchy], check=True)
+    group = hierarchy / f"arcbox-test-{os.getpid()}"
+    group.mkdir()
+    yield group
+    (group / "freezer.state").write_text("THAWED")
+    for pid in map(int, (group / "cgroup.procs").read_text().split()):
+        os.kill(pid, signal.SIGKILL)
+    eventually(lambda: (group / "cgroup.procs").read_text() == "")
+    group.rmdir()
+    subprocess.run(["umount", hierarchy], check=True)
+
+
+def test_the_agent_ends_though_a_container_cannot_be_killed(start_agent: Callable[..., Any], freezer: Path) -> None:
+    agent = start_agent(containers_at_exit="stop", stop_timeout="0.1")
+    with sync.connect(agent.address) as client:
+        id = client.create_container(cmd=["sleep", "1000"]).id
+        client.start_container(id)
+        (info,) = client.list_containers()
+    (freezer / "cgroup.procs").write_text(str(info.pid))
+    (freezer / "freezer.state").write_text("FROZEN")
+    eventually(lambda: (freezer / "freezer.state").read_text() == "FROZEN\n")
+    agent.process.send_signal(signal.SIGTERM)
+    assert agent.process.wait(60) == 0
+    assert "containers that cannot be ended are left containers=1" in agent.log()

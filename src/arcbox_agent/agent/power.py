@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 
 from arcbox_agent import _guest
@@ -16,6 +17,7 @@ from arcbox_agent.errors import AgentFailedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
 log = Logger("power")
@@ -28,6 +30,9 @@ _COMMANDS = {"poweroff": RB_POWER_OFF, "reboot": RB_AUTOBOOT}
 
 #: What processes that are no containers have between SIGTERM and SIGKILL.
 _LAST_GRACE = 2.0
+
+#: How long a disk may take for what is still to be written; then it hangs, and so would the machine.
+_DISK_PATIENCE = 30.0
 
 _MS_RDONLY, _MS_REMOUNT = 1, 32
 #: What a file system must have for it to matter whether it was left in order.
@@ -86,7 +91,7 @@ def perform(action: str, is_init: bool) -> NoReturn:
     if not command:
         end_of_machine(action)
     log.info("asking init", command=" ".join(command))
-    os.sync()
+    _within(_DISK_PATIENCE, os.sync)
     os.execv(command[0], command)
 
 
@@ -94,8 +99,7 @@ def end_of_machine(action: str) -> NoReturn:
     """Ends every process, brings the disks in order, and asks the kernel."""
     log.info("the machine ends", action=action)
     _end_all_processes()
-    os.sync()
-    _make_read_only()
+    _within(_DISK_PATIENCE, _bring_disks_in_order)
     while True:
         try:
             _guest.reboot(_COMMANDS[action])
@@ -128,6 +132,23 @@ def _take_dead_children() -> bool:
                 return True
         except ChildProcessError:
             return False
+
+
+def _bring_disks_in_order() -> None:
+    os.sync()
+    _make_read_only()
+
+
+def _within(seconds: float, work: Callable[[], None]) -> None:
+    """Does `work`, and goes on without it where it hangs."""
+    worker = threading.Thread(target=work, daemon=True)
+    try:
+        worker.start()
+    except RuntimeError:  # no thread left
+        return work()
+    worker.join(seconds)
+    if worker.is_alive():
+        log.error("a disk does not answer: the machine ends without it", seconds=seconds)
 
 
 def _make_read_only() -> None:

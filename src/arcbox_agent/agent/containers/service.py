@@ -14,7 +14,7 @@ from arcbox_agent.agent.containers.process_runtime import ProcessRuntime
 from arcbox_agent.agent.containers.record import Record
 from arcbox_agent.agent.containers.runtime import system_reason
 from arcbox_agent.agent.containers.store import Store
-from arcbox_agent.agent.containers.supervisor import Supervisor, fail
+from arcbox_agent.agent.containers.supervisor import KILL_PATIENCE, Supervisor, fail
 from arcbox_agent.agent.log import Logger
 from arcbox_agent.errors import (
     AgentFailedError,
@@ -113,11 +113,17 @@ class Containers:
         """Stop every container that runs, the last started first: it may need those before it.
 
         The next one's turn comes when one is dead, or has had its share of the time: one that
-        does not heed SIGTERM holds up no other for longer.  Then all have until `timeout`.
+        does not heed SIGTERM holds up no other for longer.  Then all have until `timeout`, and what
+        was killed then has KILL_PATIENCE to be gone: where a disk hangs it may never be.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        running = [each for each in self._containers.values() if each.running is not None]
+        given_up = loop.time() - KILL_PATIENCE
+        running = [
+            each
+            for each in self._containers.values()
+            if each.running is not None and (each.stop_deadline is None or each.stop_deadline > given_up)
+        ]
         running.sort(key=lambda each: -each.record.started_ns)
 
         async def stop(container: Container) -> None:
@@ -130,7 +136,14 @@ class Containers:
         for container in running:
             stopping.append(loop.create_task(stop(container)))
             await asyncio.wait(stopping[-1:], timeout=timeout / len(running))
-        await self._all(stopping, at_once=max(1, len(stopping)))
+        if stopping:
+            patience = max(0.0, deadline - loop.time()) + KILL_PATIENCE
+            ended, hanging = await asyncio.wait(stopping, timeout=patience)
+            if hanging:
+                log.error("containers that cannot be ended are left", containers=len(hanging))
+            for task in hanging:
+                task.cancel()
+            await self._all(ended, at_once=max(1, len(ended)))
 
     async def _all(self, works: Iterable[object], at_once: int = AT_ONCE) -> None:
         gate = asyncio.Semaphore(at_once)
