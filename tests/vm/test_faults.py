@@ -46,7 +46,7 @@ def test_pid_1_starts_again_after_a_fault_and_its_containers_never_notice(troubl
         created = await client.create_container(cmd=["/bin/sh", "-c", script])
         await client.start_container(created.id)
         (container,) = await client.list_containers()
-        await client.exec_detached(["/bin/kill", "-USR1", "1"])
+        await client.exec_detached(["/bin/sh", "-c", "kill -USR1 1"])
         return created.id, container.pid
 
     id, pid = with_client(troubled, before)

@@ -143,7 +143,7 @@ def test_an_agent_may_be_told_to_leave_the_clock_alone(guest: Machine) -> None:
     try:
         with_client(guest, leaves_the_clock_alone(guest.address_of(3000)))
     finally:
-        with_client(guest, lambda client: client.exec(["/bin/kill", str(pid)], check=True))
+        with_client(guest, lambda client: client.exec(["/bin/sh", "-c", f"kill {pid}"], check=True))
 
 
 def leaves_the_clock_alone(address: str) -> Callable[[Client], Awaitable[None]]:

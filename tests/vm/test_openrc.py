@@ -55,7 +55,7 @@ def test_openrc_starts_the_agent_again_and_is_asked_to_power_off(boot: Callable[
     async def work(client: Client) -> tuple[int, str]:
         status = await client.exec(["/sbin/rc-service", "arcbox-agent", "status"], check=True)
         pid = (await client.agent_info()).pid
-        await client.exec_detached(["/bin/kill", "-KILL", str(pid)])
+        await client.exec_detached(["/bin/sh", "-c", f"kill -KILL {pid}"])
         return pid, status.stdout.decode()
 
     first, status = with_client(machine, work)

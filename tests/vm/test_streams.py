@@ -43,7 +43,7 @@ def streams(guest: Machine) -> Iterator[Machine]:
     yield guest
 
     async def stop(client: Client) -> None:
-        await client.exec(["kill", str(pid)], check=True)
+        await client.exec(["/bin/sh", "-c", f"kill {pid}"], check=True)
 
     with_client(guest, stop)
 
