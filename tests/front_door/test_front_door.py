@@ -14,6 +14,9 @@ import pytest
 
 from tests.conftest import PATIENCE, REPOSITORY
 
+#: Before a command that is to run as an ordinary user.
+AS_A_USER = [] if os.geteuid() else ["setpriv", "--reuid=65534", "--clear-groups"]
+
 TESTS = """
 import pytest
 
@@ -100,7 +103,7 @@ def test_set_up_tells_an_ordinary_user_what_is_missing(advise: list[str], code: 
         packages = Path(directory, "packages.txt")
         packages.write_text("# why\n\nbash  # is there\nno-such-package-anywhere  # why\n")
         done = subprocess.run(
-            ["setpriv", "--reuid=65534", "--clear-groups", script, *advise, "--file", str(packages)],
+            [*AS_A_USER, script, *advise, "--file", str(packages)],
             capture_output=True,
             text=True,
             timeout=PATIENCE,
