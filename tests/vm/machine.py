@@ -472,7 +472,10 @@ class Machine:
 
 def _end_of(name: str, text: str) -> str:
     lines = text.strip().splitlines()
-    return "\n".join([f"--- {name}, its end:", *lines[-40:]]) if lines else f"--- {name} is empty"
+    # A panic from its first line on: its call trace may be longer than the rest.
+    panics = (number for number, line in enumerate(lines) if "Kernel panic" in line)
+    first = min(max(len(lines) - 40, 0), next(panics, len(lines)))
+    return "\n".join([f"--- {name}, its end:", *lines[first:]]) if lines else f"--- {name} is empty"
 
 
 def _first(candidates: tuple[str, ...]) -> str:
