@@ -52,4 +52,5 @@ def guest_kernel() -> GuestKernel:
 def _index_modules(directory: Path) -> None:
     (release,) = [path.name for path in (directory / "lib" / "modules").iterdir()]
     # modprobe in the guest looks modules up in what this writes.
-    run(["depmod", "-b", str(directory), release])
+    # By its path: a root by `su` has the PATH of an ordinary user.
+    run(["/sbin/depmod", "-b", str(directory), release])
