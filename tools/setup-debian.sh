@@ -50,4 +50,8 @@ export DEBIAN_FRONTEND=noninteractive
 # Another apt may be at work on a machine that has just started: wait for its lock.
 apt=(apt-get -o DPkg::Lock::Timeout=180 -o Acquire::Retries=3)
 "${apt[@]}" -qq update
-"${apt[@]}" install -y --no-install-recommends "${missing[@]}"
+# What it says is of interest only if it fails.
+output=$("${apt[@]}" install -y --no-install-recommends "${missing[@]}" </dev/null 2>&1) || {
+    printf '%s\n' "$output" >&2
+    exit 1
+}
