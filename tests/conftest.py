@@ -39,6 +39,21 @@ OVER_VSOCK = os.environ.get("ARCBOX_TEST_TRANSPORT") == "vsock"
 _vsock_ports = itertools.count(20000)
 
 
+_NOT_ROOT = "not root: the tests that mount, change users, limit with cgroups or boot a guest fail"
+
+
+def pytest_report_header() -> str | None:
+    return _NOT_ROOT if os.geteuid() else None
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    yield
+    # Once more after what failed, which the header is far away from.
+    if os.geteuid() and (terminalreporter.stats.keys() & {"failed", "error"}):
+        terminalreporter.write_line(_NOT_ROOT)
+
+
 class RunningAgent:
     """One agent process, listening on a unix socket in a directory of its own."""
 

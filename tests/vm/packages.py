@@ -48,6 +48,9 @@ def package_behind(meta: str) -> str:
 
 
 def run(command: list[str], cwd: str | None = None) -> None:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise RuntimeError(f"no {command[0]} here: the packages are in tools/apt-packages.txt") from None
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
