@@ -11,6 +11,9 @@ from arcbox_agent.agent.config import TABLE, Settings, load, reference, show, us
 from arcbox_agent.errors import ConfigError
 from tests.conftest import REPOSITORY
 
+#: TOML has a number of any length.
+HUGE = "9" * 400
+
 
 def write(path: Path, text: str) -> str:
     path.write_text(text)
@@ -110,6 +113,8 @@ def test_what_is_wrong_is_named(arguments: list[str], message: str) -> None:
         ("listen = [1]\n", "listen: 1 is not a string (in {path})"),
         ("frame_timeout = inf\n", "frame_timeout: inf is not a number of seconds (in {path})"),
         ("set_clock = 1\n", "set_clock: 1 is neither true nor false (in {path})"),
+        (f"frame_timeout = {HUGE}\n", f"frame_timeout: {HUGE} is not a number of seconds (in {{path}})"),
+        (f"log_max_size = {HUGE}\n", f"log_max_size: {HUGE} is above the maximum of 6.87195e+10 (in {{path}})"),
     ],
 )
 def test_what_is_wrong_in_the_file_is_named_with_the_file(tmp_path: Path, text: str, message: str) -> None:
@@ -119,9 +124,14 @@ def test_what_is_wrong_in_the_file_is_named_with_the_file(tmp_path: Path, text: 
     assert str(caught.value) == message.format(path=path)
 
 
-def test_a_file_that_is_not_toml(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "text",
+    ["listen = [", "frame_timeout = " + "9" * 5000, "log_max_size = " + "9" * 5000, "listen = " + "[" * 100_000],
+    ids=["half", "seconds", "size", "nested"],
+)
+def test_a_file_that_is_not_toml(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load([write(tmp_path / "agent.toml", "listen = [")])
+        load([write(tmp_path / "agent.toml", text)])
     assert str(caught.value).startswith(f"config: {tmp_path}/agent.toml is not TOML: ")
 
 

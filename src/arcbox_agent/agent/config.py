@@ -82,7 +82,10 @@ def _integer(value: object) -> int:
 
 def _seconds(value: object) -> float:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # an integer of TOML may be of any length
+            number = float("inf")
     else:
         text = _text(value).strip()
         digits = text.removesuffix("s")
@@ -488,7 +491,7 @@ def _read_file(path: str) -> dict[str, Any]:
             keys = tomllib.load(file)
     except OSError as error:
         raise ConfigError("config", f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # besides TOMLDecodeError: no UTF-8, a number too long, too deep
         raise ConfigError("config", f"{path} is not TOML: {error}") from error
     values: dict[str, Any] = {}
     for key, value in keys.items():
