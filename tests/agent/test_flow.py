@@ -271,6 +271,26 @@ def test_a_frame_that_stays_half_is_told_and_closed(start_agent) -> None:
     assert info(agent).counters["bound_frame_timeout"] == 1
 
 
+@pytest.mark.parametrize(
+    ("sent", "counter", "line"),
+    [
+        (bytes(8), "frames_broken", "broken frame, connection closed"),
+        (bytes(3), "bound_frame_timeout", "frame not whole in time, connection closed"),
+        (struct.pack(">II", 4 << 20, 1) + bytes(3 << 20), "bound_queued_total", "max_queued_total reached"),
+    ],
+)
+def test_a_peer_that_is_closed_over_and_over_does_not_flood_the_log(
+    start_agent, sent: bytes, counter: str, line: str
+) -> None:
+    agent = start_agent(frame_timeout="0.2", max_frame_size="4MiB", max_queued_total="4MiB")
+    for round in range(1, 6):
+        with ExitStack() as open_peers:
+            for _ in range(2):
+                _send_and_ignore(open_peers.enter_context(Peer(agent.socket_path)), sent)
+            eventually(lambda round=round: info(agent).counters[counter] >= round, "it is closed")
+    assert agent.log().count(line) == 1
+
+
 def test_bytes_that_trickle_in_do_not_extend_the_time_of_a_frame(start_agent) -> None:
     agent = start_agent(frame_timeout="0.5")
     with Peer(agent.socket_path) as slow:

@@ -285,7 +285,7 @@ class Connection(Protocol):
         # What was found while an earlier request ran says more than that the decoder failed then.
         error = self._broken or error
         self._server.counters["frames_broken"] += 1
-        log.warning("broken frame, connection closed", peer=self.peer, error=error)
+        self._tell("broken frame, connection closed", error=error)
         self._close(out + encode_error(400, f"invalid frame: {error}", "" if self._v2 else None))
 
     def _next_turn(self) -> None:
@@ -498,7 +498,7 @@ class Connection(Protocol):
         if self._frame_since and not busy and server.frame_timeout:
             if now - self._frame_since > server.frame_timeout:
                 server.counters["bound_frame_timeout"] += 1
-                log.warning("frame not whole in time, connection closed", peer=self.peer)
+                self._tell("frame not whole in time, connection closed")
                 self._close_with(400, f"a frame was not whole after {server.frame_timeout:g} s (frame_timeout)")
                 return True
         if server.idle_timeout and not busy and now - self._last_request > server.idle_timeout:
@@ -588,7 +588,7 @@ class Connection(Protocol):
 
     def _robbed(self) -> ConnectionLostError:
         """Bytes of a frame that has begun are gone: whoever writes into a pipe can read from it too, by /proc."""
-        log.warning("a command took back what it had written, connection closed", peer=self.peer)
+        self._tell("a command took back what it had written, connection closed")
         self.abort()
         return ConnectionLostError("the rest of a frame is gone")
 
@@ -636,6 +636,13 @@ class Connection(Protocol):
             self._transport.abort()
         self._cancel_task()
 
+    def _tell(self, what: str, **values: object) -> None:
+        """Log why a connection is closed.  A peer can bring that about as often as it connects."""
+        # By who, not by which of their processes: those can be any number.
+        who = self.peer.partition(" pid ")[0]
+        if (silent := self._server.closed_log.passes(f"{what} {who}")) is not None:
+            log.warning(what, peer=self.peer, **values, also_closed=silent)
+
     def _cancel_task(self) -> None:
         # In a moment: a task that is cancelled before its first step never takes it, and so
         # nothing of what `_run` does at its end.  That step was asked for before this one.
@@ -663,9 +670,9 @@ class Connection(Protocol):
         else:
             self.abort()
 
-    def refuse_for_memory(self) -> None:
+    def refuse_for_memory(self, held: int) -> None:
         """This connection holds more than any other, and the agent needs it back."""
-        log.warning("connection closed: max_queued_total reached", peer=self.peer, held=self.held)
+        self._tell("connection closed: max_queued_total reached", held=held)
         if not self._in_frame:
             self._close_with(429, "the agent's bound on bytes in flight was reached (max_queued_total)")
         self.abort()

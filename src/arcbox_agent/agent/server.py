@@ -69,6 +69,7 @@ class Server:
         self._joining: set[Task[None]] = set()
         self._changed = Event()  # set when a connection or a task has ended
         self._limit_log = EveryMinute()
+        self.closed_log = EveryMinute()  # of connections that did what they must not
         agent.metrics.gauge("connections", lambda: len(self.connections), "Connections now.")
         agent.metrics.gauge("requests_running", lambda: len(self.running), "Requests that run in a task now.")
         agent.metrics.gauge("queued_bytes", self.queued_bytes, "Replies not yet taken by their peers.")
@@ -138,8 +139,9 @@ class Server:
         if self._held > self.max_queued_total:
             largest = max(self._holding, key=lambda each: each.held)
             self.counters["bound_queued_total"] += 1
+            held = largest.held
             self._unhold(largest)
-            largest.refuse_for_memory()
+            largest.refuse_for_memory(held)
 
     def _unhold(self, connection: Connection) -> None:
         self._held -= connection.held
