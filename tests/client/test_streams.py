@@ -53,6 +53,30 @@ def forever(request):
         yield entry(b"line", request.trace)
 
 
+@pytest.mark.parametrize("replies", [0, 1, 2])
+def test_a_stream_that_is_cut_off_says_whether_any_of_it_had_come(run_async, replies):
+    def serve(connection):
+        while (request := read_request(connection)).type == PING:
+            connection.sendall(pong(request))
+        for _ in range(replies):
+            connection.sendall(entry(b"line", request.trace))
+
+    async def main(address):
+        async with await arcbox_agent.connect(address) as client:
+            # The connection has had replies before, to other calls.
+            await client.ping()
+            got = []
+            with pytest.raises(ConnectionLostError) as caught:
+                async for item in client.logs("web", follow=True):
+                    got.append(item.data)
+            assert got == [b"line"] * replies
+            return str(caught.value)
+
+    with server(serve) as agent:
+        missing = "last reply" if replies else "reply"
+        assert run_async(main(agent.address)) == f"the connection ended before the {missing} came"
+
+
 def test_a_log_ends_with_empty_and_its_connection_serves_on(run_async):
     requests = []
 

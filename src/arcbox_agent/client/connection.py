@@ -53,6 +53,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._trace_id: str | None = None
+        self._replied = False  # a reply to the present call has come
         self._paused = False
         self._out_of_step = False
         self._lost: Exception | None = None
@@ -128,6 +129,7 @@ class Connection(asyncio.Protocol):
         if self._transport is None:
             raise self._lost_error()
         self._trace_id = trace_id
+        self._replied = False
         self._transport.write(frame)
 
     def take(self) -> Frame | None:
@@ -143,6 +145,7 @@ class Connection(asyncio.Protocol):
             raise self._refusal(frame)
         if frame.trace_id != self._trace_id:
             raise FrameError(f"a reply with trace id {frame.trace_id!r}, to a call with {self._trace_id!r}")
+        self._replied = True
         return frame
 
     async def more(self) -> None:
@@ -178,6 +181,8 @@ class Connection(asyncio.Protocol):
             return ConnectionLostError(*lost.args)
         if self._decoder.buffered:
             reason = "the connection ended in the middle of a reply"
+        elif self._replied:
+            reason = "the connection ended before the last reply came"
         else:
             reason = "the connection ended before the reply came"
         error = ConnectionLostError(f"{reason}: {lost}" if isinstance(lost, OSError) else reason)
