@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import arcbox_agent
-from arcbox_agent import sync
+from arcbox_agent import sync, wire
+from arcbox_agent.agent.containers.process_runtime import THREADS
 
 from .support import alive, eventually, lines_of, run
 
@@ -240,3 +243,40 @@ def test_the_agent_ends_though_a_container_cannot_be_killed(start_agent: Callabl
     agent.process.send_signal(signal.SIGTERM)
     assert agent.process.wait(60) == 0
     assert "containers that cannot be ended are left containers=1" in agent.log()
+
+
+def test_what_hangs_on_the_disk_holds_up_no_signal(agent: Any) -> None:
+    script = "sh -c 'trap \"\" TERM; echo $$; while :; do sleep 1000; done' & echo $$; wait"
+    with ExitStack() as hanging, sync.connect(agent.address, wait=10) as client:
+        client.create_container(cmd=["sh", "-c", script], name="x")
+        client.start_container("x")
+        eventually(lambda: len(lines_of(client, "x")) == 2)
+        container = [int(line) for line in lines_of(client, "x")]
+        # A command whose client goes is ended with what it started.
+        running = hanging.enter_context(socket.socket(socket.AF_UNIX))
+        running.connect(str(agent.socket_path))
+        left = agent.directory / "left"
+        request = wire.ExecRequest(cmd=["sh", "-c", f"sleep 1000 & echo $! >{left}; wait"])
+        running.sendall(wire.encode_message(request))
+        eventually(lambda: left.exists() and left.read_text().endswith("\n"))
+        # Where a record is written first there is a FIFO that nobody reads: to open it hangs.
+        fifos = []
+        for _ in range(THREADS):
+            id = client.create_container(cmd=["true"]).id
+            fifos.append(agent.state_dir / "containers" / f"{id}.json.tmp")
+            os.mkfifo(fifos[-1])
+            starting = hanging.enter_context(socket.socket(socket.AF_UNIX))
+            starting.connect(str(agent.socket_path))
+            starting.sendall(wire.encode_message(wire.StartContainerRequest(id=id)))
+        threads = Path(f"/proc/{agent.process.pid}/task")
+        eventually(lambda: sum("fifo_open" in each.read_text() for each in threads.glob("*/stack")) == THREADS)
+        try:
+            stopping = hanging.enter_context(socket.socket(socket.AF_UNIX))
+            stopping.connect(str(agent.socket_path))
+            stopping.sendall(wire.encode_message(wire.StopContainerRequest(id="x", timeout=1)))
+            running.close()
+            eventually(lambda: not any(map(alive, [*container, int(left.read_text())])))
+        finally:
+            for fifo in fifos:
+                hanging.callback(os.close, os.open(fifo, os.O_RDONLY | os.O_NONBLOCK))
+        assert client.wait_container("x").status_code == 143

@@ -424,7 +424,7 @@ class Commands:
         command.process.send_signal(signal.SIGKILL)
         for attempt in range(KILL_ATTEMPTS):
             try:
-                await self._containers.runtime.in_thread(command.scope.kill)
+                await self._containers.runtime.in_signal_thread(command.scope.kill)
                 return
             except OSError as error:
                 # No descriptor left, most likely: there will be one again.

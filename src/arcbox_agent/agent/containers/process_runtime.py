@@ -52,6 +52,9 @@ log = Logger("containers")
 #: For small work on files; the spawns have threads of their own.
 THREADS = 4
 
+#: For signals, and for looking what there is to be sent one: all of it work on kernel memory.
+SIGNAL_THREADS = 2
+
 #: How long a new agent waits for a spawn that the old one left under way.
 SPAWN_PATIENCE = 30.0
 
@@ -98,13 +101,13 @@ class ProcessRun:
         return self.process is not None and self.process.send_signal(sig)
 
     async def signal_all(self, sig: int) -> None:
-        await self._runtime.in_thread(self.scope.send_signal, sig)
+        await self._runtime.in_signal_thread(self.scope.send_signal, sig)
 
     async def kill_all(self) -> None:
-        await self._runtime.in_thread(self.scope.kill)
+        await self._runtime.in_signal_thread(self.scope.kill)
 
     async def alive(self) -> bool:
-        return await self._runtime.in_thread(self.scope.alive)
+        return await self._runtime.in_signal_thread(self.scope.alive)
 
     async def finish_output(self, timeout: float) -> bool:
         return self._handle is None or await self._handle.finish(timeout)
@@ -125,6 +128,7 @@ class ProcessRuntime:
         self._capture = capture
         self.keeper = Keeper(os.path.join(run_dir, "keeper.sock"), processes)
         self._executor = Threads(THREADS, thread_name_prefix="containers")
+        self._signal_executor = Threads(SIGNAL_THREADS, thread_name_prefix="signals")
         self._cgroup_name = _cgroup_name(state_dir)
         self._parent: str | None = None
         self._kept: set[str] = set()
@@ -132,6 +136,10 @@ class ProcessRuntime:
 
     async def in_thread(self, work: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
+
+    async def in_signal_thread(self, work: Callable[..., T], *arguments: object) -> T:
+        """For what never waits for a disk: a disk that hangs must not keep anything from being ended."""
+        return await asyncio.get_running_loop().run_in_executor(self._signal_executor, work, *arguments)
 
     async def open(self) -> None:
         self._parent = await self.in_thread(cgroups.find_parent, self._cgroup_name)
@@ -151,7 +159,8 @@ class ProcessRuntime:
         await self.keeper.close()
         if self._parent is not None:
             await self.in_thread(_remove_if_empty, (os.path.join(self._parent, COMMANDS), self._parent))
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        for executor in (self._executor, self._signal_executor):
+            executor.shutdown(wait=False, cancel_futures=True)
 
     def command_scope(self) -> Cgroup | None:
         """Where commands in the guest itself get their cgroups."""
