@@ -166,6 +166,46 @@ def test_all_half_frames_together_have_a_bound_and_the_largest_goes_first(start_
         assert reply.code == 400
 
 
+@pytest.mark.parametrize("what", ["output", "input of a reply", "input of a stream"])
+def test_what_calls_hold_while_they_run_has_a_bound_and_those_who_hold_little_go_on(start_agent, what: str) -> None:
+    agent = start_agent(max_frame_size="4MiB", max_queued_total="8MiB", exec_output_limit="4MiB")
+    go = agent.directory / "go"
+    wait = f"until test -e {go}; do sleep 0.1; done"
+    large = (
+        ExecRequest(cmd=["sh", "-c", f"head -c 3000000 /dev/zero; {wait}"])
+        if what == "output"
+        else ExecRequest(cmd=["sh", "-c", wait], stdin=bytes(3_000_000), stream=what == "input of a stream")
+    )
+    before = resident(agent)
+    with ExitStack() as open_peers:
+        small = open_peers.enter_context(Peer(agent.socket_path))
+        small.send(ExecRequest(cmd=["sh", "-c", f"head -c 100000 /dev/zero; {wait}"]))
+        peers = [open_peers.enter_context(Peer(agent.socket_path)) for _ in range(6)]
+        for peer in peers:
+            peer.send(large)
+        eventually(lambda: info(agent).counters["bound_queued_total"] == 4, "those too many are closed")
+        if what == "output":
+            assert resident(agent) - before < 24 << 20
+        go.touch()
+        replies = [peer.reply() for peer in peers]
+        refused = [reply for reply in replies if isinstance(reply, Error)]
+        assert refused == [
+            Error(code=429, message="the agent's bound on bytes in flight was reached (max_queued_total)")
+        ] * 4
+        data = bytes(3_000_000 if what == "output" else 0)
+        assert [reply for reply in replies if reply not in refused] == [
+            ExecOutput(stream="stdout", data=data, done=True)
+        ] * 2
+        assert small.reply() == ExecOutput(stream="stdout", data=bytes(100_000), done=True)
+        # What is over holds nothing any more.
+        for _ in range(5):
+            with Peer(agent.socket_path) as peer:
+                reply = peer.ask(large)
+                assert isinstance(reply, ExecOutput)
+                assert reply.done
+    assert info(agent).counters["bound_queued_total"] == 4
+
+
 def test_a_half_frame_goes_with_its_connection_though_what_that_started_goes_on(start_agent) -> None:
     agent = start_agent()
     half = struct.pack(">II", 8 << 20, 1) + bytes([0x0A]) + bytes(7 << 20)

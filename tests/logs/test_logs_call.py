@@ -92,6 +92,44 @@ def test_whole_logs_for_many_at_once_take_the_memory_of_a_few(start_agent: Any) 
         assert peak(agent) - before < 100 << 20
 
 
+def test_a_log_counts_towards_what_is_held_while_it_is_collected(tmp_path: Path, start_agent: Any) -> None:
+    agent = start_agent(metrics_listen=f"unix:{tmp_path}/metrics")
+
+    def metrics() -> dict[str, float]:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(30)
+            connection.connect(f"{tmp_path}/metrics")
+            connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            with connection.makefile("rb") as file:
+                lines = [line.split() for line in file.read().decode().splitlines() if line.startswith("arcbox_agent_")]
+        return {name: float(value) for name, value in lines}
+
+    def collected() -> bool:
+        """Whether much is held, and none of it is a reply that waits to be read."""
+        now = metrics()
+        return now["arcbox_agent_held_bytes"] > 1 << 20 and now["arcbox_agent_queued_bytes"] == 0
+
+    with sync.connect(agent.address) as client:
+        id = finished(client, "yes 0123456789abcdef | head -c 13999993")
+        ended = threading.Event()
+
+        def ask() -> None:
+            while not ended.is_set():
+                [frame] = call(agent, wire.LogsRequest(container_id=id))
+                assert len(wire.LogEntry.decode(frame.payload).data) == 13_999_992
+
+        asker = threading.Thread(target=ask)
+        asker.start()
+        try:
+            deadline = time.monotonic() + 60
+            while not collected():
+                assert time.monotonic() < deadline
+        finally:
+            ended.set()
+            asker.join()
+        assert metrics()["arcbox_agent_held_bytes"] == 0
+
+
 def peak(agent: RunningAgent) -> int:
     """The most bytes of memory that the agent ever had in use."""
     status = Path(f"/proc/{agent.process.pid}/status").read_text()

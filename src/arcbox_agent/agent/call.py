@@ -18,9 +18,12 @@ class Call:
     `open_ended`: a handler that may wait without end (a follow, a wait) sets it, and is
     then cancelled at once when the agent stops, instead of at the end of
     `shutdown_timeout`.
+
+    `held`: the bytes of memory that it holds, which count towards max_queued_total as
+    what its connection holds: the request, and what `hold` adds.
     """
 
-    __slots__ = ("_connection", "open_ended", "trace_id")
+    __slots__ = ("_connection", "held", "open_ended", "trace_id")
 
     log = Logger("request")
 
@@ -28,6 +31,7 @@ class Call:
         self._connection = connection
         self.trace_id = trace_id  # None: the request came in V1
         self.open_ended = False
+        self.held = 0
 
     @property
     def version(self) -> int:
@@ -42,6 +46,11 @@ class Call:
     def allows(self, access: Access) -> bool:
         """Whether the request's listener grants `access`."""
         return access in self._connection.allowed
+
+    def hold(self, size: int) -> None:
+        """So many bytes more are kept for the reply.  May cost the connection, and so the call, its life."""
+        self.held += size
+        self._connection.count_held()
 
     async def send(self, message: Message) -> None:
         """Send one message of a streamed reply; waits while the peer is slow to read."""

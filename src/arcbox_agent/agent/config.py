@@ -328,8 +328,8 @@ class Settings:
     )
     max_queued_total: int = setting(
         "SIZE", _size, 64 * MIB,
-        "The most bytes of requests and replies in flight on all connections together; the "
-        "connection that holds most is closed when more is needed.",
+        "The most bytes of requests and replies in flight on all connections together, with what "
+        "is collected for replies; the connection that holds most is closed when more is needed.",
         low=64 * KIB, high=64 * GIB,
     )
     frame_timeout: float = setting(

@@ -218,7 +218,7 @@ class Connection(Protocol):
 
     def resume_writing(self) -> None:
         self._blocked = False
-        self._count_held()
+        self.count_held()
         if self._drained:
             for waiter in self._drained:
                 if not waiter.done():
@@ -327,6 +327,7 @@ class Connection(Protocol):
             reply = route.handler(server.agent, request, call)
             if type(reply) is not CoroutineType:
                 return self._encode(reply, trace_id)
+            call.held = len(frame.payload)
             self._call = call
             self._task = server.loop.create_task(self._run(reply, call))
             server.running.add(self)
@@ -422,11 +423,11 @@ class Connection(Protocol):
             # Its turn comes after the frames before it.
             self._broken = error
             self._pause()
-        self._count_held()
+        self.count_held()
 
     def _settle(self) -> None:
         """Decide, after a turn, whether to read on, to wait or to close."""
-        self._count_held()
+        self.count_held()
         if self._closing_since:
             return
         busy = self._task is not None or self._turn_over
@@ -463,9 +464,14 @@ class Connection(Protocol):
             self._transport.pause_reading()
             self._server.watch(self)
 
-    def _count_held(self) -> None:
+    def count_held(self) -> None:
+        """Tell the server what this connection holds in memory, and so what all hold."""
+        if self._lost:
+            return  # it counts no more, though its call is told only in a moment
         held = self._decoder.buffered + self._waiting_bytes
-        if self._blocked and not self._lost and self._transport is not None:
+        if self._call is not None:
+            held += self._call.held
+        if self._blocked and self._transport is not None:
             held += self._transport.get_write_buffer_size()
         if held <= UNCOUNTED:
             held = 0
@@ -536,7 +542,7 @@ class Connection(Protocol):
         """Until the kernel has all that was written."""
         if not self._blocked:
             return
-        self._count_held()
+        self.count_held()
         waiter = self._server.loop.create_future()
         if self._drained is _NO_WAITERS:
             self._drained = []

@@ -26,14 +26,16 @@ PIECE = 1 << 20
 
 async def exec(agent: Agent, request: ExecRequest, call: Call) -> ExecOutput:
     detail = request.detail or request.stream
+    stream, detach = request.stream, request.detach
     command = await agent.commands.start(request, stderr=detail)
-    if request.detach:
+    del request  # what it brings for the command's input is the command's now
+    if detach:
         agent.commands.detach(command)
         return ExecOutput(stream="stdout", done=True, pid=command.process.pid if detail else 0)
     try:
-        if request.stream:
+        if stream:
             return await _stream(command, call)
-        return await _collect(command, agent.settings.exec_output_limit, detail)
+        return await _collect(command, call, agent.settings.exec_output_limit, detail)
     finally:
         agent.commands.leave(command)
 
@@ -59,7 +61,7 @@ async def _stream(command: Command, call: Call) -> ExecOutput:
     return _last(command, status, True, b"", b"")
 
 
-async def _collect(command: Command, limit: int, detail: bool) -> ExecOutput:
+async def _collect(command: Command, call: Call, limit: int, detail: bool) -> ExecOutput:
     collected: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
     room = _ROOM[: limit + 1]
 
@@ -71,6 +73,7 @@ async def _collect(command: Command, limit: int, detail: bool) -> ExecOutput:
                 raise BadRequestError(
                     f"the command's output is larger than exec_output_limit = {limit} bytes: ask for a stream"
                 )
+            call.hold(size)
         return size
 
     status = await command.read(keep)

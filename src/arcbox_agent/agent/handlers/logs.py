@@ -83,7 +83,7 @@ async def _all_in_one(agent: Agent, container: Container, options: Options, call
     """One entry with all lines, as 0.0.1-alpha.1 answers."""
     limit = agent.settings.max_frame_size - _OVERHEAD - len(options.trace)
     text = bytearray()
-    # However many ask: nothing else bounds what is collected here before it is a reply.
+    # However many ask: to collect for all at once would only have them closed for it (max_queued_total).
     async with agent.followers.whole:
         reader = options.reader(container.log_path, output="text", unended=container.output_is_over())
         try:
@@ -94,6 +94,7 @@ async def _all_in_one(agent: Agent, container: Container, options: Options, call
                         f"the log is larger than one reply can hold ({agent.settings.max_frame_size} bytes): "
                         "ask for a tail, or for a stream of entries (stream, follow)"
                     )
+                call.hold(len(piece))
         except FileNotFoundError:
             pass
         finally:
