@@ -245,6 +245,22 @@ def test_the_agent_ends_though_a_container_cannot_be_killed(start_agent: Callabl
     assert "containers that cannot be ended are left containers=1" in agent.log()
 
 
+def hang_on_the_disk(agent: Any, client: sync.Client, connections: ExitStack) -> list[Path]:
+    """Every thread that writes records opens a FIFO that nobody reads, and so hangs; which FIFOs."""
+    fifos = []
+    for _ in range(THREADS):
+        id = client.create_container(cmd=["true"]).id
+        # Where a record is written first.
+        fifos.append(agent.state_dir / "containers" / f"{id}.json.tmp")
+        os.mkfifo(fifos[-1])
+        starting = connections.enter_context(socket.socket(socket.AF_UNIX))
+        starting.connect(str(agent.socket_path))
+        starting.sendall(wire.encode_message(wire.StartContainerRequest(id=id)))
+    threads = Path(f"/proc/{agent.process.pid}/task")
+    eventually(lambda: sum("fifo_open" in each.read_text() for each in threads.glob("*/stack")) == THREADS)
+    return fifos
+
+
 def test_what_hangs_on_the_disk_holds_up_no_signal(agent: Any) -> None:
     script = "sh -c 'trap \"\" TERM; echo $$; while :; do sleep 1000; done' & echo $$; wait"
     with ExitStack() as hanging, sync.connect(agent.address, wait=10) as client:
@@ -259,17 +275,7 @@ def test_what_hangs_on_the_disk_holds_up_no_signal(agent: Any) -> None:
         request = wire.ExecRequest(cmd=["sh", "-c", f"sleep 1000 & echo $! >{left}; wait"])
         running.sendall(wire.encode_message(request))
         eventually(lambda: left.exists() and left.read_text().endswith("\n"))
-        # Where a record is written first there is a FIFO that nobody reads: to open it hangs.
-        fifos = []
-        for _ in range(THREADS):
-            id = client.create_container(cmd=["true"]).id
-            fifos.append(agent.state_dir / "containers" / f"{id}.json.tmp")
-            os.mkfifo(fifos[-1])
-            starting = hanging.enter_context(socket.socket(socket.AF_UNIX))
-            starting.connect(str(agent.socket_path))
-            starting.sendall(wire.encode_message(wire.StartContainerRequest(id=id)))
-        threads = Path(f"/proc/{agent.process.pid}/task")
-        eventually(lambda: sum("fifo_open" in each.read_text() for each in threads.glob("*/stack")) == THREADS)
+        fifos = hang_on_the_disk(agent, client, hanging)
         try:
             stopping = hanging.enter_context(socket.socket(socket.AF_UNIX))
             stopping.connect(str(agent.socket_path))
@@ -277,6 +283,24 @@ def test_what_hangs_on_the_disk_holds_up_no_signal(agent: Any) -> None:
             running.close()
             eventually(lambda: not any(map(alive, [*container, int(left.read_text())])))
         finally:
-            for fifo in fifos:
+            for fifo in fifos:  # which are opened now, and are no files to be synced
                 hanging.callback(os.close, os.open(fifo, os.O_RDONLY | os.O_NONBLOCK))
         assert client.wait_container("x").status_code == 143
+
+
+@pytest.mark.parametrize("at_exit", ["leave", "stop"])
+def test_what_hangs_on_the_disk_does_not_keep_the_agent_from_ending(start_agent: Any, at_exit: str) -> None:
+    agent = start_agent(shutdown_timeout="0.2", stop_timeout="0.2", containers_at_exit=at_exit)
+    with ExitStack() as hanging, sync.connect(agent.address, wait=10) as client:
+        # What it leaves, an empty cgroup for the next command, goes at the end.
+        client.exec(["true"])
+        client.create_container(cmd=["sleep", "1000"], name="x")
+        client.start_container("x")
+        pid = client.list_containers()[0].pid
+        hang_on_the_disk(agent, client, hanging)
+        agent.stop()
+    assert "ended with something under way that hangs threads=" in agent.log()
+    went_on = alive(pid)
+    if went_on:
+        os.kill(pid, signal.SIGKILL)
+    assert went_on == (at_exit == "leave")

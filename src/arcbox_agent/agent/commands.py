@@ -458,7 +458,7 @@ class Commands:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
         for scope in self._spare:
-            await self._remove_scope(scope)
+            await self._containers.runtime.in_signal_thread(_remove, scope)
         self._spare.clear()
 
 

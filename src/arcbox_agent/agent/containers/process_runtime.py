@@ -52,7 +52,7 @@ log = Logger("containers")
 #: For small work on files; the spawns have threads of their own.
 THREADS = 4
 
-#: For signals, and for looking what there is to be sent one: all of it work on kernel memory.
+#: For signals, for looking what there is to be sent one, and for empty cgroups: work on kernel memory.
 SIGNAL_THREADS = 2
 
 #: How long a new agent waits for a spawn that the old one left under way.
@@ -138,7 +138,7 @@ class ProcessRuntime:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
 
     async def in_signal_thread(self, work: Callable[..., T], *arguments: object) -> T:
-        """For what never waits for a disk: a disk that hangs must not keep anything from being ended."""
+        """For what never waits for a disk: one that hangs must keep nothing from being ended, nor the agent."""
         return await asyncio.get_running_loop().run_in_executor(self._signal_executor, work, *arguments)
 
     async def open(self) -> None:
@@ -158,7 +158,7 @@ class ProcessRuntime:
     async def close(self) -> None:
         await self.keeper.close()
         if self._parent is not None:
-            await self.in_thread(_remove_if_empty, (os.path.join(self._parent, COMMANDS), self._parent))
+            await self.in_signal_thread(_remove_if_empty, (os.path.join(self._parent, COMMANDS), self._parent))
         for executor in (self._executor, self._signal_executor):
             executor.shutdown(wait=False, cancel_futures=True)
 
