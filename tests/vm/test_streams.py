@@ -98,6 +98,19 @@ def test_the_guests_close_reaches_the_host_behind_its_last_byte(streams: Machine
         assert read_all(stream) == pattern(1_000_003)
 
 
+def test_what_a_guest_sent_before_it_closed_is_there_for_a_reader_that_comes_late(streams: Machine) -> None:
+    name, size = f"late-{next(_names)}", 600_000
+    with ask(streams, f"source {size} {name}") as stream:
+        received = bytearray()
+        # No more than it takes for the guest to be rid of the last byte, and to close.
+        while int(answer(streams, f"sent {name}")) < size:
+            received += stream.recv(1 << 13)
+        while block := stream.recv(1 << 13):
+            received += block
+            time.sleep(0.01)  # for what the device and the guest may have to say to each other of it
+    assert received == pattern(size)
+
+
 def test_a_host_that_stops_reading_stops_the_guest_and_loses_nothing(streams: Machine) -> None:
     name = f"slow-{next(_names)}"
     with ask(streams, f"source {16 * MIB} {name}") as stream:

@@ -241,8 +241,9 @@ class Connection:
 
     def _count_taken(self, size: int) -> None:
         self._taken += size
-        # Told early enough for the guest never to run dry, and not for every packet.
-        if self._taken - self._taken_told >= BUFFER_SIZE // 4:
+        # Told early enough for the guest never to run dry, and not for every packet; and not to one
+        # that has closed, which would answer with a reset.
+        if self.state is State.UP and self._taken - self._taken_told >= BUFFER_SIZE // 4:
             self._send(Op.CREDIT_UPDATE)
 
     def _delivered_all(self) -> None:
@@ -272,7 +273,7 @@ class Connection:
                 self._send(Op.CREDIT_UPDATE)
             case Op.CREDIT_UPDATE:
                 pass
-            case Op.RST if self.state is State.UP and self._pending:
+            case Op.RST if self._pending:
                 self.state = State.CLOSING
             case Op.RST:
                 self.close()

@@ -136,7 +136,8 @@ class VsockDevice:
         budget = 64  # packets, so that one busy stream does not hold up the others
         sent = False
         while budget and connection.credit():
-            if not queue.has_next():
+            # Nothing overtakes what waits: an older count of what was taken would come behind a newer.
+            if self._waiting or not queue.has_next():
                 self._starved.add(connection)
                 break
             # Looked at, not taken: there may be nothing to put in it.
