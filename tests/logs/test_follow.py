@@ -11,7 +11,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -382,22 +382,43 @@ def test_a_line_written_while_a_new_file_is_not_watched_yet_is_seen(
     run_async(scenario())
 
 
+class SlowRead:
+    """A read of a log that a thread has to do, as its part of the file is not in the page cache."""
+
+    def __init__(self) -> None:
+        self.begun, self._go, self._ended = threading.Event(), threading.Event(), threading.Event()
+
+    def stand_in(self) -> Callable[..., Any]:
+        """For Cursor.read: the first one in a thread waits for `finish`, and all after it are quick."""
+        read = Cursor.read
+
+        def cold(cursor: Cursor, nowait: bool = False, end: int | None = None) -> Any:
+            if self.begun.is_set():
+                # As where the page cache has it, which a read on tmpfs could not ask for.
+                return read(cursor, False, end)
+            if nowait:
+                return _logs.BLOCKED, cursor.engine.nothing
+            self.begun.set()
+            assert self._go.wait(60)
+            result = read(cursor, nowait, end)
+            self._ended.set()
+            return result
+
+        return cold
+
+    def finish(self) -> None:
+        """Holds up the loop until the thread is done: what it has read is not yet taken by anybody."""
+        self._go.set()
+        assert self._ended.wait(60)
+        time.sleep(0.05)
+
+
 def test_a_read_in_a_thread_that_has_just_ended_holds_up_nobody(
     tmp_path: Path, run_async: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = tmp_path / "web.log"
     add(log, b"first")
-    read = Cursor.read
-    begun, go, ended = threading.Event(), threading.Event(), threading.Event()
-
-    def cold(self: Cursor, nowait: bool = False, end: int | None = None) -> Any:
-        if nowait:
-            return _logs.BLOCKED, self.engine.nothing
-        begun.set()
-        assert go.wait(60)
-        result = read(self, nowait, end)
-        ended.set()
-        return result
+    slow = SlowRead()
 
     async def scenario() -> None:
         async with followers() as (all_of_them, _):
@@ -407,13 +428,11 @@ def test_a_read_in_a_thread_that_has_just_ended_holds_up_nobody(
             assert [entry.data for entry in entries(await other.next() or b"")] == [b"first"]
             task = asyncio.create_task(collect(one, found))
             await until(lambda: found)
-            monkeypatch.setattr(Cursor, "read", cold)
+            monkeypatch.setattr(Cursor, "read", slow.stand_in())
             add(log, b"second")
-            await until(begun.is_set)
+            await until(slow.begun.is_set)
             # The loop is held up until the thread is done: the other comes right behind what it left.
-            go.set()
-            assert ended.wait(60)
-            time.sleep(0.05)
+            slow.finish()
             data = await asyncio.create_task(other.next())
             assert [entry.data for entry in entries(data or b"")] == [b"second"]
             await until(lambda: len(found) == 2)
@@ -432,20 +451,7 @@ def test_a_follower_whose_read_a_thread_has_done_can_be_let_go(
     log = tmp_path / "web.log"
     add(log, b"first")
     lines = [b"%d " % number + b"x" * 1000 for number in range(1000)]
-    read = Cursor.read
-    begun, go, ended = threading.Event(), threading.Event(), threading.Event()
-
-    def cold(self: Cursor, nowait: bool = False, end: int | None = None) -> Any:
-        if begun.is_set():
-            # As where the page cache has it, which a read on tmpfs could not ask for.
-            return read(self, False, end)
-        if nowait:
-            return _logs.BLOCKED, self.engine.nothing
-        begun.set()
-        assert go.wait(60)
-        result = read(self, nowait, end)
-        ended.set()
-        return result
+    slow = SlowRead()
 
     async def scenario() -> None:
         async with followers() as (all_of_them, metrics):
@@ -454,16 +460,14 @@ def test_a_follower_whose_read_a_thread_has_done_can_be_let_go(
             alone = all_of_them.follow(str(log), Options(), lambda: over)
             task = asyncio.create_task(collect(alone, found))
             await until(lambda: found)
-            monkeypatch.setattr(Cursor, "read", cold)
+            monkeypatch.setattr(Cursor, "read", slow.stand_in())
             monkeypatch.setattr(follower, "RING_LIMIT", 1 << 10)
             add(log, *lines)
-            await until(begun.is_set)
+            await until(slow.begun.is_set)
             # Another comes, further on than the thread will be, and before the first has taken what is read.
             ahead = all_of_them.follow(str(log), Options(tail=1), lambda: over)
             assert [entry.data for entry in entries(await ahead.next() or b"")] == lines[-1:]
-            go.set()
-            assert ended.wait(60)
-            time.sleep(0.05)
+            slow.finish()
             last: list[bytes] = []
             other = asyncio.create_task(collect(ahead, last))
             await until(lambda: len(found) == 1 + len(lines))
