@@ -94,6 +94,7 @@ class Connection(Protocol):
     """
 
     __slots__ = (
+        "_aborted",
         "_blocked",
         "_broken",
         "_call",
@@ -145,6 +146,7 @@ class Connection(Protocol):
         self._paused = False  # we do not read
         self._turn_over = False  # others are due; call_soon brings the next turn
         self._ended = False  # the peer sends no more
+        self._aborted = False  # the transport is as good as gone
         self._lost = False  # the transport is gone
         self._closing_since = 0.0
         self._frame_since = 0.0  # when the frame that is not whole yet began
@@ -466,7 +468,7 @@ class Connection(Protocol):
 
     def count_held(self) -> None:
         """Tell the server what this connection holds in memory, and so what all hold."""
-        if self._lost:
+        if self._lost or self._aborted:
             return  # it counts no more, though its call is told only in a moment
         held = self._decoder.buffered + self._waiting_bytes
         if self._call is not None:
@@ -639,6 +641,7 @@ class Connection(Protocol):
     def abort(self) -> None:
         if self._transport is not None and not self._lost:
             self._closing_since = self._closing_since or self._server.now()
+            self._aborted = True
             self._transport.abort()
         self._cancel_task()
 
