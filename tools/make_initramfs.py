@@ -118,7 +118,7 @@ def add_packages(image: Image) -> None:
 
 def add_modules(image: Image, directory: Path) -> None:
     """The kernel's modules that the agent, as PID 1, loads for its vsock."""
-    from arcbox_agent.agent.init import MODULES
+    from arcbox_agent.agent.guest.init import MODULES
 
     for name, below in MODULES:
         for path in (directory / "kernel" / below).glob(f"{name}.ko*"):

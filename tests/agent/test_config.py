@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from arcbox_agent.agent.config import TABLE, Settings, load, reference, show, usage
+from arcbox_agent.agent.config.table import TABLE, Settings, load, reference, show, usage
 from arcbox_agent.errors import ConfigError
 from tests.conftest import REPOSITORY
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from arcbox_agent.agent import log
-from arcbox_agent.agent.log import EveryMinute, Logger, Sink, quote
+from arcbox_agent.agent.observe import log
+from arcbox_agent.agent.observe.log import EveryMinute, Logger, Sink, quote
 from arcbox_agent.wire import AttachRequest, CreateContainerRequest, RemoveContainerRequest
 from tests.agent.peer import Peer, eventually
 from tests.conftest import REPOSITORY
@@ -80,7 +80,7 @@ def test_an_error_with_its_trace_is_one_line(pipe: int) -> None:
 def test_an_error_is_told_where_no_descriptor_is_left_to_look_at_its_source() -> None:
     script = (
         "import resource, sys\n"
-        "from arcbox_agent.agent.log import Logger\n"
+        "from arcbox_agent.agent.observe.log import Logger\n"
         "def faulty():\n"
         "    raise KeyError('x')\n"
         "assert 'traceback' not in sys.modules\n"
@@ -148,7 +148,7 @@ def test_lines_of_several_threads_come_whole_and_stop_none_of_them(tmp_path: Pat
 
 _WITHOUT_DESCRIPTORS = """
 import resource, sys
-from arcbox_agent.agent.log import Logger
+from arcbox_agent.agent.observe.log import Logger
 resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
 try:
     open("/dev/null")

@@ -15,7 +15,7 @@ import pytest
 
 from arcbox_agent.agent.handlers.system import _unquote
 from arcbox_agent.agent.metrics import COUNTERS
-from arcbox_agent.agent.metrics_endpoint import MAX_SCRAPERS
+from arcbox_agent.agent.serving.metrics_endpoint import MAX_SCRAPERS
 from arcbox_agent.wire import AgentInfo, AgentInfoRequest, GetSystemInfoRequest, PingRequest, SystemInfo
 from tests.agent.peer import Peer, eventually
 from tests.conftest import REPOSITORY, RunningAgent

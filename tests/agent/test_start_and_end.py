@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from arcbox_agent.agent.access import MODES
-from arcbox_agent.agent.call import Call
-from arcbox_agent.agent.config import Settings
-from arcbox_agent.agent.connection import Connection
+from arcbox_agent.agent.config.access import MODES
+from arcbox_agent.agent.serving.call import Call
+from arcbox_agent.agent.config.table import Settings
+from arcbox_agent.agent.serving.connection import Connection
 from arcbox_agent.agent.daemon import Agent
-from arcbox_agent.agent.directories import prepare
+from arcbox_agent.agent.config.directories import prepare
 from arcbox_agent.agent.handlers.power import shutdown
 from arcbox_agent.errors import AgentFailedError
 from arcbox_agent.wire import (
@@ -267,7 +267,7 @@ def test_a_mount_point_that_is_not_utf_8_is_one_like_any_other(tmp_path: Path) -
 def test_the_machine_ends_though_no_descriptor_is_left_to_see_what_is_mounted() -> None:
     # The three that are open already are all there may be.
     script = (
-        "import resource; from arcbox_agent.agent import power; "
+        "import resource; from arcbox_agent.agent.guest import power; "
         "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3)); power._make_read_only()"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
@@ -277,7 +277,7 @@ def test_the_machine_ends_though_no_descriptor_is_left_to_see_what_is_mounted() 
 
 def test_the_machine_ends_though_a_disk_hangs() -> None:
     # The reading end of a pipe that nobody writes into stands for the disk.
-    script = "import os; from arcbox_agent.agent import power; power._within(0.1, lambda: os.read(os.pipe()[0], 1))"
+    script = "import os; from arcbox_agent.agent.guest import power; power._within(0.1, lambda: os.read(os.pipe()[0], 1))"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
     assert ended.returncode == 0
     assert "a disk does not answer: the machine ends without it" in ended.stderr

@@ -22,9 +22,9 @@ import pytest
 
 import arcbox_agent
 from arcbox_agent import sync, wire
-from arcbox_agent.agent.containers import cgroups
-from arcbox_agent.agent.containers.process_runtime import _cgroup_name
-from arcbox_agent.agent.frame_heads import FrameHeads
+from arcbox_agent.agent.processes import cgroups
+from arcbox_agent.agent.containers.runtimes.process.runtime import _cgroup_name
+from arcbox_agent.agent.serving.frame_heads import FrameHeads
 from arcbox_agent.errors import AgentFailedError, BadRequestError, BusyError, NotFoundError
 from arcbox_agent.wire import Mount
 

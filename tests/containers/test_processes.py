@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from arcbox_agent.agent.processes import (
+from arcbox_agent.agent.processes.children import (
     ExitStatus,
     Process,
     Processes,

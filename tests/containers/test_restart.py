@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from arcbox_agent import sync, wire
-from arcbox_agent.agent.containers import cgroups
-from arcbox_agent.agent.containers.process_runtime import _cgroup_name
-from arcbox_agent.agent.processes import start_time_of
+from arcbox_agent.agent.processes import cgroups
+from arcbox_agent.agent.containers.runtimes.process.runtime import _cgroup_name
+from arcbox_agent.agent.processes.children import start_time_of
 from arcbox_agent.errors import AgentFailedError, ArcboxError, NotFoundError
 
 from tools.stress.agent import AgentProcess

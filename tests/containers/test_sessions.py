@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from arcbox_agent import sync
-from arcbox_agent.agent.containers.cgroups import Cgroup, find_parent
-from arcbox_agent.agent.containers.sessions import Session
-from arcbox_agent.agent.processes import Processes, SpawnSpec
+from arcbox_agent.agent.processes.cgroups import Cgroup, find_parent
+from arcbox_agent.agent.processes.descendants import Session
+from arcbox_agent.agent.processes.children import Processes, SpawnSpec
 
 from tools.stress.agent import AgentProcess
 

@@ -17,7 +17,7 @@ import pytest
 
 import arcbox_agent
 from arcbox_agent import sync, wire
-from arcbox_agent.agent.containers.process_runtime import THREADS
+from arcbox_agent.agent.containers.runtimes.process.runtime import THREADS
 
 from .support import alive, eventually, lines_of, run
 

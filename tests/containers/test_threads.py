@@ -12,8 +12,8 @@ SOURCE = Path(__file__).resolve().parents[2] / "src"
 #: Any user's processes are counted but root's.  What is imported is imported before.
 AS_ANOTHER = """
 import asyncio, errno, os, resource, sys, threading, time
-from arcbox_agent.agent.processes import Processes, SpawnError, SpawnSpec
-from arcbox_agent.agent.threads import Threads
+from arcbox_agent.agent.processes.children import Processes, SpawnError, SpawnSpec
+from arcbox_agent.agent.processes.lanes import Threads
 
 os.setresuid(*[0x5A5A0000 + os.getpid()] * 3)
 _, most = resource.getrlimit(resource.RLIMIT_NPROC)

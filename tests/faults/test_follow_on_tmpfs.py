@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 from arcbox_agent import connect
-from arcbox_agent.agent.config import Settings
+from arcbox_agent.agent.config.table import Settings
 from arcbox_agent.agent.logs.follower import Followers, Options
 from arcbox_agent.agent.metrics import Metrics
 from tools.soak import small_disk

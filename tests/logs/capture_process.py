@@ -10,8 +10,8 @@ import os
 import signal
 import sys
 
-from arcbox_agent.agent.config import Settings
-from arcbox_agent.agent.logs.capture import Capture
+from arcbox_agent.agent.config.table import Settings
+from arcbox_agent.agent.containers.output.capture import Capture
 from arcbox_agent.agent.metrics import Metrics
 
 

@@ -12,7 +12,7 @@ import sys
 
 import uvloop
 
-from arcbox_agent.agent.config import Settings
+from arcbox_agent.agent.config.table import Settings
 from arcbox_agent.agent.logs.follower import Followers, Options
 from arcbox_agent.agent.metrics import Metrics
 

@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 
 from arcbox_agent._capture import CaptureLog, Source
-from arcbox_agent.agent.config import Settings
-from arcbox_agent.agent.logs import capture as capture_module
-from arcbox_agent.agent.logs.capture import Capture
+from arcbox_agent.agent.config.table import Settings
+from arcbox_agent.agent.containers.output import capture as capture_module
+from arcbox_agent.agent.containers.output.capture import Capture
 from arcbox_agent.agent.metrics import Metrics
 from arcbox_agent.logs import read_log
 from tests.containers.support import eventually

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from arcbox_agent import _inotify, _logs, wire
-from arcbox_agent.agent.config import Settings
+from arcbox_agent.agent.config.table import Settings
 from arcbox_agent.agent.logs import follower
 from arcbox_agent.agent.logs.cursor import Cursor
 from arcbox_agent.agent.logs.follower import Follow, Followers, Options

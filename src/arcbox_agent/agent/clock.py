@@ -15,7 +15,7 @@ import os
 import struct
 import time
 
-from arcbox_agent.agent.log import EveryMinute, Logger
+from arcbox_agent.agent.observe.log import EveryMinute, Logger
 from arcbox_agent.errors import BadRequestError
 
 TYPE_CHECKING = False

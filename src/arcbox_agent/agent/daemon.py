@@ -19,21 +19,22 @@ import time
 import uvloop
 
 from arcbox_agent import __version__
-from arcbox_agent.agent import config, directories
-from arcbox_agent.agent import log as agent_log
-from arcbox_agent.agent.commands import Commands
+from arcbox_agent.agent import config
+from arcbox_agent.agent.config import directories
+from arcbox_agent.agent.observe import log as agent_log
+from arcbox_agent.agent.commands.commands import Commands
 from arcbox_agent.agent.containers.service import Containers
-from arcbox_agent.agent.listeners import Listener, open_listeners, open_unix
-from arcbox_agent.agent.log import LEVELS, Logger, handle_loop_exception, write_stderr
-from arcbox_agent.agent.logs.capture import Capture
+from arcbox_agent.agent.serving.listeners import Listener, open_listeners, open_unix
+from arcbox_agent.agent.observe.log import LEVELS, Logger, handle_loop_exception, write_stderr
+from arcbox_agent.agent.containers.output.capture import Capture
 from arcbox_agent.agent.logs.follower import Followers
 from arcbox_agent.agent.metrics import Metrics
-from arcbox_agent.agent.metrics_endpoint import MetricsEndpoint
-from arcbox_agent.agent.notify import Notifier
-from arcbox_agent.agent.processes import Processes
+from arcbox_agent.agent.serving.metrics_endpoint import MetricsEndpoint
+from arcbox_agent.agent.observe.notify import Notifier
+from arcbox_agent.agent.processes.children import Processes
 from arcbox_agent.agent.routes import ROUTES
-from arcbox_agent.agent.server import Server
-from arcbox_agent.agent.threads import Threads
+from arcbox_agent.agent.serving.server import Server
+from arcbox_agent.agent.processes.lanes import Threads
 from arcbox_agent.errors import ConfigError, RequestError
 
 TYPE_CHECKING = False
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, TimerHandle
     from collections.abc import Sequence
 
-    from arcbox_agent.agent.config import Settings
+    from arcbox_agent.agent.config.table import Settings
 
 log = Logger("agent")
 
@@ -177,7 +178,7 @@ class Agent:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `arcbox-agent`; returns its exit code, but as PID 1, which never ends."""
     if os.getpid() == 1:
-        from arcbox_agent.agent import init
+        from arcbox_agent.agent.guest import init
 
         init.supervise(lambda: _main(arguments))
     code = _main(arguments)
@@ -212,7 +213,7 @@ def run(settings: Settings) -> int:
     log.info("starting", version=__version__, pid=os.getpid(), state_dir=settings.state_dir)
     settings.init = settings.init or os.getpid() == 1
     if settings.init:
-        from arcbox_agent.agent import init
+        from arcbox_agent.agent.guest import init
 
         init.prepare(settings)
     raise_descriptor_limit()
@@ -233,7 +234,7 @@ def run(settings: Settings) -> int:
 
 
 def _end_machine(action: str, settings: Settings) -> int:
-    from arcbox_agent.agent import power
+    from arcbox_agent.agent.guest import power
 
     try:
         power.perform(action, settings.init)
@@ -300,7 +301,7 @@ def watch_signals(loop: AbstractEventLoop, agent: Agent) -> None:
     asked = False
     action_of = {signal.SIGTERM: "exit", signal.SIGINT: "exit"}
     if agent.settings.init:
-        from arcbox_agent.agent import init, power
+        from arcbox_agent.agent.guest import init, power
 
         action_of = {signal.SIGTERM: "poweroff", signal.SIGINT: "reboot"}
         init.watch_reboot_keys()

@@ -29,7 +29,7 @@ from __future__ import annotations
 import sys
 from types import CoroutineType, FunctionType, GeneratorType, ModuleType
 
-from arcbox_agent.agent.log import AsyncioLogger
+from arcbox_agent.agent.observe.log import AsyncioLogger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

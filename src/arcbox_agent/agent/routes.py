@@ -7,7 +7,7 @@ request waits for it, and no other connection does.
 
 from __future__ import annotations
 
-from arcbox_agent.agent.access import Access
+from arcbox_agent.agent.config.access import Access
 from arcbox_agent.agent.handlers import agent_info, containers, exec, logs, power, runtime, system
 from arcbox_agent.message_types import MessageType
 from arcbox_agent.wire import (

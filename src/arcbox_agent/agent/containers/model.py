@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from arcbox_agent.agent.containers.record import Record
-    from arcbox_agent.agent.containers.runtime import Running
+    from arcbox_agent.agent.containers.runtimes.protocol import Running
 
 
 class Exit:

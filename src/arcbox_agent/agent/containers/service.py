@@ -7,15 +7,16 @@ import os
 import signal as signals
 import time
 
-from arcbox_agent.agent.containers import environment, ids
+from arcbox_agent.agent.processes import environment
+from arcbox_agent.agent.containers import ids
 from arcbox_agent.agent.containers import record as states
 from arcbox_agent.agent.containers.model import Container, Exit
-from arcbox_agent.agent.containers.process_runtime import ProcessRuntime
+from arcbox_agent.agent.containers.runtimes.process.runtime import ProcessRuntime
 from arcbox_agent.agent.containers.record import Record
-from arcbox_agent.agent.containers.runtime import system_reason
+from arcbox_agent.agent.containers.runtimes.protocol import system_reason
 from arcbox_agent.agent.containers.store import Store
 from arcbox_agent.agent.containers.supervisor import KILL_PATIENCE, Supervisor, fail
-from arcbox_agent.agent.log import Logger
+from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.errors import (
     AgentFailedError,
     BadRequestError,
@@ -29,11 +30,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from arcbox_agent.agent.config import Settings
-    from arcbox_agent.agent.containers.runtime import Place
-    from arcbox_agent.agent.logs.capture import Capture
+    from arcbox_agent.agent.config.table import Settings
+    from arcbox_agent.agent.containers.runtimes.protocol import Place
+    from arcbox_agent.agent.containers.output.capture import Capture
     from arcbox_agent.agent.metrics import Metrics
-    from arcbox_agent.agent.processes import Processes
+    from arcbox_agent.agent.processes.children import Processes
     from arcbox_agent.wire import CreateContainerRequest
 
 log = Logger("containers")

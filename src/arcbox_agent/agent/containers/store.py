@@ -16,7 +16,7 @@ import os
 
 from arcbox_agent.agent.containers.ids import is_id
 from arcbox_agent.agent.containers.record import Record, RecordError
-from arcbox_agent.agent.log import Logger
+from arcbox_agent.agent.observe.log import Logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from contextvars import Context
 
 from arcbox_agent.agent.containers import record as states
 from arcbox_agent.agent.containers.model import Exit
-from arcbox_agent.agent.containers.runtime import NotStarted, StartError, system_reason
-from arcbox_agent.agent.log import Logger
-from arcbox_agent.agent.processes import LOST, ExitStatus
+from arcbox_agent.agent.containers.runtimes.protocol import NotStarted, StartError, system_reason
+from arcbox_agent.agent.observe.log import Logger
+from arcbox_agent.agent.processes.children import LOST, ExitStatus
 from arcbox_agent.errors import AgentFailedError, ConflictError, NotFoundError, RequestError
 
 TYPE_CHECKING = False
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     from arcbox_agent.agent.containers.model import Container
-    from arcbox_agent.agent.containers.runtime import Running, Runtime
+    from arcbox_agent.agent.containers.runtimes.protocol import Running, Runtime
     from arcbox_agent.agent.containers.store import Store
-    from arcbox_agent.agent.processes import Counter
+    from arcbox_agent.agent.processes.children import Counter
 
     T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from arcbox_agent.wire import AgentInfo, ListenerInfo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from arcbox_agent.agent.call import Call
+    from arcbox_agent.agent.serving.call import Call
     from arcbox_agent.agent.daemon import Agent
     from arcbox_agent.wire import AgentInfoRequest
 

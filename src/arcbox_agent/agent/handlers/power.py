@@ -7,7 +7,7 @@ from arcbox_agent.wire import ShutdownResponse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from arcbox_agent.agent.call import Call
+    from arcbox_agent.agent.serving.call import Call
     from arcbox_agent.agent.daemon import Agent
     from arcbox_agent.wire import ShutdownRequest
 
@@ -18,7 +18,7 @@ LONGEST = 3600
 def shutdown(agent: Agent, request: ShutdownRequest, call: Call) -> ShutdownResponse:
     """Accepted only where it can be done; the reply goes out before connections are closed."""
     # Once in the life of a guest, if at all: nothing for the start to pay for.
-    from arcbox_agent.agent import power
+    from arcbox_agent.agent.guest import power
 
     action = "reboot" if request.reboot else "poweroff"
     power.way_to(action, agent.settings.init)

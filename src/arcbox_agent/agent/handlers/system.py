@@ -6,8 +6,8 @@ import asyncio
 import os
 
 from arcbox_agent.agent import clock
-from arcbox_agent.agent.access import Access
-from arcbox_agent.agent.addresses import ip_addresses
+from arcbox_agent.agent.config.access import Access
+from arcbox_agent.agent.guest.addresses import ip_addresses
 from arcbox_agent.agent.handlers.agent_info import features
 from arcbox_agent.wire import PingResponse, SystemInfo
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
     from typing import Any
 
-    from arcbox_agent.agent.call import Call
+    from arcbox_agent.agent.serving.call import Call
     from arcbox_agent.agent.daemon import Agent
     from arcbox_agent.wire import PingRequest
 

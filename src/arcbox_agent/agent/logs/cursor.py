@@ -6,7 +6,7 @@ It follows the file, not who writes it, so any writer will do.
 from __future__ import annotations
 
 from arcbox_agent._logs import CHANGED, END, Engine
-from arcbox_agent.agent.log import Logger
+from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.logs.files import LogFile, find, look, open_if_there, open_neighbour, place
 
 TYPE_CHECKING = False

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from arcbox_agent.agent.config import Settings
+    from arcbox_agent.agent.config.table import Settings
     from arcbox_agent.agent.logs.inotify import Watch
     from arcbox_agent.agent.metrics import Metrics
 

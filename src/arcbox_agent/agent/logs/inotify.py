@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from arcbox_agent import _inotify
-from arcbox_agent.agent.log import Logger
+from arcbox_agent.agent.observe.log import Logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

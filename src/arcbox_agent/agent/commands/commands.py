@@ -18,22 +18,22 @@ import struct
 import sys
 import termios
 
-from arcbox_agent.agent.containers import cgroups, environment, users
-from arcbox_agent.agent.containers.runtime import Place, reason
-from arcbox_agent.agent.containers.sessions import Session
-from arcbox_agent.agent.log import Logger
-from arcbox_agent.agent.processes import SpawnError, SpawnSpec
+from arcbox_agent.agent.processes import cgroups, environment, users
+from arcbox_agent.agent.containers.runtimes.protocol import Place, reason
+from arcbox_agent.agent.processes.descendants import Session
+from arcbox_agent.agent.observe.log import Logger
+from arcbox_agent.agent.processes.children import SpawnError, SpawnSpec
 from arcbox_agent.errors import AgentFailedError, BadRequestError, BusyError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from arcbox_agent.agent.config import Settings
-    from arcbox_agent.agent.containers.runtime import Scope
+    from arcbox_agent.agent.config.table import Settings
+    from arcbox_agent.agent.containers.runtimes.protocol import Scope
     from arcbox_agent.agent.containers.service import Containers
     from arcbox_agent.agent.metrics import Metrics
-    from arcbox_agent.agent.processes import ExitStatus, Process, Processes
+    from arcbox_agent.agent.processes.children import ExitStatus, Process, Processes
     from arcbox_agent.wire import ExecRequest
 
 log = Logger("exec")

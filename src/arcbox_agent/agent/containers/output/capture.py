@@ -19,13 +19,13 @@ import threading
 from collections import deque
 
 from arcbox_agent._capture import CaptureLog, Pump, Source
-from arcbox_agent.agent.log import Logger
+from arcbox_agent.agent.observe.log import Logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from arcbox_agent.agent.config import Settings
+    from arcbox_agent.agent.config.table import Settings
     from arcbox_agent.agent.metrics import Metrics
 
 log = Logger("capture")

@@ -18,9 +18,9 @@ import stat
 import struct
 
 from arcbox_agent.address import UnixAddress, VsockAddress, parse_listen
-from arcbox_agent.agent.access import MODES
-from arcbox_agent.agent.config import parse_listen_or_activated
-from arcbox_agent.agent.log import EveryMinute, Logger
+from arcbox_agent.agent.config.access import MODES
+from arcbox_agent.agent.config.table import parse_listen_or_activated
+from arcbox_agent.agent.observe.log import EveryMinute, Logger
 from arcbox_agent.errors import ConfigError
 
 TYPE_CHECKING = False
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, TimerHandle
     from collections.abc import Callable
 
-    from arcbox_agent.agent.config import Settings
+    from arcbox_agent.agent.config.table import Settings
     from arcbox_agent.agent.metrics import Metrics
 
 log = Logger("listener")

@@ -20,16 +20,16 @@ import socket
 import sys
 from contextvars import Context
 
-from arcbox_agent.agent.log import EveryMinute, Logger
-from arcbox_agent.agent.processes import SpawnError, SpawnSpec
-from arcbox_agent.agent.threads import Threads
+from arcbox_agent.agent.observe.log import EveryMinute, Logger
+from arcbox_agent.agent.processes.children import SpawnError, SpawnSpec
+from arcbox_agent.agent.processes.lanes import Threads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import TypeVar
 
-    from arcbox_agent.agent.processes import Processes
+    from arcbox_agent.agent.processes.children import Processes
 
     T = TypeVar("T")
 

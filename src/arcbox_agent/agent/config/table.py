@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from arcbox_agent.address import UnixAddress, parse_listen
-from arcbox_agent.agent.access import MODES
+from arcbox_agent.agent.config.access import MODES
 from arcbox_agent.errors import AddressError, ConfigError
 
 TYPE_CHECKING = False

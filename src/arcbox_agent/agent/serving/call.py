@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from arcbox_agent.agent.log import Logger
+from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.wire import encode_message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from arcbox_agent.agent.access import Access
-    from arcbox_agent.agent.connection import Connection
+    from arcbox_agent.agent.config.access import Access
+    from arcbox_agent.agent.serving.connection import Connection
     from arcbox_agent.wire import Message
 
 

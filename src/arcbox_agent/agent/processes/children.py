@@ -16,8 +16,8 @@ import signal
 from contextvars import Context
 
 from arcbox_agent._spawn import SpawnError, exit_status, spawn, take_status
-from arcbox_agent.agent.log import Logger
-from arcbox_agent.agent.threads import Threads
+from arcbox_agent.agent.observe.log import Logger
+from arcbox_agent.agent.processes.lanes import Threads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ import fcntl
 import os
 import time
 
-from arcbox_agent.agent.log import Logger
+from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from arcbox_agent.agent.config import Settings
+    from arcbox_agent.agent.config.table import Settings
 
 log = Logger("agent")
 

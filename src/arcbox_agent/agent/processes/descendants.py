@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 
-from arcbox_agent.agent.processes import stat_fields
+from arcbox_agent.agent.processes.children import stat_fields
 
 # Of /proc/PID/stat, counted from the state on.
 _STATE, _PPID, _PGRP, _SESSION, _START = 0, 1, 2, 3, 19

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from asyncio import Protocol
 
-from arcbox_agent.agent.log import EveryMinute, Logger
+from arcbox_agent.agent.observe.log import EveryMinute, Logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from asyncio import AbstractEventLoop, Task, TimerHandle, Transport
 
-    from arcbox_agent.agent.listeners import Listener
+    from arcbox_agent.agent.serving.listeners import Listener
     from arcbox_agent.agent.metrics import Metrics
 
 log = Logger("metrics")

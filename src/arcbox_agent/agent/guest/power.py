@@ -12,7 +12,7 @@ import threading
 import time
 
 from arcbox_agent import _guest
-from arcbox_agent.agent.log import Logger
+from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.errors import AgentFailedError
 
 TYPE_CHECKING = False

@@ -20,15 +20,15 @@ import sys
 import time
 
 from arcbox_agent import _guest
-from arcbox_agent.agent import power
-from arcbox_agent.agent.log import Logger
+from arcbox_agent.agent.guest import power
+from arcbox_agent.agent.observe.log import Logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
-    from arcbox_agent.agent.config import Settings
+    from arcbox_agent.agent.config.table import Settings
 
 log = Logger("init")
 

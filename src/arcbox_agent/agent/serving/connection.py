@@ -29,9 +29,9 @@ from sys import byteorder
 from termios import FIONREAD
 from types import CoroutineType
 
-from arcbox_agent.agent.access import NEEDS
-from arcbox_agent.agent.call import Call
-from arcbox_agent.agent.log import Logger, current_call
+from arcbox_agent.agent.config.access import NEEDS
+from arcbox_agent.agent.serving.call import Call
+from arcbox_agent.agent.observe.log import Logger, current_call
 from arcbox_agent.errors import (
     AgentFailedError,
     BadRequestError,
@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
     from typing import Any
 
-    from arcbox_agent.agent.access import Access
-    from arcbox_agent.agent.server import Server
+    from arcbox_agent.agent.config.access import Access
+    from arcbox_agent.agent.serving.server import Server
     from arcbox_agent.wire import Frame, Message
 
 log = Logger("connection")

@@ -1,0 +1,1 @@
+"""Commands that run for a client."""

@@ -1,0 +1,1 @@
+"""What containers write: captured into their logs."""

@@ -1,0 +1,1 @@
+"""The guest itself: PID 1, power, addresses."""

@@ -1,0 +1,1 @@
+"""The agent's own log, and what it tells its service manager."""
