@@ -41,7 +41,9 @@ HEADERS = {
 }
 
 CFLAGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
-CFLAGS += ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0"]  # Python's own flags say -g: megabytes that a guest would carry
+CFLAGS += (
+    ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0"]
+)  # Python's own flags say -g: megabytes that a guest would carry
 
 
 def modules() -> list[Extension]:

@@ -36,9 +36,7 @@ class Benchmark(Protocol):
     enabled: bool
     extra_info: dict[str, Any]
 
-    def pedantic(
-        self, target: Callable[[], object], *, setup: Callable[[], None], rounds: int
-    ) -> object: ...
+    def pedantic(self, target: Callable[[], object], *, setup: Callable[[], None], rounds: int) -> object: ...
 
 
 class Compare:
@@ -80,9 +78,7 @@ class Compare:
         better = unit.endswith("/s") if higher_is_better is None else higher_is_better
         mine, theirs = self._alternate(ours, rival, unit, per, measured, rounds, seconds)
         return self._keep(
-            Row.against_rival(
-                work, mine, theirs, goal, unit=unit, rival_name=rival_name, higher_is_better=better
-            )
+            Row.against_rival(work, mine, theirs, goal, unit=unit, rival_name=rival_name, higher_is_better=better)
         )
 
     def figure(
@@ -195,9 +191,7 @@ def _calibrate(work: Callable[[], Any]) -> tuple[int, float]:
     return count, spent
 
 
-def _sampler(
-    work: Callable[[], Any], unit: str, per: float, measured: bool, count: int
-) -> Callable[[], float]:
+def _sampler(work: Callable[[], Any], unit: str, per: float, measured: bool, count: int) -> Callable[[], float]:
     """A callable that runs the work once and returns the value in `unit`."""
     if measured:
         return lambda: float(work())
@@ -228,9 +222,7 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"machine: {machine()}"
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     rows = config.stash[ROWS]
     if not rows:
         return
@@ -244,9 +236,7 @@ def pytest_terminal_summary(
     terminalreporter.write_line(f"{len(rows) - missed} of {len(rows)} goals met")
     path = config.rootpath / ".benchmarks" / "table.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(
-        json.dumps({"machine": machine(), "rows": [row.as_json() for row in rows]}, indent=1) + "\n"
-    )
+    path.write_text(json.dumps({"machine": machine(), "rows": [row.as_json() for row in rows]}, indent=1) + "\n")
     terminalreporter.write_line(f"every single figure: {path.relative_to(config.rootpath)}")
 
 

@@ -63,9 +63,7 @@ def _file(path: Path, content: bytes) -> Path:
     return path
 
 
-def test_ping_one_at_a_time(
-    compare: Compare, agent: Target, ping_server: Target, ping: tuple[Path, Path, str]
-) -> None:
+def test_ping_one_at_a_time(compare: Compare, agent: Target, ping_server: Target, ping: tuple[Path, Path, str]) -> None:
     # All on one core: what is measured is work, not how soon another core wakes up.
     cpu = _cpus()[0]
     agent.run_on(cpu)
@@ -158,16 +156,12 @@ def test_exec_output(compare: Compare, agent: Target, directory: Path) -> None:
 
     size = (4 << 20) if compare.quick else GIB
     command = [str(rival("produce")), str(size)]
-    request = _file(
-        directory / "produce", wire.encode_message(wire.ExecRequest(cmd=command, stream=True))
-    )
+    request = _file(directory / "produce", wire.encode_message(wire.ExecRequest(cmd=command, stream=True)))
     relay_at = directory / "relay.sock"
     first: dict[str, list[float]] = {"frames": [], "raw": []}
 
     def drain(path: Path, kind: str) -> float:
-        done = subprocess.run(
-            [rival("drain"), path, request, str(size), kind], check=True, stdout=subprocess.PIPE
-        )
+        done = subprocess.run([rival("drain"), path, request, str(size), kind], check=True, stdout=subprocess.PIPE)
         seconds, first_byte = map(float, done.stdout.split())
         first[kind].append(first_byte / 1e9)
         return size / seconds

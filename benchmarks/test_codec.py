@@ -95,16 +95,12 @@ each_case = pytest.mark.parametrize(("message", "encode_goal", "decode_goal"), C
 
 
 @each_case
-def test_encode(
-    compare: Compare, message: wire.Message, encode_goal: float, decode_goal: float
-) -> None:
+def test_encode(compare: Compare, message: wire.Message, encode_goal: float, decode_goal: float) -> None:
     theirs = to_google(message)
     name = type(message).__name__
     assert to_plain(theirs) == to_plain(message)
     assert to_plain(GOOGLE[name].FromString(message.encode())) == to_plain(message)
-    compare(
-        f"encode {name}", message.encode, theirs.SerializeToString, encode_goal, rival_name="upb"
-    )
+    compare(f"encode {name}", message.encode, theirs.SerializeToString, encode_goal, rival_name="upb")
 
 
 @each_case

@@ -132,7 +132,14 @@ def test_follow(
 
     name = f"follow, {at_once} line{'s' if at_once > 1 else ''} a write"
     row = compare.figure(
-        name, follow, goal, rival=lambda: limit(sample), rival_name="scan + encode in memory", unit="/s", rounds=7, seconds=14
+        name,
+        follow,
+        goal,
+        rival=lambda: limit(sample),
+        rival_name="scan + encode in memory",
+        unit="/s",
+        rounds=7,
+        seconds=14,
     )
     if goal_of_limit and row.rival:
         compare.add(
@@ -238,9 +245,7 @@ def test_since_a_time_in_a_large_log(compare: Compare, large: Large, connection:
     )
 
 
-def test_the_last_lines_since_a_time_in_a_large_log(
-    compare: Compare, large: Large, connection: socket.socket
-) -> None:
+def test_the_last_lines_since_a_time_in_a_large_log(compare: Compare, large: Large, connection: socket.socket) -> None:
     request = large.check(100, since=SINCE, tail=100)
     compare.figure(
         "last 100 lines since a time in 1 GiB, over RPC",
@@ -303,9 +308,7 @@ def test_a_thousand_follows(compare: Compare, fresh_box: Box, same: bool) -> Non
             connection.connect(str(box.agent.socket_path))
             # Another `since` each: nobody shares a reader with another.
             since = 1 if same else number + 1
-            connection.sendall(
-                wire.encode_message(wire.LogsRequest(container_id=box.id, follow=True, since=since))
-            )
+            connection.sendall(wire.encode_message(wire.LogsRequest(container_id=box.id, follow=True, since=since)))
             connections.append(connection)
         time.sleep(1.0)
         held = memory(box_pid) - before

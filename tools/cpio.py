@@ -50,9 +50,7 @@ class CpioArchive:
         self._parts.append(self._entry(path, self._inode, mode, content, device))
 
     @staticmethod
-    def _entry(
-        path: str, inode: int, mode: int, content: bytes = b"", device: tuple[int, int] = (0, 0)
-    ) -> bytes:
+    def _entry(path: str, inode: int, mode: int, content: bytes = b"", device: tuple[int, int] = (0, 0)) -> bytes:
         name = path.encode() + b"\0"
         # inode, mode, uid, gid, links, mtime, size, dev (2), rdev (2), name's size, checksum
         fields = (inode, mode, 0, 0, 1, 0, len(content), 0, 0, *device, len(name), 0)

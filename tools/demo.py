@@ -86,7 +86,16 @@ def demonstrate() -> None:
     follow("web", 5)
 
     say("A command in it; the exit code is the command's own")
-    step("exec", "-e", "WHO=you", "web", "sh", "-c", 'echo "hello $WHO, from process $$"', expect=r"^hello you, from process \d+$")
+    step(
+        "exec",
+        "-e",
+        "WHO=you",
+        "web",
+        "sh",
+        "-c",
+        'echo "hello $WHO, from process $$"',
+        expect=r"^hello you, from process \d+$",
+    )
     step("exec", "web", "sh", "-c", "exit 42", expect="^$", code=42)
 
     say("Its end")

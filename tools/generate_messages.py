@@ -149,12 +149,8 @@ def parse(schema: pathlib.Path) -> list[Declaration]:
     return declarations
 
 
-def _options(
-    pool: descriptor_pool.DescriptorPool, file: FileDescriptor, message: Descriptor
-) -> dict[str, int | None]:
-    options_class = message_factory.GetMessageClass(
-        pool.FindMessageTypeByName("google.protobuf.MessageOptions")
-    )
+def _options(pool: descriptor_pool.DescriptorPool, file: FileDescriptor, message: Descriptor) -> dict[str, int | None]:
+    options_class = message_factory.GetMessageClass(pool.FindMessageTypeByName("google.protobuf.MessageOptions"))
     # Serialised and parsed anew: only the pool's own class knows the extensions.
     options = options_class.FromString(message.GetOptions().SerializeToString())
     return {
@@ -368,12 +364,8 @@ def generate(schema: pathlib.Path) -> dict[str, str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="only say whether the files are up to date"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="only say whether the files are up to date")
     parser.add_argument("--schema", type=pathlib.Path, default=SCHEMA)
     parser.add_argument("--output", type=pathlib.Path, default=PACKAGE)
     options = parser.parse_args(arguments)
@@ -391,9 +383,7 @@ def main(arguments: list[str] | None = None) -> int:
         stale = True
         if options.check:
             sys.stderr.writelines(
-                difflib.unified_diff(
-                    present.splitlines(True), text.splitlines(True), str(path), "from the schema"
-                )
+                difflib.unified_diff(present.splitlines(True), text.splitlines(True), str(path), "from the schema")
             )
         else:
             path.write_text(text)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools.cpio import CpioArchive  # noqa: E402
+from tools.cpio import CpioArchive
 
 #: Where the agent's own packages are in the guest.
 LIBRARY = "/opt/arcbox/lib"
@@ -122,9 +122,7 @@ def add_modules(image: Image, directory: Path) -> None:
 
     for name, below in MODULES:
         for path in (directory / "kernel" / below).glob(f"{name}.ko*"):
-            image.archive.add_file(
-                f"/lib/modules/{directory.name}/kernel/{below}/{path.name}", path.read_bytes()
-            )
+            image.archive.add_file(f"/lib/modules/{directory.name}/kernel/{below}/{path.name}", path.read_bytes())
 
 
 def add_busybox(image: Image, busybox: Path) -> None:
@@ -136,9 +134,7 @@ def add_busybox(image: Image, busybox: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--config", type=Path, help=f"becomes {CONFIG} of the guest")
     parser.add_argument("--modules", type=Path, help="a kernel's directory of modules")

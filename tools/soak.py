@@ -46,7 +46,9 @@ SETTINGS = {
 
 
 class Soak:
-    def __init__(self, directory: Path, seconds: float, seed: int, without: frozenset[str], vsock_port: int | None) -> None:
+    def __init__(
+        self, directory: Path, seconds: float, seed: int, without: frozenset[str], vsock_port: int | None
+    ) -> None:
         self.choice = random.Random(seed)
         self.agent = AgentProcess(
             directory, settings=SETTINGS, state_dir=directory / "disk" / "state", vsock_port=vsock_port
@@ -176,7 +178,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--without", action="append", default=[], metavar="FAULT", help="leave out, e.g. 'full disk'")
-    parser.add_argument("--vsock", type=int, metavar="PORT", help="reach the agent there, over the loopback of AF_VSOCK")
+    parser.add_argument(
+        "--vsock", type=int, metavar="PORT", help="reach the agent there, over the loopback of AF_VSOCK"
+    )
     options = parser.parse_args(arguments)
     seed = random.randrange(1 << 32) if options.seed is None else options.seed
     print(f"seed {seed}, {options.seconds:g} s", flush=True)

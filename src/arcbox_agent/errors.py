@@ -316,7 +316,5 @@ class OutputLimitError(ArcboxError):
     limit: int
 
     def __init__(self, cmd: list[str], limit: int) -> None:
-        super().__init__(
-            f"command {cmd!r} wrote more than {limit} bytes: raise output_limit, or use exec_stream"
-        )
+        super().__init__(f"command {cmd!r} wrote more than {limit} bytes: raise output_limit, or use exec_stream")
         self.cmd, self.limit = cmd, limit

@@ -141,7 +141,7 @@ def test_help_and_version_do_not_read_the_file() -> None:
 
 
 def test_what_check_config_shows_is_a_file_that_means_the_same(tmp_path: Path) -> None:
-    settings = load(["--listen=unix:/a b\"c", "--allow-cid=3", "--frame-timeout=2.5", "--no-set-clock"]).settings
+    settings = load(['--listen=unix:/a b"c', "--allow-cid=3", "--frame-timeout=2.5", "--no-set-clock"]).settings
     text = show(settings)
     assert set(tomllib.loads(text)) == set(TABLE)
     again = load([write(tmp_path / "agent.toml", text)]).settings

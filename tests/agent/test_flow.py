@@ -189,9 +189,10 @@ def test_what_calls_hold_while_they_run_has_a_bound_and_those_who_hold_little_go
         go.touch()
         replies = [peer.reply() for peer in peers]
         refused = [reply for reply in replies if isinstance(reply, Error)]
-        assert refused == [
-            Error(code=429, message="the agent's bound on bytes in flight was reached (max_queued_total)")
-        ] * 4
+        assert (
+            refused
+            == [Error(code=429, message="the agent's bound on bytes in flight was reached (max_queued_total)")] * 4
+        )
         data = bytes(3_000_000 if what == "output" else 0)
         assert [reply for reply in replies if reply not in refused] == [
             ExecOutput(stream="stdout", data=data, done=True)

@@ -23,7 +23,7 @@ from arcbox_agent.wire import (
     ShutdownRequest,
 )
 from tests.agent.peer import Peer, eventually, only_peer
-from tests.conftest import PATIENCE, REPOSITORY, RunningAgent
+from tests.conftest import PATIENCE, REPOSITORY
 
 PONG = PingResponse(message="pong", version="0.1.0")
 

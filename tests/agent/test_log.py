@@ -91,9 +91,7 @@ def test_an_error_is_told_where_no_descriptor_is_left_to_look_at_its_source() ->
         "    Logger('test').exception('it failed', error)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
-    ended = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60
-    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60)
     assert ended.returncode == 0, ended.stderr
     (line,) = ended.stderr.splitlines()
     assert "test: it failed error=KeyError('x') " in line
@@ -129,7 +127,9 @@ def test_what_comes_after_half_a_line_is_a_line_of_its_own(pipe: int) -> None:
     ]
 
 
-def test_lines_of_several_threads_come_whole_and_stop_none_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_of_several_threads_come_whole_and_stop_none_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with open(tmp_path / "log", "wb", buffering=0) as file:
         monkeypatch.setattr(log, "sink", Sink(file.fileno(), log.INFO))
 
@@ -240,4 +240,4 @@ def test_what_asyncio_reports_is_a_line_of_the_agents_log(pipe: int) -> None:
         'error   loop: "two\\nlines"',
         "warning loop: between two levels",
     ]
-    assert 'error   loop: exception calling callback for 7 error=OSError(\'gone\') traceback="Traceback' in lines[3]
+    assert "error   loop: exception calling callback for 7 error=OSError('gone') traceback=\"Traceback" in lines[3]

@@ -44,7 +44,9 @@ def test_a_ping_is_answered_in_the_version_it_came_in(agent: RunningAgent) -> No
         assert peer.socket.recv(99).hex() == "00000017000010010a0a706f6e673a2070696e671205302e312e30"
         # V2: trace id "t-1".
         peer.send_bytes(bytes.fromhex("0000000f00000001" + "0003742d31" + "0a0470696e67"))
-        assert peer.socket.recv(99).hex() == "0000001c00001001" + "0003742d31" + "0a0a706f6e673a2070696e671205302e312e30"
+        assert (
+            peer.socket.recv(99).hex() == "0000001c00001001" + "0003742d31" + "0a0a706f6e673a2070696e671205302e312e30"
+        )
 
 
 def test_an_empty_trace_id_is_still_v2(agent: RunningAgent) -> None:
@@ -102,9 +104,7 @@ def test_a_request_that_is_known_but_not_served_says_so(agent: RunningAgent) -> 
 
 
 @pytest.mark.parametrize("payload", [b"\x0a\x10abc", b"\x0a\x01\xff", b"\x00", b"\x0a"])
-def test_a_payload_that_does_not_parse_gets_400_and_the_connection_lives(
-    agent: RunningAgent, payload: bytes
-) -> None:
+def test_a_payload_that_does_not_parse_gets_400_and_the_connection_lives(agent: RunningAgent, payload: bytes) -> None:
     with Peer(agent.socket_path) as peer:
         # Behind another field, so that no byte below 0x08 makes it a V2 frame.
         peer.send_bytes(encode_frame(0x0001, b"\x0a\x01x" + payload))
@@ -164,9 +164,7 @@ def test_a_trace_id_that_is_not_utf_8_is_echoed_by_every_kind_of_reply(agent: Ru
         ("ffffffff", "invalid frame: frame length 4294967295 is above the limit of 16777216"),
     ],
 )
-def test_a_broken_frame_gets_400_and_is_closed_after_what_is_owed(
-    agent: RunningAgent, stream: str, text: str
-) -> None:
+def test_a_broken_frame_gets_400_and_is_closed_after_what_is_owed(agent: RunningAgent, stream: str, text: str) -> None:
     ping = encode_message(PingRequest(message="a"))
     with Peer(agent.socket_path) as peer:
         peer.send_bytes(ping + encode_message(GetSystemInfoRequest()) + ping + bytes.fromhex(stream) + ping)
@@ -194,9 +192,7 @@ def test_the_longest_frame_is_accepted_and_one_byte_more_is_not(start_agent) -> 
     with Peer(agent.socket_path) as peer:
         assert peer.ask(PingRequest(message=text)) == PingResponse(message="pong: " + text, version=VERSION)
         peer.send(PingRequest(message=text + "x"))
-        assert peer.reply() == Error(
-            code=400, message="invalid frame: frame length 65537 is above the limit of 65536"
-        )
+        assert peer.reply() == Error(code=400, message="invalid frame: frame length 65537 is above the limit of 65536")
 
 
 def test_a_reply_that_no_frame_can_hold_is_an_error_that_says_so(start_agent) -> None:

@@ -10,18 +10,17 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from arcbox_agent.agent.config.access import MODES
-from arcbox_agent.agent.serving.call import Call
-from arcbox_agent.agent.config.table import Settings
-from arcbox_agent.agent.serving.connection import Connection
-from arcbox_agent.agent.daemon import Agent
 from arcbox_agent.agent.config.directories import prepare
+from arcbox_agent.agent.config.table import Settings
+from arcbox_agent.agent.daemon import Agent
 from arcbox_agent.agent.handlers.power import shutdown
+from arcbox_agent.agent.serving.call import Call
+from arcbox_agent.agent.serving.connection import Connection
 from arcbox_agent.errors import AgentFailedError
 from arcbox_agent.wire import (
     CreateContainerRequest,
@@ -277,7 +276,9 @@ def test_the_machine_ends_though_no_descriptor_is_left_to_see_what_is_mounted() 
 
 def test_the_machine_ends_though_a_disk_hangs() -> None:
     # The reading end of a pipe that nobody writes into stands for the disk.
-    script = "import os; from arcbox_agent.agent.guest import power; power._within(0.1, lambda: os.read(os.pipe()[0], 1))"
+    script = (
+        "import os; from arcbox_agent.agent.guest import power; power._within(0.1, lambda: os.read(os.pipe()[0], 1))"
+    )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
     assert ended.returncode == 0
     assert "a disk does not answer: the machine ends without it" in ended.stderr

@@ -78,7 +78,8 @@ def test_without_an_agent_nothing_is_offered_and_nothing_said(bash: Callable[...
 def test_no_word_is_offered_that_a_shell_would_take_for_more(bash: Callable[..., list[str]]) -> None:
     listed = wire.ListContainersResponse(
         containers=[
-            wire.ContainerInfo(id="1", name=name) for name in ("web-1", "web;reboot", "web$(reboot)", "web\nweb-2", "web x")
+            wire.ContainerInfo(id="1", name=name)
+            for name in ("web-1", "web;reboot", "web$(reboot)", "web\nweb-2", "web x")
         ]
     )
 

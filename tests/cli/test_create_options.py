@@ -24,7 +24,7 @@ def test_a_key_alone_takes_the_value_it_has_here(monkeypatch: pytest.MonkeyPatch
 def test_an_env_file_is_read_as_docker_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HERE", "yes")
     file = tmp_path / "env"
-    file.write_bytes(b"\xef\xbb\xbf# a comment\n\n  INDENTED=1\nQUOTED=\"kept\"\nTRAILING=two  \r\nHERE\nOVER=file\n")
+    file.write_bytes(b'\xef\xbb\xbf# a comment\n\n  INDENTED=1\nQUOTED="kept"\nTRAILING=two  \r\nHERE\nOVER=file\n')
     assert environment(["OVER=option"], [str(file)]) == {
         "INDENTED": "1",
         "QUOTED": '"kept"',

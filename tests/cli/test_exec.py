@@ -81,7 +81,9 @@ def test_standard_input_that_does_not_fit_a_request_is_refused(ctl: Arcboxctl) -
 
 
 def test_environment_directory_and_user_reach_it(ctl: Arcboxctl) -> None:
-    done = ctl("exec", "-e", "A=1", "-w", "/usr", "-u", "65534:65534", "-", "sh", "-c", "echo $A $PWD $(id -u):$(id -g)")
+    done = ctl(
+        "exec", "-e", "A=1", "-w", "/usr", "-u", "65534:65534", "-", "sh", "-c", "echo $A $PWD $(id -u):$(id -g)"
+    )
     assert done.stdout == "1 /usr 65534:65534\n"
 
 
@@ -89,7 +91,9 @@ def test_a_signals_exit_code_is_128_and_the_signal(ctl: Arcboxctl) -> None:
     ctl("exec", "-", "sh", "-c", "kill -15 $$", code=143)
 
 
-@pytest.mark.parametrize(("command", "code"), [("/no/such/program", 127), ("no-such-program", 127), ("/etc/passwd", 126)])
+@pytest.mark.parametrize(
+    ("command", "code"), [("/no/such/program", 127), ("no-such-program", 127), ("/etc/passwd", 126)]
+)
 def test_what_cannot_be_started_has_dockers_exit_codes(ctl: Arcboxctl, command: str, code: int) -> None:
     done = ctl("exec", "-", command, code=code)
     assert done.stderr.startswith("arcboxctl: exec failed: ")

@@ -100,9 +100,7 @@ def test_a_terminal_where_one_is_asked_for(ctl: Arcboxctl) -> None:
 def test_for_programs_it_is_a_line_an_entry_and_one_for_the_end(ctl: Arcboxctl) -> None:
     done = ctl("run", "--json", "--name", "j", "x", "sh", "-c", r"echo out; printf '\377'; exit 2", code=2)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [
-        {name: value for name, value in line.items() if name != "time"} for line in lines[:-1]
-    ] == [
+    assert [{name: value for name, value in line.items() if name != "time"} for line in lines[:-1]] == [
         {"stream": "stdout", "data": "out", "partial": False},
         {"stream": "stdout", "data_base64": "/w==", "partial": True},
     ]
@@ -111,7 +109,9 @@ def test_for_programs_it_is_a_line_an_entry_and_one_for_the_end(ctl: Arcboxctl) 
 
 
 def test_ctrl_c_is_forwarded_and_the_containers_exit_code_is_ours(ctl: Arcboxctl) -> None:
-    process = ctl.start("run", "--rm", "x", "sh", "-c", "trap 'echo caught; exit 9' INT; echo up; while :; do sleep 0.1; done")
+    process = ctl.start(
+        "run", "--rm", "x", "sh", "-c", "trap 'echo caught; exit 9' INT; echo up; while :; do sleep 0.1; done"
+    )
     assert process.stdout is not None and process.stdout.readline() == b"up\n"
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)

@@ -27,9 +27,7 @@ VERSION = arcbox_agent.__version__
 
 
 def test_ping_tells_the_version_the_address_and_the_time_it_took(ctl: Arcboxctl) -> None:
-    assert re.fullmatch(
-        rf"pong \(agent {VERSION} at {re.escape(ctl.address)}, \d+\.\d\d ms\)\n", ctl("ping").stdout
-    )
+    assert re.fullmatch(rf"pong \(agent {VERSION} at {re.escape(ctl.address)}, \d+\.\d\d ms\)\n", ctl("ping").stdout)
     assert ctl("ping", "hello").stdout.startswith("pong: hello (agent ")
 
 
@@ -157,7 +155,12 @@ def test_a_mistake_in_the_arguments_is_told_with_the_usage(start_ctl: Callable[[
 
 def test_a_mistake_in_the_arguments_is_told_to_programs_too(start_ctl: Callable[[str], Arcboxctl]) -> None:
     ctl = start_ctl("unix:///nowhere")
-    for arguments in (["--json", "nope"], ["--json", "ps", "--nope"], ["ps", "--json", "--nope"], ["ps", "--nope", "--json"]):
+    for arguments in (
+        ["--json", "nope"],
+        ["--json", "ps", "--nope"],
+        ["ps", "--json", "--nope"],
+        ["ps", "--nope", "--json"],
+    ):
         assert json.loads(ctl(*arguments, code=125).stderr)["error"]["code"] is None
 
 

@@ -41,7 +41,9 @@ def test_ps_prints_dockers_columns() -> None:
         'job-1          busybox   "sh -c echo a long\\nc…"   2 hours ago              Exited (3) About an hour ago   nightly',
         'new            x         ""                        Less than a second ago   Created',
     ]
-    assert containers(listed[:1], NOW, truncate=False).splitlines()[1].startswith("0f5a9c3e-1b2c-4d5e-8f90-a1b2c3d4e5f6 ")
+    assert (
+        containers(listed[:1], NOW, truncate=False).splitlines()[1].startswith("0f5a9c3e-1b2c-4d5e-8f90-a1b2c3d4e5f6 ")
+    )
 
 
 def test_a_list_of_an_agent_that_tells_no_times_shows_the_status_it_tells() -> None:
@@ -62,7 +64,9 @@ def test_columns_are_as_wide_as_their_widest_cell() -> None:
 
 
 def test_what_a_guest_says_cannot_steer_the_terminal() -> None:
-    hostile = ContainerInfo(id="a", image="x\x1b[2J\n\u202e", name="n", state="created", status="Created\r", command=["\x9b"])
+    hostile = ContainerInfo(
+        id="a", image="x\x1b[2J\n\u202e", name="n", state="created", status="Created\r", command=["\x9b"]
+    )
     header, line = containers([hostile], NOW, truncate=True).split("\n")
     assert "x\\x1b[2J\\n\\u202e   " in line and "Created\\r   n" in line and '"\\x9b"' in line
     assert header.index("COMMAND") == line.index('"')

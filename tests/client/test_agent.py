@@ -268,7 +268,9 @@ def test_a_hundred_calls_run_while_a_follow_a_wait_and_a_command_do(agent, run_a
 
     async def main():
         async with connect(agent) as client:
-            created = await client.create_container(cmd=["sh", "-c", "echo begin; read line; echo end"], open_stdin=True)
+            created = await client.create_container(
+                cmd=["sh", "-c", "echo begin; read line; echo end"], open_stdin=True
+            )
             await client.start_container(created.id)
             long = [
                 asyncio.ensure_future(follow(client, created.id)),

@@ -50,9 +50,8 @@ def test_both_clients_have_the_same_methods_with_the_same_arguments():
         }
 
     assert parameters(sync.Client) == parameters(arcbox_agent.Client)
-    assert (
-        list(inspect.signature(sync.connect).parameters.values())
-        == list(inspect.signature(arcbox_agent.connect).parameters.values())
+    assert list(inspect.signature(sync.connect).parameters.values()) == list(
+        inspect.signature(arcbox_agent.connect).parameters.values()
     )
 
 

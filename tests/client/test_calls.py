@@ -210,7 +210,9 @@ def test_a_reply_that_is_none_is_an_error_and_costs_only_its_connection(run_asyn
 
 
 def test_an_error_that_answers_no_call_costs_its_connection(run_async):
-    caught = raised_by_a_ping(run_async, once_connected(lambda r: error(500, b"late", b"of another call"), must_be_closed))
+    caught = raised_by_a_ping(
+        run_async, once_connected(lambda r: error(500, b"late", b"of another call"), must_be_closed)
+    )
     assert str(caught) == "late"
     assert not hasattr(caught, "__notes__")
 

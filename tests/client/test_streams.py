@@ -410,9 +410,7 @@ def test_exec_collects_both_streams_and_the_exit_code(run_async):
             output(r.trace, exit_code=3, done=True),
         ],
     )
-    assert result == arcbox_agent.sync.ExecResult(
-        exit_code=3, signal=0, stdout=b"ab", stderr=b"!", timed_out=False
-    )
+    assert result == arcbox_agent.sync.ExecResult(exit_code=3, signal=0, stdout=b"ab", stderr=b"!", timed_out=False)
 
 
 def test_exec_understands_the_one_reply_of_an_agent_that_does_not_stream(run_async):

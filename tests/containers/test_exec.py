@@ -22,8 +22,8 @@ import pytest
 
 import arcbox_agent
 from arcbox_agent import sync, wire
-from arcbox_agent.agent.processes import cgroups
 from arcbox_agent.agent.containers.runtimes.process.runtime import _cgroup_name
+from arcbox_agent.agent.processes import cgroups
 from arcbox_agent.agent.serving.frame_heads import FrameHeads
 from arcbox_agent.errors import AgentFailedError, BadRequestError, BusyError, NotFoundError
 from arcbox_agent.wire import Mount
@@ -467,9 +467,7 @@ def test_many_at_once_leave_nothing(agent: Any) -> None:
 
             for _ in range(3):
                 await asyncio.gather(*(one(n) for n in range(100)))
-                await asyncio.gather(
-                    *(client.exec(["/no/such"]) for _ in range(50)), return_exceptions=True
-                )
+                await asyncio.gather(*(client.exec(["/no/such"]) for _ in range(50)), return_exceptions=True)
         eventually(lambda: len(os.listdir(f"/proc/{agent.process.pid}/fd")) <= descriptors)
 
     run(main())

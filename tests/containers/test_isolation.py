@@ -216,9 +216,7 @@ def test_mounts_inside_mounts_are_made_from_the_outermost_in(output_of: Run, roo
 
 
 @pytest.mark.parametrize("link", ["absolute", "relative", "chain", "parent"])
-def test_no_symlink_in_a_root_leads_a_mount_out_of_it(
-    output_of: Run, rootfs: Path, tmp_path: Path, link: str
-) -> None:
+def test_no_symlink_in_a_root_leads_a_mount_out_of_it(output_of: Run, rootfs: Path, tmp_path: Path, link: str) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (tmp_path / "source").mkdir()
@@ -279,7 +277,12 @@ def test_a_root_that_is_readable_by_its_user_alone_can_be_worked_in(output_of: R
 
 
 def test_a_terminal_is_the_controlling_one_and_its_output_is_the_log(output_of: Run) -> None:
-    lines = output_of("sh", "-c", "tty; [ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo yes; stty size; exec 3</dev/tty && echo ctty", tty=True)
+    lines = output_of(
+        "sh",
+        "-c",
+        "tty; [ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo yes; stty size; exec 3</dev/tty && echo ctty",
+        tty=True,
+    )
     assert lines[0].rstrip("\r").startswith("/dev/pts/")
     assert [line.rstrip("\r") for line in lines[1:]] == ["yes", "24 80", "ctty"]
 
@@ -299,6 +302,7 @@ def test_a_container_holds_no_descriptor_but_its_own_three(output_of: Run) -> No
     # The fourth is the listing itself.
     assert output_of("ls", "/proc/self/fd") == ["0", "1", "2", "3"]
     assert output_of("sh", "-c", "ulimit -n; cat /proc/self/oom_score_adj")[1] == "0"
+
 
 # ---------------------------------------------------- commands in a hostile one
 

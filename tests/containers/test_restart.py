@@ -19,11 +19,10 @@ from typing import Any
 import pytest
 
 from arcbox_agent import sync, wire
-from arcbox_agent.agent.processes import cgroups
 from arcbox_agent.agent.containers.runtimes.process.runtime import _cgroup_name
+from arcbox_agent.agent.processes import cgroups
 from arcbox_agent.agent.processes.children import start_time_of
 from arcbox_agent.errors import AgentFailedError, ArcboxError, NotFoundError
-
 from tools.stress.agent import AgentProcess
 
 from .support import alive, eventually, keeper_of, lines_of
@@ -124,7 +123,9 @@ def test_an_exit_that_nobody_could_see_is_told_as_lost(left_running: Any) -> Non
     end_all(agent)
 
 
-def test_an_exit_that_the_agent_saw_is_not_lost_where_it_ends_before_the_rest_has(start_agent: Callable[..., Any]) -> None:
+def test_an_exit_that_the_agent_saw_is_not_lost_where_it_ends_before_the_rest_has(
+    start_agent: Callable[..., Any],
+) -> None:
     agent = start_agent(containers_at_exit="leave", shutdown_timeout="0.5")
     deaf = "trap '' TERM; echo \\$\\$; while :; do sleep 1; done"
     with connect(agent) as client:
@@ -463,7 +464,11 @@ def test_a_command_of_a_client_ends_with_the_agent_that_ran_it(left_running: Any
         script = f"import arcbox_agent.sync as s; c = s.connect({agent.address!r}).__enter__(); "
         clients = [
             subprocess.Popen(
-                [sys.executable, "-c", script + f"c.exec(['sh', '-c', 'echo $$ >{tmp_path}/{n}; exec sleep 1000'], container={where!r})"],
+                [
+                    sys.executable,
+                    "-c",
+                    script + f"c.exec(['sh', '-c', 'echo $$ >{tmp_path}/{n}; exec sleep 1000'], container={where!r})",
+                ],
                 stderr=subprocess.DEVNULL,
             )
             for n, where in enumerate(("", "x"))
@@ -490,9 +495,7 @@ def test_kills_at_random_moments_leave_every_container_listed_truthfully(left_ru
     maybe_removed: set[str] = set()
     number = 0
     for _ in range(25):
-        killer = subprocess.Popen(
-            ["sh", "-c", f"sleep {chance.uniform(0.0, 0.25):.3f}; kill -9 {agent.process.pid}"]
-        )
+        killer = subprocess.Popen(["sh", "-c", f"sleep {chance.uniform(0.0, 0.25):.3f}; kill -9 {agent.process.pid}"])
         try:
             with sync.connect(agent.address) as client:
                 while True:

@@ -19,9 +19,8 @@ import pytest
 
 from arcbox_agent import sync
 from arcbox_agent.agent.processes.cgroups import Cgroup, find_parent
-from arcbox_agent.agent.processes.descendants import Session
 from arcbox_agent.agent.processes.children import Processes, SpawnSpec
-
+from arcbox_agent.agent.processes.descendants import Session
 from tools.stress.agent import AgentProcess
 
 from .support import alive, eventually, lines_of, null, run
@@ -85,7 +84,9 @@ def test_a_command_is_killed_with_its_session(client_without_cgroups: sync.Clien
     eventually(lambda: not alive(pid))
 
 
-def test_a_stop_without_descriptors_ends_all_of_it_when_there_are_some_again(client_without_cgroups: sync.Client) -> None:
+def test_a_stop_without_descriptors_ends_all_of_it_when_there_are_some_again(
+    client_without_cgroups: sync.Client,
+) -> None:
     client = client_without_cgroups
     client.create_container(cmd=["sh", "-c", "trap 'exit 0' TERM; sleep 1000 & echo $!; wait"], name="x")
     client.start_container("x")

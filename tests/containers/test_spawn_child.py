@@ -60,8 +60,19 @@ def test_a_child_is_born_on_its_own_stack(tmp_path: Path, flags: list[str]) -> N
     (tmp_path / "spawn.c").write_text(PROGRAM)
     compiler = shlex.split(sysconfig.get_config_var("CC"))[0]
     # What spawn_run alone uses is unused here.
-    command = [compiler, "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-Wno-missing-field-initializers", *flags]
+    command = [
+        compiler,
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-unused-function",
+        "-Wno-missing-field-initializers",
+        *flags,
+    ]
     command += ["-I", str(SOURCE), "-o", str(tmp_path / "spawn"), str(tmp_path / "spawn.c")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
-    assert subprocess.run([str(tmp_path / "spawn")], stdin=subprocess.DEVNULL, timeout=PATIENCE, check=False).returncode == 0
+    assert (
+        subprocess.run([str(tmp_path / "spawn")], stdin=subprocess.DEVNULL, timeout=PATIENCE, check=False).returncode
+        == 0
+    )

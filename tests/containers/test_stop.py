@@ -26,7 +26,9 @@ DEAF = "trap '' TERM; echo ready; while :; do sleep 1000; done"
 
 
 def test_a_container_that_ends_at_term_is_stopped_at_once(client: sync.Client) -> None:
-    client.create_container(cmd=["sh", "-c", "trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 0.05; done 2>/dev/null"], name="x")
+    client.create_container(
+        cmd=["sh", "-c", "trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 0.05; done 2>/dev/null"], name="x"
+    )
     client.start_container("x")
     eventually(lambda: lines_of(client, "x") == [b"ready"])
     client.stop_container("x", timeout=60)
@@ -187,7 +189,9 @@ def test_at_the_agents_end_what_was_started_last_is_dead_before_the_next_is_aske
     start_agent: Any, tmp_path: Path
 ) -> None:
     agent = start_agent()
-    script = "trap 'echo $1 asked >>$0; sleep 0.3; echo $1 dead >>$0; exit' TERM; echo ready; while :; do sleep 0.02; done"
+    script = (
+        "trap 'echo $1 asked >>$0; sleep 0.3; echo $1 dead >>$0; exit' TERM; echo ready; while :; do sleep 0.02; done"
+    )
     told = tmp_path / "told"
     with sync.connect(agent.address) as client:
         for name in ("first", "second", "third"):

@@ -19,8 +19,8 @@ import pytest
 from arcbox_agent import connect, sync
 from arcbox_agent._spawn import exit_status
 from arcbox_agent.agent.processes import keeper as keeper_module
-from arcbox_agent.agent.processes.keeper import Keeper
 from arcbox_agent.agent.processes.children import Processes
+from arcbox_agent.agent.processes.keeper import Keeper
 from tests.containers.support import eventually
 from tools.stress.agent import PATIENCE, AgentProcess
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from arcbox_agent import connect
 from arcbox_agent.agent.config.table import Settings
-from arcbox_agent.agent.processes import cgroups
+from arcbox_agent.agent.containers.output.capture import Capture
 from arcbox_agent.agent.containers.runtimes.process.runtime import ProcessRuntime, _cgroup_name
 from arcbox_agent.agent.containers.store import Store
-from arcbox_agent.agent.containers.output.capture import Capture
 from arcbox_agent.agent.metrics import Metrics
+from arcbox_agent.agent.processes import cgroups
 from arcbox_agent.agent.processes.children import Processes, SpawnSpec
 from tests.containers.support import eventually
 from tools.stress.agent import PATIENCE, AgentProcess

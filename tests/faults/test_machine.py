@@ -103,9 +103,7 @@ def test_a_container_goes_on_while_the_disk_is_full_and_the_gap_is_recorded(
     assert len(numbers) + lost == total
 
 
-def test_calls_that_need_the_disk_say_that_it_is_full_and_work_again_later(
-    agent: AgentProcess, disk: Path
-) -> None:
+def test_calls_that_need_the_disk_say_that_it_is_full_and_work_again_later(agent: AgentProcess, disk: Path) -> None:
     async def run() -> None:
         async with connect(agent.address, timeout=PATIENCE) as client:
             await client.create_container(id="before", cmd=["/bin/sh", "-c", "echo hello; exit 7"])
@@ -128,9 +126,7 @@ def test_calls_that_need_the_disk_say_that_it_is_full_and_work_again_later(
     asyncio.run(run())
 
 
-def test_a_state_directory_that_cannot_be_written_is_an_error_that_says_what_to_do(
-    directory: Path, disk: Path
-) -> None:
+def test_a_state_directory_that_cannot_be_written_is_an_error_that_says_what_to_do(directory: Path, disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     agent = AgentProcess(directory, state_dir=disk / "state")
     agent.start()

@@ -117,7 +117,7 @@ def test_set_up_tells_an_ordinary_user_what_is_missing(advise: list[str], code: 
 
 def test_a_python_that_is_too_old_is_told_of(tmp_path: Path) -> None:
     old = tmp_path / "python3"
-    old.write_text("#!/bin/sh\ncase \"$2\" in *print*) echo 3.9 ;; *) exit 1 ;; esac\n")
+    old.write_text('#!/bin/sh\ncase "$2" in *print*) echo 3.9 ;; *) exit 1 ;; esac\n')
     old.chmod(0o755)
     done = subprocess.run(
         [str(REPOSITORY / "tools/make-venv.sh"), str(old), str(tmp_path / "venv")],

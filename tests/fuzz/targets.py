@@ -18,9 +18,7 @@ from arcbox_agent import wire
 from tests.reference import frames as plain_frames
 from tests.reference import messages as plain_messages
 
-CLASSES = [
-    getattr(wire, name) for name in wire.__all__ if hasattr(getattr(wire, name), "FRAME_VERSION")
-]
+CLASSES = [getattr(wire, name) for name in wire.__all__ if hasattr(getattr(wire, name), "FRAME_VERSION")]
 # Error is not protobuf and has a target of its own.
 CLASSES = [cls for cls in CLASSES if cls not in (wire.Message, wire.Error)]
 

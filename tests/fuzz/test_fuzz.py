@@ -26,9 +26,7 @@ def seeds(name: str) -> list[bytes]:
     """Valid inputs, from which the fuzzer finds its way."""
     encoded = [(message, bytes.fromhex(data)) for message, data in VECTORS]
     if name == "messages":
-        return [
-            bytes([index]) + data for index in range(64) for _, data in encoded[index : index + 1]
-        ]
+        return [bytes([index]) + data for index in range(64) for _, data in encoded[index : index + 1]]
     if name == "errors":
         return [bytes.fromhex("00000190000000036f6e65"), b"", bytes(8)]
     stream = b"".join(

@@ -6,7 +6,5 @@ import os
 
 from hypothesis import settings
 
-settings.register_profile(
-    "logs", max_examples=int(os.environ.get("ARCBOX_LOGS_EXAMPLES", "100")), deadline=None
-)
+settings.register_profile("logs", max_examples=int(os.environ.get("ARCBOX_LOGS_EXAMPLES", "100")), deadline=None)
 settings.load_profile("logs")

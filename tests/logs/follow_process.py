@@ -27,7 +27,9 @@ class TextOptions(Options):
 async def main(path: str, target: str, stream: str) -> None:
     followers = Followers(Settings(), Metrics())
     await followers.start()
-    follow = followers.follow(path, TextOptions(stdout=stream != "stderr", stderr=stream != "stdout"), lambda: os.path.exists(f"{path}.ended"))
+    follow = followers.follow(
+        path, TextOptions(stdout=stream != "stderr", stderr=stream != "stdout"), lambda: os.path.exists(f"{path}.ended")
+    )
 
     async def look_for_the_end() -> None:
         while not os.path.exists(f"{path}.ended"):

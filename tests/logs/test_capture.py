@@ -61,7 +61,9 @@ def _lines(file: Path) -> list[bytes]:
 class Capturing:
     """One container's FIFOs and log in a directory, captured in this process."""
 
-    def __init__(self, directory: Path, log: Path | None = None, *, max_size: int = 20 << 20, max_files: int = 5) -> None:
+    def __init__(
+        self, directory: Path, log: Path | None = None, *, max_size: int = 20 << 20, max_files: int = 5
+    ) -> None:
         self.directory = directory
         self.log = log or directory / "logs" / "web.log"
         self.settings = Settings()

@@ -24,9 +24,14 @@ stamps = st.one_of(
     st.builds(
         lambda y, mo, d, h, mi, s, f, t, z: b"%04d-%02d-%02d%c%02d:%02d:%02d%s%s" % (y, mo, d, t, h, mi, s, f, z),
         st.one_of(st.just(2026), st.integers(0, 9999)),
-        st.integers(0, 13), st.integers(0, 32), st.integers(0, 24), st.integers(0, 60), st.integers(0, 61),
+        st.integers(0, 13),
+        st.integers(0, 32),
+        st.integers(0, 24),
+        st.integers(0, 60),
+        st.integers(0, 61),
         st.one_of(st.just(b""), st.integers(0, 11).map(lambda n: b"." + b"123456789012"[:n])),
-        st.sampled_from(b"Tt "), zones,
+        st.sampled_from(b"Tt "),
+        zones,
     ),  # fmt: skip
     st.integers(0, 59).map(lambda s: b"2026-11-23T17:45:%02d.5Z" % s),
 )
@@ -37,16 +42,35 @@ texts = st.one_of(
 streams = st.sampled_from([b"stdout", b"stderr", b"stdin"])
 tags = st.sampled_from([b"F", b"F", b"F", b"P", b"P", b"F:end", b"F:gap", b"P:x:y", b"X", b""])
 escapes = st.sampled_from(
-    ["a", "\\n", "\\\\", "\\\"", "\\/", "\\t", "\\u00e9", "\\ud83d\\ude00", "\\ud83d", "\\udc00x", "\\u0000", "\\x", "é", "\n"]
+    [
+        "a",
+        "\\n",
+        "\\\\",
+        '\\"',
+        "\\/",
+        "\\t",
+        "\\u00e9",
+        "\\ud83d\\ude00",
+        "\\ud83d",
+        "\\udc00x",
+        "\\u0000",
+        "\\x",
+        "é",
+        "\n",
+    ]
 )
 lines = st.one_of(
     st.builds(b"%b %b %b %b".__mod__, st.tuples(stamps, streams, tags, texts)),
     st.builds(b"%b %b %b".__mod__, st.tuples(stamps, streams, tags)),
     st.builds(b"[%b] [%b]: %b".__mod__, st.tuples(stamps, streams, texts)),
     st.builds(
-        lambda stamp, stream, text, end, more: b'{"log":"%b%b","stream":"%b"%b,"time":"%b"}'
-        % ("".join(text).encode(), end, stream, more, stamp),
-        stamps, streams, st.lists(escapes, max_size=5), st.sampled_from([b"\\n", b""]),
+        lambda stamp, stream, text, end, more: (
+            b'{"log":"%b%b","stream":"%b"%b,"time":"%b"}' % ("".join(text).encode(), end, stream, more, stamp)
+        ),
+        stamps,
+        streams,
+        st.lists(escapes, max_size=5),
+        st.sampled_from([b"\\n", b""]),
         st.sampled_from([b"", b',"attrs":{"a":[1,"}"]}', b', "x" : null ']),
     ).map(lambda line: line.replace(b"\n", b"")),  # fmt: skip
     texts,
@@ -184,7 +208,11 @@ def test_a_line_becomes_a_v2_frame_with_its_trace_id() -> None:
 @given(contents, st.booleans())
 def test_frames_decode_to_the_judges_entries(content: bytes, timestamps: bool) -> None:
     expected = reference.read([content], timestamps=timestamps)
-    for version, message, trace in (("v1", wire.LogEntry, None), ("v2", wire.LogEntryV2, "trace"), ("v2", wire.LogEntryV2, "")):
+    for version, message, trace in (
+        ("v1", wire.LogEntry, None),
+        ("v2", wire.LogEntryV2, "trace"),
+        ("v2", wire.LogEntryV2, ""),
+    ):
         frames = encode(version, content, timestamps=timestamps, trace=(trace or "").encode())
         whole = bytearray()
         for entry in expected:

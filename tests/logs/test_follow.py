@@ -159,6 +159,7 @@ def test_a_follower_that_goes_away_is_gone_at_once(tmp_path: Path, run_async: An
     async def scenario() -> None:
         log.touch()
         async with followers() as (all_of_them, metrics):
+
             async def one_more() -> asyncio.Task[None]:
                 task = asyncio.create_task(collect(all_of_them.follow(str(log), Options(), lambda: False), []))
                 known = metrics.value("log_followers")
@@ -195,7 +196,9 @@ def test_tail_and_follow_meet_without_a_gap(tmp_path: Path, run_async: Any) -> N
             while writer.poll() is None:
                 found.append([])
                 options = Options(tail=100, stderr=len(found) % 2 == 0)
-                tasks.append(asyncio.create_task(collect(all_of_them.follow(str(log), options, lambda: over), found[-1])))
+                tasks.append(
+                    asyncio.create_task(collect(all_of_them.follow(str(log), options, lambda: over), found[-1]))
+                )
                 await asyncio.sleep(0.2)
             await asyncio.sleep(0.1)
             over = True

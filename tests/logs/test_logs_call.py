@@ -168,15 +168,19 @@ def test_since_and_until_are_the_same_for_follow_and_not(agent: RunningAgent, cl
     between = early.timestamp + 150_000_000
     seconds, nanos = divmod(between, 10**9)
     for follow in (False, True):
-        since = call(agent, wire.LogsRequest(container_id=id, follow=follow, stream=True, since=seconds, since_nanos=nanos))
+        since = call(
+            agent, wire.LogsRequest(container_id=id, follow=follow, stream=True, since=seconds, since_nanos=nanos)
+        )
         assert [wire.LogEntry.decode(frame.payload).data for frame in since[:-1]] == [b"late"]
-        until = call(agent, wire.LogsRequest(container_id=id, follow=follow, stream=True, until=seconds, until_nanos=nanos))
+        until = call(
+            agent, wire.LogsRequest(container_id=id, follow=follow, stream=True, until=seconds, until_nanos=nanos)
+        )
         assert [wire.LogEntry.decode(frame.payload).data for frame in until[:-1]] == [b"early"]
     assert late.timestamp > between
 
 
 def test_a_follow_delivers_lines_as_they_come_and_ends_with_the_container(agent: RunningAgent, client: Any) -> None:
-    id = run(client, "read line; echo \"got $line\"; read line; printf bye", open_stdin=True)
+    id = run(client, 'read line; echo "got $line"; read line; printf bye', open_stdin=True)
     found: list[bytes] = []
     ended = threading.Event()
 
@@ -230,7 +234,9 @@ def test_errors_say_what_is_wrong(agent: RunningAgent, client: Any) -> None:
         list(client.logs(id))
     log.rmdir()
     log.symlink_to(log)
-    with pytest.raises(AgentFailedError, match="cannot read the log of container .*: Too many levels of symbolic links"):
+    with pytest.raises(
+        AgentFailedError, match="cannot read the log of container .*: Too many levels of symbolic links"
+    ):
         list(client.logs(id))
 
 

@@ -52,7 +52,9 @@ def test_a_line_of_one_gib_is_read_in_parts_with_bounded_memory(tmp_path: Path) 
         "assert peak() - before < 8 << 20, peak() - before\n"
         "print(size, parts)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, log], check=True, stdout=subprocess.PIPE, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program, log], check=True, stdout=subprocess.PIPE, text=True, timeout=120
+    )
     text = (1 << 30) - len(STAMP + b" stdout F before\n" + STAMP + b" stderr F ")
     assert done.stdout.split() == [str(text + len(b"after")), str((text - 1) // (1 << 20))]
 
@@ -66,7 +68,14 @@ def test_since_and_until_find_their_place_in_a_large_file(tmp_path: Path, seed: 
         stamp += rng.choice([0, 10**6, 10**9, 90 * 10**9])
         shown = stamp + rng.randrange(-30, 30) * 10**9  # not quite in order
         stream = rng.choice([b"stdout", b"stderr"])
-        lines.append(reference.format_stamp(shown) + b" " + stream + b" F %d " % len(lines) + b"x" * rng.choice([1, 50, 500, 9000]) + b"\n")
+        lines.append(
+            reference.format_stamp(shown)
+            + b" "
+            + stream
+            + b" F %d " % len(lines)
+            + b"x" * rng.choice([1, 50, 500, 9000])
+            + b"\n"
+        )
         if rng.random() < 0.05:
             lines.append(b"a line without a time\n")
     content = b"".join(lines)

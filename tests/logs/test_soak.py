@@ -53,7 +53,10 @@ def one_container(directory: Path, seed: int) -> int:
     keep = [os.open(directory / name, os.O_RDWR) for name in STREAMS]
     processes: list[subprocess.Popen[bytes]] = []
     try:
-        followers = [start("follow_process", log, directory / f"{name}.text", name, stdout=subprocess.DEVNULL) for name in STREAMS]
+        followers = [
+            start("follow_process", log, directory / f"{name}.text", name, stdout=subprocess.DEVNULL)
+            for name in STREAMS
+        ]
         processes += followers
         writers = [start("writer_process", directory / name, seed * 2 + n, size) for n, name in enumerate(STREAMS)]
         processes += writers

@@ -23,9 +23,7 @@ def _load() -> dict[str, Any]:
     for file in files:
         pool.Add(file)
     return {
-        message.name: message_factory.GetMessageClass(
-            pool.FindMessageTypeByName(f"{files[-1].package}.{message.name}")
-        )
+        message.name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{files[-1].package}.{message.name}"))
         for message in files[-1].message_type
     }
 

@@ -25,9 +25,7 @@ _CRI = re.compile(
     + rb" (?P<stream>stdout|stderr) (?P<tag>[FP])(?P<note>:[^ ]{0,62}(?= )|)(?: (?P<text>.*)|)",
     re.DOTALL,
 )
-_BRACKETED = re.compile(
-    rb"\[" + _STAMP + rb"\] \[(?P<stream>stdout|stderr)\]: ?(?P<text>.*)", re.DOTALL
-)
+_BRACKETED = re.compile(rb"\[" + _STAMP + rb"\] \[(?P<stream>stdout|stderr)\]: ?(?P<text>.*)", re.DOTALL)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -74,9 +72,7 @@ def parse_stamp(match: re.Match[bytes]) -> int | None:
             return None
         offset = (hours * 3600 + minutes * 60) * (1 if zone[0] == "+" else -1)
     since_epoch = moment - _EPOCH
-    seconds = (
-        since_epoch.days * 86400 + since_epoch.seconds + second - offset - cycles * 146097 * 86400
-    )
+    seconds = since_epoch.days * 86400 + since_epoch.seconds + second - offset - cycles * 146097 * 86400
     if seconds > 9223372035:
         return (1 << 63) - 1
     if seconds < -9223372036:
@@ -144,9 +140,7 @@ def read(
 ) -> list[Entry]:
     """The entries of a log; `files`: oldest first."""
     files = list(files)
-    texts: list[tuple[int, tuple[str, bool], int | None, bytes, bool]] = (
-        []
-    )  # order, stream, stamp, text, partial
+    texts: list[tuple[int, tuple[str, bool], int | None, bytes, bool]] = []  # order, stream, stamp, text, partial
     chains: dict[tuple[str, bool], list[Any]] = {}
     order = 0
     for number, content in enumerate(files):
@@ -164,9 +158,7 @@ def read(
             if since is not None or until is not None:
                 if line.stamp is None:
                     continue
-                if (since is not None and line.stamp < since) or (
-                    until is not None and line.stamp > until
-                ):
+                if (since is not None and line.stamp < since) or (until is not None and line.stamp > until):
                     continue
             chain = chains.setdefault(key, [line.stamp, b"", 0])
             chain[1] += line.text

@@ -110,9 +110,7 @@ def merge(message: wire.Message, data: bytes, depth: int) -> None:
             packed, at = block(data, at)
             if len(packed) % 8:
                 raise Broken("packed doubles")
-            getattr(message, field.name).extend(
-                value for (value,) in struct.iter_unpack("<d", packed)
-            )
+            getattr(message, field.name).extend(value for (value,) in struct.iter_unpack("<d", packed))
             continue
         if field is None or KINDS[field.type][0] != kind:
             at = skip(data, at, number, kind, depth)

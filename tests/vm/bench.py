@@ -62,7 +62,9 @@ async def measure_guest(address: str) -> tuple[float, float, float, float]:
     from_host = await round_trip(address)
     async with arcbox_agent.connect(address, timeout=300) as client:
         loopback = float(await in_guest(client, "-c", _LOOPBACK))
-        starts = [line.split() for line in (await in_guest(client, "-m", "tests.vm.footprint", str(STARTS))).splitlines()]
+        starts = [
+            line.split() for line in (await in_guest(client, "-m", "tests.vm.footprint", str(STARTS))).splitlines()
+        ]
     # The first start reads everything from the host's disk: the median leaves it out.
     to_listening = statistics.median(float(milliseconds) for milliseconds, _ in starts)
     pss = statistics.median(int(size) for _, size in starts)

@@ -54,9 +54,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.line(what)
 
 
-def with_client(
-    machine: Machine, work: Callable[[Client], Awaitable[T]], *, patience: float = PATIENCE
-) -> T:
+def with_client(machine: Machine, work: Callable[[Client], Awaitable[T]], *, patience: float = PATIENCE) -> T:
     """Connects to a machine's agent, waiting for it to boot, and does `work` with it."""
     machine.wait_until_it_listens()
 

@@ -28,7 +28,9 @@ def of_qemu(pid: int, qmp: Path) -> tuple[str, str]:
         if id in before
     ]
     # Where each CPU is, whether it may be interrupted, and whether it waits for that.
-    places = [line for line in (first + "\n" + second).splitlines() if line.startswith(("VM status", "EIP", "RIP", "qmp"))]
+    places = [
+        line for line in (first + "\n" + second).splitlines() if line.startswith(("VM status", "EIP", "RIP", "qmp"))
+    ]
     whole = "\n".join([*threads, first, f"--- {_INTERVAL:g} s later", second])
     return "\n".join(threads + places), whole
 

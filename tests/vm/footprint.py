@@ -27,9 +27,7 @@ def start_once(directory: str) -> tuple[float, int]:
         command = [sys.executable, "-m", "arcbox_agent.agent", "--listen", "vsock:2048"]
         command += ["--state-dir", f"{directory}/state", "--run-dir", f"{directory}/run"]
         started = time.monotonic()
-        agent = subprocess.Popen(
-            command, env={**os.environ, "NOTIFY_SOCKET": path}, stderr=subprocess.DEVNULL
-        )
+        agent = subprocess.Popen(command, env={**os.environ, "NOTIFY_SOCKET": path}, stderr=subprocess.DEVNULL)
         try:
             while b"READY=1" not in notified.recv(4096):
                 pass

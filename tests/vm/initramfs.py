@@ -11,8 +11,8 @@ import enum
 import shlex
 from pathlib import Path
 
-from tools.cpio import CpioArchive
 from tests.vm.kernel import ROOT_MODULES, VSOCK_MODULES, GuestKernel
+from tools.cpio import CpioArchive
 
 _BUSYBOX = Path("/bin/busybox")
 
@@ -86,9 +86,7 @@ def base_archive(kernel: GuestKernel, modules: tuple[str, ...]) -> bytes:
     return archive.to_bytes()
 
 
-def boot_archive(
-    kernel: GuestKernel, root: Root, command: list[str], files: dict[str, tuple[str, int]]
-) -> bytes:
+def boot_archive(kernel: GuestKernel, root: Root, command: list[str], files: dict[str, tuple[str, int]]) -> bytes:
     """The whole first root of one boot.  `files`: path in the guest to (content, mode)."""
     # A read-only root has no place for the modules, so there they are loaded beforehand.
     modules = ROOT_MODULES if root is Root.OVERLAY else ROOT_MODULES + VSOCK_MODULES

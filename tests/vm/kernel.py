@@ -35,9 +35,7 @@ class GuestKernel:
         (self.image,) = (directory / "boot").glob("vmlinuz-*")
         self.release = self.image.name.removeprefix("vmlinuz-")
         self.modules_root = directory / "lib" / "modules"
-        self._modules = {
-            path.stem: path for path in (self.modules_root / self.release / "kernel").rglob("*.ko")
-        }
+        self._modules = {path.stem: path for path in (self.modules_root / self.release / "kernel").rglob("*.ko")}
 
     def module(self, name: str) -> Path | None:
         """A module's file; None where it is built in."""

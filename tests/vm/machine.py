@@ -466,7 +466,9 @@ class Machine:
             summary, whole = evidence.of_qemu(self._processes["qemu"].pid, self.qmp_path)
             (self.boot_directory / "qemu.txt").write_text(whole)
             parts.append(f"--- QEMU (more is in qemu.txt):\n{summary}")
-        parts += [_end_of(path.name, path.read_text(errors="replace")) for path in sorted(self.boot_directory.glob("*.log"))]
+        parts += [
+            _end_of(path.name, path.read_text(errors="replace")) for path in sorted(self.boot_directory.glob("*.log"))
+        ]
         return "\n".join(filter(None, parts))
 
 

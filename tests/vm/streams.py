@@ -1,14 +1,14 @@
 """Runs in the guest: a vsock server whose streams do what the first line asks of them.
 
-    echo                 sends back what comes, and ends when that ends
-    sink                 reads to the end; answers with count and SHA-256
-    stall NAME           reads nothing until `go NAME` comes on another stream, then as sink
-    go NAME              answers `gone`
-    source SIZE NAME     sends SIZE bytes of a known pattern
-    sent NAME            answers how many of them have been taken from it so far
-    dial PORT TEXT       connects to the host's port, sends TEXT; answers with what came back
+echo                 sends back what comes, and ends when that ends
+sink                 reads to the end; answers with count and SHA-256
+stall NAME           reads nothing until `go NAME` comes on another stream, then as sink
+go NAME              answers `gone`
+source SIZE NAME     sends SIZE bytes of a known pattern
+sent NAME            answers how many of them have been taken from it so far
+dial PORT TEXT       connects to the host's port, sends TEXT; answers with what came back
 
-    python -m tests.vm.streams PORT
+python -m tests.vm.streams PORT
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ from tests.vm.conftest import with_client
 from tests.vm.machine import Machine, agent_command, guest_environment
 from tests.vm.packages import REPOSITORY
 
-
 #: PingRequest("ping") and its answer, in V1, up to the agent's version.
 PING = bytes.fromhex("0000000a000000010a0470696e67")
 PONG = bytes.fromhex("00000017000010010a0a706f6e673a2070696e671205")
@@ -38,9 +37,7 @@ def test_orphans_are_reaped_and_nobodys_exit_code_is_stolen(guest: Machine) -> N
     script = "setsid sh -c 'sleep 0.2; exit 7' </dev/null >/dev/null 2>&1 & exit $0"
 
     async def work(client: Client) -> tuple[list[int], str]:
-        results = await asyncio.gather(
-            *(client.exec(["/bin/sh", "-c", script, str(code)]) for code in range(20))
-        )
+        results = await asyncio.gather(*(client.exec(["/bin/sh", "-c", script, str(code)]) for code in range(20)))
         while zombies := await shell(client, "cat /proc/[0-9]*/stat 2>/dev/null | grep -c ') Z 1 ' || true"):
             if int(zombies) == 0:
                 break

@@ -94,9 +94,7 @@ def test_a_read_only_root_keeps_its_state_in_run_and_says_so(boot: Callable[...,
     assert "state is kept in memory" in machine.console()
 
 
-def test_a_minimal_initramfs_needs_nothing_but_the_agent(
-    boot: Callable[..., Machine], minimal_initramfs: Path
-) -> None:
+def test_a_minimal_initramfs_needs_nothing_but_the_agent(boot: Callable[..., Machine], minimal_initramfs: Path) -> None:
     machine = boot(initramfs=minimal_initramfs)
 
     async def work(client: Client) -> SystemInfo:

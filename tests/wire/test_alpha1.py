@@ -43,9 +43,7 @@ def test_a_recorded_request_is_understood(exchange: dict[str, str]) -> None:
             cls.decode(frame.payload)
 
 
-@pytest.mark.parametrize(
-    "exchange", [e for e in EXCHANGES if e["reply"]], ids=lambda exchange: exchange["what"]
-)
+@pytest.mark.parametrize("exchange", [e for e in EXCHANGES if e["reply"]], ids=lambda exchange: exchange["what"])
 def test_a_recorded_reply_is_written_with_the_same_bytes(exchange: dict[str, str]) -> None:
     reply = bytes.fromhex(exchange["reply"])
     again = b""

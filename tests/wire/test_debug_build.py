@@ -34,6 +34,8 @@ def test_a_build_with_bounds_checks_passes_the_tests_of_the_wire_and_the_line_en
         "assert arcbox_agent._wire.__file__.startswith(sys.argv[1]), arcbox_agent._wire.__file__\n"
         "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *sys.argv[2:]]))"
     )
-    tests = [str(ROOT / "tests/wire" / f"test_{name}.py") for name in ("vectors", "messages", "frames", "streams", "alpha1")]
+    tests = [
+        str(ROOT / "tests/wire" / f"test_{name}.py") for name in ("vectors", "messages", "frames", "streams", "alpha1")
+    ]
     tests.append(str(ROOT / "tests/logs/test_engine.py"))
     run(sys.executable, "-c", program, str(tmp_path), *tests, cwd=ROOT, env=environment)

@@ -58,9 +58,7 @@ def test_google_reads_what_we_write_and_we_read_what_google_writes(
 @each_class
 @exhaustive
 @given(data=st.data())
-def test_a_message_has_the_bytes_google_gives_it(
-    cls: type[wire.Message], data: st.DataObject
-) -> None:
+def test_a_message_has_the_bytes_google_gives_it(cls: type[wire.Message], data: st.DataObject) -> None:
     message = data.draw(messages(cls))
     # The order of a map's entries is each writer's own: one entry at most.
     for name in message.__match_args__:
@@ -73,9 +71,7 @@ def test_a_message_has_the_bytes_google_gives_it(
 @each_class
 @exhaustive
 @given(data=st.data())
-def test_bytes_that_were_tampered_with_are_judged_alike(
-    cls: type[wire.Message], data: st.DataObject
-) -> None:
+def test_bytes_that_were_tampered_with_are_judged_alike(cls: type[wire.Message], data: st.DataObject) -> None:
     encoded = data.draw(mutated(data.draw(messages(cls)).encode()))
     assert our_decode(cls, encoded) == google_decode(cls.__name__, encoded)
 
@@ -83,9 +79,7 @@ def test_bytes_that_were_tampered_with_are_judged_alike(
 @each_class
 @exhaustive
 @given(encoded=nearly_messages)
-def test_bytes_that_are_nearly_a_message_are_judged_alike(
-    cls: type[wire.Message], encoded: bytes
-) -> None:
+def test_bytes_that_are_nearly_a_message_are_judged_alike(cls: type[wire.Message], encoded: bytes) -> None:
     assert our_decode(cls, encoded) == google_decode(cls.__name__, encoded)
 
 
@@ -124,12 +118,7 @@ EDGES = [
 
 
 @pytest.mark.parametrize("edge", EDGES)
-@pytest.mark.parametrize(
-    "name", ["PingRequest", "ExecRequest", "ContainerStats", "SystemInfo", "Empty"]
-)
+@pytest.mark.parametrize("name", ["PingRequest", "ExecRequest", "ContainerStats", "SystemInfo", "Empty"])
 def test_the_edges_of_the_format_are_judged_alike(name: str, edge: str) -> None:
-    data = b"".join(
-        bytes.fromhex(part.split("*")[0]) * int((part.split("*") + ["1"])[1])
-        for part in edge.split()
-    )
+    data = b"".join(bytes.fromhex(part.split("*")[0]) * int((part.split("*") + ["1"])[1]) for part in edge.split())
     assert our_decode(getattr(wire, name), data) == google_decode(name, data)

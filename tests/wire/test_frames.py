@@ -117,18 +117,14 @@ def test_a_trace_id_that_is_not_utf8_is_echoed_as_it_came() -> None:
         ),
     ],
 )
-def test_versions_are_told_apart_by_the_first_byte_of_the_body(
-    data: bytes, expected: PlainFrame
-) -> None:
+def test_versions_are_told_apart_by_the_first_byte_of_the_body(data: bytes, expected: PlainFrame) -> None:
     assert all_frames(fed(data)) == [expected]
 
 
 def test_a_client_that_fixed_the_version_never_guesses() -> None:
     # An error in V1 begins with a zero byte, as a V2 body does.
     error = wire.encode_error(404, "no")
-    assert all_frames(fed(error, version=1)) == [
-        PlainFrame(0xFFFF, 1, None, bytes.fromhex("00000194 00000002 6e6f"))
-    ]
+    assert all_frames(fed(error, version=1)) == [PlainFrame(0xFFFF, 1, None, bytes.fromhex("00000194 00000002 6e6f"))]
     assert all_frames(fed(EMPTY_V2, version=1)) == [PlainFrame(0, 1, None, b"\x00\x00")]
     long_trace = wire.encode_frame(1, b"", "x" * 2048)
     assert all_frames(fed(long_trace, version=2)) == [PlainFrame(1, 2, "x" * 2048, b"")]
@@ -140,9 +136,7 @@ def test_there_are_two_versions(version: Any) -> None:
         wire.FrameDecoder(version=version)
 
 
-STREAM = (
-    PING_V1 + PING_V2 + EMPTY_V1 + EMPTY_V2 + wire.encode_frame(0x77, bytes(40), "tr") + PING_V1
-)
+STREAM = PING_V1 + PING_V2 + EMPTY_V1 + EMPTY_V2 + wire.encode_frame(0x77, bytes(40), "tr") + PING_V1
 EXPECTED = split(STREAM, LIMIT)[0]
 
 
@@ -217,9 +211,7 @@ def test_a_v2_frame_has_room_for_the_length_of_its_trace_id() -> None:
         fed(bytes.fromhex("00000005 00000001 00")).next_frame()
     assert (caught.value.length, caught.value.minimum) == (5, 6)
     # A byte that a message can begin with is V1, and for its message to judge.
-    assert all_frames(fed(bytes.fromhex("00000005 00000001 08"))) == [
-        PlainFrame(1, 1, None, b"\x08")
-    ]
+    assert all_frames(fed(bytes.fromhex("00000005 00000001 08"))) == [PlainFrame(1, 1, None, b"\x08")]
 
 
 def test_the_limit_passes_and_one_more_is_refused_at_its_four_bytes() -> None:
@@ -335,9 +327,7 @@ _whole = st.builds(
     st.binary(max_size=20),
     st.none() | st.text(max_size=8),
 )
-_broken = st.builds(
-    lambda length, rest: length.to_bytes(4, "big") + rest, _lengths, st.binary(max_size=30)
-)
+_broken = st.builds(lambda length, rest: length.to_bytes(4, "big") + rest, _lengths, st.binary(max_size=30))
 _ERRORS = {
     "too short": wire.FrameTooShortError,
     "too large": wire.FrameTooLargeError,
@@ -352,9 +342,7 @@ _ERRORS = {
     cuts=st.lists(st.integers(0, 200), max_size=6),
     version=st.sampled_from([None, 1, 2]),
 )
-def test_any_stream_in_any_pieces_is_split_as_the_plain_rules_say(
-    stream: bytes, cuts: list[int], version: Any
-) -> None:
+def test_any_stream_in_any_pieces_is_split_as_the_plain_rules_say(stream: bytes, cuts: list[int], version: Any) -> None:
     expected, wrong = split(stream, 60, version)
     decoder = wire.FrameDecoder(max_frame_size=60, version=version)
     edges = sorted(min(cut, len(stream)) for cut in cuts)

@@ -78,7 +78,7 @@ def test_a_field_deleted_behind_the_messages_back_is_refused_and_nothing_crashes
     message = wire.FileChunk(path="/x", data=b"y", eof=True)
     for name in ("path", "data", "offset", "eof"):
         inspect.getattr_static(message, name).__delete__(message)
-        with pytest.raises(wire.EncodeError, match=rf"FileChunk\.\w+: expected \w+, not NoneType"):
+        with pytest.raises(wire.EncodeError, match=r"FileChunk\.\w+: expected \w+, not NoneType"):
             message.encode()
     stats = wire.ContainerStats()
     inspect.getattr_static(stats, "cpu").__delete__(stats)
@@ -91,9 +91,7 @@ def test_lists_and_maps_belong_to_one_message() -> None:
     first.cmd.append("sleep")
     first.env["A"] = "1"
     first.mounts.append(wire.Mount(target="/m"))
-    assert repr(first) == (
-        "CreateContainerRequest(cmd=['sleep'], env={'A': '1'}, mounts=[Mount(target='/m')])"
-    )
+    assert repr(first) == ("CreateContainerRequest(cmd=['sleep'], env={'A': '1'}, mounts=[Mount(target='/m')])")
     assert second == wire.CreateContainerRequest()
     assert (second.cmd, second.env, second.mounts) == ([], {}, [])
     assert first.encode() == bytes.fromhex("1a05736c656570 2a060a01411201 31 420412022f6d")
@@ -345,12 +343,8 @@ REFUSED: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("message", "text"), REFUSED, ids=[text.split(" is ")[0] for _, text in REFUSED]
-)
-def test_a_value_of_the_wrong_type_or_range_is_refused_with_its_path(
-    message: Any, text: str
-) -> None:
+@pytest.mark.parametrize(("message", "text"), REFUSED, ids=[text.split(" is ")[0] for _, text in REFUSED])
+def test_a_value_of_the_wrong_type_or_range_is_refused_with_its_path(message: Any, text: str) -> None:
     with pytest.raises(wire.EncodeError, match="^" + re.escape(text)) as caught:
         message.encode()
     assert text.startswith(caught.value.path + ": ")
@@ -395,24 +389,16 @@ def test_subclasses_of_the_plain_types_are_taken_as_what_they_are() -> None:
         def __float__(self) -> float:
             raise AssertionError("the number's own method was run")
 
-    assert wire.PingRequest(message=Text("é"), timestamp_secs=Number(3)).encode() == (
-        bytes.fromhex("0a02c3a9 1003")
-    )
-    assert wire.CpuStats(usage_ns=Number(2**64 - 1)).encode() == bytes.fromhex(
-        "08ffffffffffffffffff01"
-    )
-    assert wire.SystemInfo(load_average=[Real(2.0)]).encode() == bytes.fromhex(
-        "42080000000000000040"
-    )
+    assert wire.PingRequest(message=Text("é"), timestamp_secs=Number(3)).encode() == (bytes.fromhex("0a02c3a9 1003"))
+    assert wire.CpuStats(usage_ns=Number(2**64 - 1)).encode() == bytes.fromhex("08ffffffffffffffffff01")
+    assert wire.SystemInfo(load_average=[Real(2.0)]).encode() == bytes.fromhex("42080000000000000040")
 
 
 def test_a_message_longer_than_the_scratch_buffer_is_whole() -> None:
     for size in (65520, 65536, 65540, 200_000, 3_000_000):
         data = bytes([size % 251]) * size
         encoded = wire.ExecOutput(stream="stdout", data=data, exit_code=1).encode()
-        assert wire.ExecOutput.decode(encoded) == wire.ExecOutput(
-            stream="stdout", data=data, exit_code=1
-        )
+        assert wire.ExecOutput.decode(encoded) == wire.ExecOutput(stream="stdout", data=data, exit_code=1)
     many = wire.ListContainersResponse(
         containers=[wire.ContainerInfo(id=f"{n}" * 20, command=["x" * 100]) for n in range(3000)]
     )
@@ -429,9 +415,7 @@ def test_a_text_of_every_length_has_its_bytes_everywhere(letter: str, size: int)
     body = text.encode()
     length = bytes([len(body)]) if len(body) < 128 else bytes([len(body) & 0x7F | 0x80, len(body) >> 7])
     field = length + body
-    request = wire.ExecRequest(
-        container_id=text, cmd=["x", text, ""], env={text: text}, working_dir=text, user="u"
-    )
+    request = wire.ExecRequest(container_id=text, cmd=["x", text, ""], env={text: text}, working_dir=text, user="u")
     entry = b"\x0a" + field + b"\x12" + field
     entry_size = bytes([len(entry)]) if len(entry) < 128 else bytes([len(entry) & 0x7F | 0x80, len(entry) >> 7])
     assert request.encode() == (
@@ -471,13 +455,9 @@ def test_what_does_not_fit_any_more_is_as_whole_as_what_does(short: int) -> None
             "command": [name, name],
             "error": "e" * (0x10000 - left),
         }
-        ours = wire.ListContainersResponse(
-            containers=[wire.ContainerInfo(**fields), wire.ContainerInfo(id=name)]
-        )
+        ours = wire.ListContainersResponse(containers=[wire.ContainerInfo(**fields), wire.ContainerInfo(id=name)])
         container = GOOGLE["ContainerInfo"]
-        theirs = GOOGLE["ListContainersResponse"](
-            containers=[container(**fields), container(id=name)]
-        )
+        theirs = GOOGLE["ListContainersResponse"](containers=[container(**fields), container(id=name)])
         assert ours.encode() == theirs.SerializeToString()
 
 
@@ -540,9 +520,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("name", "data", "text"), BROKEN, ids=[text for _, _, text in BROKEN])
-def test_broken_bytes_are_refused_with_the_path_of_the_field(
-    name: str, data: str, text: str
-) -> None:
+def test_broken_bytes_are_refused_with_the_path_of_the_field(name: str, data: str, text: str) -> None:
     with pytest.raises(wire.DecodeError, match="^" + re.escape(text)) as caught:
         getattr(wire, name).decode(bytes.fromhex(data))
     assert text.startswith(caught.value.path + ": ")

@@ -59,9 +59,7 @@ VECTORS: list[tuple[wire.Message, str]] = [
         "0801",
     ),
     (
-        wire.RuntimeEnsureResponse(
-            ready=True, endpoint="unix:///x", message="héllo", status="Exited (0)"
-        ),
+        wire.RuntimeEnsureResponse(ready=True, endpoint="unix:///x", message="héllo", status="Exited (0)"),
         "08011209756e69783a2f2f2f781a0668c3a96c6c6f220a45786974656420283029",
     ),
     (
@@ -79,8 +77,7 @@ VECTORS: list[tuple[wire.Message, str]] = [
                 wire.ServiceStatus(),
             ],
         ),
-        "080110011a09756e69783a2f2f2f7822026f6b2a150a03776562120a457869746564202830291a02"
-        "6f6b2a00",
+        "080110011a09756e69783a2f2f2f7822026f6b2a150a03776562120a457869746564202830291a026f6b2a00",
     ),
     (
         wire.ServiceStatus(name="web", status="Exited (0)", detail="ok"),
@@ -398,9 +395,7 @@ VECTORS: list[tuple[wire.Message, str]] = [
         "bd18a00601a806959aaef5c5b6a8bd18b006959aaef5c5b6a8bd18",
     ),
     (
-        wire.LogEntry(
-            stream="stderr", data=b"\x00\xffraw", timestamp=1763900000123456789, partial=True
-        ),
+        wire.LogEntry(stream="stderr", data=b"\x00\xffraw", timestamp=1763900000123456789, partial=True),
         "0a06737464657272120500ff72617718959aaef5c5b6a8bd18a00601",
     ),
     (
@@ -410,16 +405,14 @@ VECTORS: list[tuple[wire.Message, str]] = [
             timestamp=wire.Timestamp(seconds=1763900000123456789, nanos=-1),
             partial=True,
         ),
-        "0a06737464657272120500ff7261771a1508959aaef5c5b6a8bd1810ffffffffffffffffff01a006" "01",
+        "0a06737464657272120500ff7261771a1508959aaef5c5b6a8bd1810ffffffffffffffffff01a00601",
     ),
     (
         wire.ReadFileRequest(path="/etc/hosts", offset=-5, limit=1763900000123456789),
         "0a0a2f6574632f686f73747310fbffffffffffffffff0118959aaef5c5b6a8bd18",
     ),
     (
-        wire.FileChunk(
-            path="/etc/hosts", data=b"\x00\xffraw", offset=-5, eof=True, mode=4294967295
-        ),
+        wire.FileChunk(path="/etc/hosts", data=b"\x00\xffraw", offset=-5, eof=True, mode=4294967295),
         "0a0a2f6574632f686f737473120500ff72617718fbffffffffffffffff01200128ffffffff0f",
     ),
     (
@@ -433,9 +426,7 @@ VECTORS: list[tuple[wire.Message, str]] = [
     (
         wire.ContainerStats(
             container_id="c1",
-            cpu=wire.CpuStats(
-                usage_ns=18446744073709551615, system_ns=18446744073709551615, usage_percent=0.25
-            ),
+            cpu=wire.CpuStats(usage_ns=18446744073709551615, system_ns=18446744073709551615, usage_percent=0.25),
             memory=wire.MemoryStats(
                 usage=18446744073709551615,
                 limit=18446744073709551615,
@@ -448,9 +439,7 @@ VECTORS: list[tuple[wire.Message, str]] = [
                 rx_packets=18446744073709551615,
                 tx_packets=18446744073709551615,
             ),
-            block=wire.BlockStats(
-                read_bytes=18446744073709551615, write_bytes=18446744073709551615
-            ),
+            block=wire.BlockStats(read_bytes=18446744073709551615, write_bytes=18446744073709551615),
             timestamp=wire.Timestamp(seconds=1763900000123456789, nanos=-1),
         ),
         "0a026331121f08ffffffffffffffffff0110ffffffffffffffffff0119000000000000d03f1a2a08"
@@ -460,9 +449,7 @@ VECTORS: list[tuple[wire.Message, str]] = [
         "a8bd1810ffffffffffffffffff01",
     ),
     (
-        wire.CpuStats(
-            usage_ns=18446744073709551615, system_ns=18446744073709551615, usage_percent=0.25
-        ),
+        wire.CpuStats(usage_ns=18446744073709551615, system_ns=18446744073709551615, usage_percent=0.25),
         "08ffffffffffffffffff0110ffffffffffffffffff0119000000000000d03f",
     ),
     (
@@ -472,7 +459,7 @@ VECTORS: list[tuple[wire.Message, str]] = [
             usage_percent=0.25,
             cache=18446744073709551615,
         ),
-        "08ffffffffffffffffff0110ffffffffffffffffff0119000000000000d03f20ffffffffffffffff" "ff01",
+        "08ffffffffffffffffff0110ffffffffffffffffff0119000000000000d03f20ffffffffffffffffff01",
     ),
     (
         wire.NetworkStats(
@@ -481,8 +468,7 @@ VECTORS: list[tuple[wire.Message, str]] = [
             rx_packets=18446744073709551615,
             tx_packets=18446744073709551615,
         ),
-        "08ffffffffffffffffff0110ffffffffffffffffff0118ffffffffffffffffff0120ffffffffffff"
-        "ffffff01",
+        "08ffffffffffffffffff0110ffffffffffffffffff0118ffffffffffffffffff0120ffffffffffffffffff01",
     ),
     (
         wire.BlockStats(read_bytes=18446744073709551615, write_bytes=18446744073709551615),

@@ -43,8 +43,7 @@ class Holdings:
 
     def describe(self) -> str:
         return (
-            f"{len(self.files)} fds, {self.threads} threads, {len(self.children)} children, "
-            f"{self.memory / 1e6:.1f} MB"
+            f"{len(self.files)} fds, {self.threads} threads, {len(self.children)} children, {self.memory / 1e6:.1f} MB"
         )
 
 

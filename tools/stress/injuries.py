@@ -143,4 +143,3 @@ class Injuries:
                 yield loop, connection
             except (OSError, TimeoutError):
                 pass
-

@@ -34,9 +34,7 @@ async def mixed_requests(client: Pipeline, choice: random.Random, count: int, ho
 
 async def _ping(client: Pipeline, choice: random.Random) -> int:
     text = f"{client.name} {choice.getrandbits(64):x}" * choice.choice((1, 1, 1, 1, 50))
-    await client.request(
-        wire.PingRequest(message=text), wire.PingResponse, _is("message", f"pong: {text}")
-    )
+    await client.request(wire.PingRequest(message=text), wire.PingResponse, _is("message", f"pong: {text}"))
     return 1
 
 
@@ -84,13 +82,9 @@ async def _container_life(client: Pipeline, number: int, choice: random.Random) 
         _is("id", id),
     )
     await client.request(wire.StartContainerRequest(id=id), wire.Empty)
-    await client.request(
-        wire.WaitContainerRequest(id=id), wire.WaitContainerResponse, _is("status_code", code)
-    )
+    await client.request(wire.WaitContainerRequest(id=id), wire.WaitContainerResponse, _is("status_code", code))
     await _list(client, f"{client.name}-", {id: "stopped"})
-    await client.request(
-        wire.LogsRequest(container_id=id), wire.LogEntry, _is("data", text.encode())
-    )
+    await client.request(wire.LogsRequest(container_id=id), wire.LogEntry, _is("data", text.encode()))
     await client.request(wire.RemoveContainerRequest(id=id), wire.Empty)
     await _list(client, f"{client.name}-", {})
     return 7

@@ -106,9 +106,7 @@ class Pipeline(asyncio.Protocol):
             self.faults.append(f"{where}: {wrong}")
 
 
-async def connect(
-    where: str | socket.socket, name: str, *, version: Literal[1, 2], window: int
-) -> Pipeline:
+async def connect(where: str | socket.socket, name: str, *, version: Literal[1, 2], window: int) -> Pipeline:
     """`where`: a unix socket's path, or a stream that is connected already."""
     loop = asyncio.get_running_loop()
     if isinstance(where, str):

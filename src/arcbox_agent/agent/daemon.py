@@ -20,21 +20,21 @@ import uvloop
 
 from arcbox_agent import __version__
 from arcbox_agent.agent import config
-from arcbox_agent.agent.config import directories
-from arcbox_agent.agent.observe import log as agent_log
 from arcbox_agent.agent.commands.commands import Commands
-from arcbox_agent.agent.containers.service import Containers
-from arcbox_agent.agent.serving.listeners import Listener, open_listeners, open_unix
-from arcbox_agent.agent.observe.log import LEVELS, Logger, handle_loop_exception, write_stderr
+from arcbox_agent.agent.config import directories
 from arcbox_agent.agent.containers.output.capture import Capture
+from arcbox_agent.agent.containers.service import Containers
 from arcbox_agent.agent.logs.follower import Followers
 from arcbox_agent.agent.metrics import Metrics
-from arcbox_agent.agent.serving.metrics_endpoint import MetricsEndpoint
+from arcbox_agent.agent.observe import log as agent_log
+from arcbox_agent.agent.observe.log import LEVELS, Logger, handle_loop_exception, write_stderr
 from arcbox_agent.agent.observe.notify import Notifier
 from arcbox_agent.agent.processes.children import Processes
-from arcbox_agent.agent.routes import ROUTES
-from arcbox_agent.agent.serving.server import Server
 from arcbox_agent.agent.processes.lanes import Threads
+from arcbox_agent.agent.routes import ROUTES
+from arcbox_agent.agent.serving.listeners import Listener, open_listeners, open_unix
+from arcbox_agent.agent.serving.metrics_endpoint import MetricsEndpoint
+from arcbox_agent.agent.serving.server import Server
 from arcbox_agent.errors import ConfigError, RequestError
 
 TYPE_CHECKING = False

@@ -128,10 +128,8 @@ def import_event_loop() -> None:
     try:
         sys.modules |= modules
         sys.modules["ssl"] = None  # type: ignore[assignment]
-        import asyncio
 
         sys.modules["ssl"] = modules["ssl"]
-        import uvloop
     finally:
         for name in stand_ins:
             if sys.modules.get(name) is modules[name] or sys.modules.get(name, ...) is None:

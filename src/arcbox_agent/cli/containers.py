@@ -30,9 +30,7 @@ T = TypeVar("T")
 #: As many at a time where they need not come one after the other.
 _AT_ONCE = 8
 
-several = click.argument(
-    "containers", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=container_names
-)
+several = click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=container_names)
 
 
 @click.command("create", context_settings={"allow_interspersed_args": False})

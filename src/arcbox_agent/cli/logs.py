@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from arcbox_agent.cli.signals import Signals
     from arcbox_agent.client import Client
-    from arcbox_agent.wire import LogEntry
 
 
 if TYPE_CHECKING:

@@ -68,6 +68,6 @@ def set_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 
 def json_option(function: F) -> F:
     """`--json` after the command's name too, where one looks for it."""
-    return click.option(
-        "--json", is_flag=True, expose_value=False, callback=set_json, help="Output for programs."
-    )(function)
+    return click.option("--json", is_flag=True, expose_value=False, callback=set_json, help="Output for programs.")(
+        function
+    )

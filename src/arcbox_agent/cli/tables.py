@@ -78,4 +78,3 @@ def size(count: int) -> str:
             break
         value /= 1024
     return f"{count} B" if unit == "B" else f"{value:.4g} {unit}"
-

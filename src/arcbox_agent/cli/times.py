@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 NANOSECONDS = 1_000_000_000
 
@@ -64,7 +64,7 @@ def parse_duration(text: str) -> int:
 def rfc3339(nanoseconds: int) -> str:
     """UTC, to the nanosecond."""
     seconds, rest = divmod(nanoseconds, NANOSECONDS)
-    return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%dT%H:%M:%S}.{rest:09}Z"
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09}Z"
 
 
 def in_words(nanoseconds: int) -> str:

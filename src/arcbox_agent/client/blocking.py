@@ -433,9 +433,7 @@ class Client:
         long: bool = False,
         repeatable: bool = False,
     ) -> M:
-        return self._run(
-            self._client.call(request, reply_class, timeout=timeout, long=long, repeatable=repeatable)
-        )
+        return self._run(self._client.call(request, reply_class, timeout=timeout, long=long, repeatable=repeatable))
 
     def knows(self, request_class: type[wire.Message]) -> bool:
         return self._client.knows(request_class)

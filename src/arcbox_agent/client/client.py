@@ -105,9 +105,7 @@ class Client:
 
     # ---------------------------------------------------------------- system
 
-    async def ping(
-        self, message: str = "", *, set_clock: bool = False, timeout: float | None = None
-    ) -> PingResponse:
+    async def ping(self, message: str = "", *, set_clock: bool = False, timeout: float | None = None) -> PingResponse:
         """`set_clock`: tell the agent this host's time, by which it may set the guest's clock."""
         now = round(time.time()) if set_clock else 0
         request = wire.PingRequest(message=message, timestamp_secs=now)

@@ -1,7 +1,7 @@
 """`connect`: from an address to a client whose agent has answered.
 
-    async with connect("vsock://3:1024", wait=30) as client: ...
-    client = await connect("unix:///run/arcbox-agent.sock")
+async with connect("vsock://3:1024", wait=30) as client: ...
+client = await connect("unix:///run/arcbox-agent.sock")
 """
 
 from __future__ import annotations

@@ -43,8 +43,19 @@ class LogReader:
     """
 
     __slots__ = (
-        "_bounds", "_files", "_filters", "_nowait", "_since", "_steps", "_keep_open", "_unended", "_until",
-        "engine", "file", "path", "tail",
+        "_bounds",
+        "_files",
+        "_filters",
+        "_keep_open",
+        "_nowait",
+        "_since",
+        "_steps",
+        "_unended",
+        "_until",
+        "engine",
+        "file",
+        "path",
+        "tail",
     )  # fmt: skip
 
     def __init__(
@@ -201,9 +212,7 @@ def read_log(
     of this stream, or its end is missing).  Memory stays under 8 MiB whatever
     the files' size.  OSError: the log cannot be read.
     """
-    reader = LogReader(
-        path, stdout=stdout, stderr=stderr, tail=tail, since=since, until=until, timestamps=timestamps
-    )
+    reader = LogReader(path, stdout=stdout, stderr=stderr, tail=tail, since=since, until=until, timestamps=timestamps)
     try:
         while (entries := reader.step()) is not None:
             yield from entries

@@ -152,9 +152,7 @@ class Connection:
             self.device.poller.forget(self._socket.fileno())
 
     def _wants_to_read(self) -> bool:
-        return (
-            self.state is State.UP and self._guest_receives and not self._end_of_host and self.credit() > 0
-        )
+        return self.state is State.UP and self._guest_receives and not self._end_of_host and self.credit() > 0
 
     # ---- the host's socket
 

@@ -1,7 +1,7 @@
 """The header in front of every vsock packet (virtio 1.2, 5.10.6).
 
-     0         8         16        20        24    28     30   32      36          40        44
-    | src cid | dst cid | src port| dst port| len | type | op | flags | buf_alloc | fwd_cnt |
+ 0         8         16        20        24    28     30   32      36          40        44
+| src cid | dst cid | src port| dst port| len | type | op | flags | buf_alloc | fwd_cnt |
 """
 
 from __future__ import annotations

@@ -18,11 +18,11 @@ import struct
 import sys
 import termios
 
-from arcbox_agent.agent.processes import cgroups, environment, users
 from arcbox_agent.agent.containers.runtimes.protocol import Place, reason
-from arcbox_agent.agent.processes.descendants import Session
 from arcbox_agent.agent.observe.log import Logger
+from arcbox_agent.agent.processes import cgroups, environment, users
 from arcbox_agent.agent.processes.children import SpawnError, SpawnSpec
+from arcbox_agent.agent.processes.descendants import Session
 from arcbox_agent.errors import AgentFailedError, BadRequestError, BusyError
 
 TYPE_CHECKING = False
@@ -252,9 +252,7 @@ class Command:
 class Commands:
     """All commands that run for clients."""
 
-    def __init__(
-        self, settings: Settings, metrics: Metrics, processes: Processes, containers: Containers
-    ) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, processes: Processes, containers: Containers) -> None:
         self._settings = settings
         self._metrics = metrics
         self._processes = processes
@@ -315,9 +313,7 @@ class Commands:
         if self._spare and not request.container_id and not request.detach:
             preparation.scope = self._spare.pop()
         try:
-            process = await self._processes.prepare_and_spawn(
-                lambda: _prepare(request, place(), preparation, stderr)
-            )
+            process = await self._processes.prepare_and_spawn(lambda: _prepare(request, place(), preparation, stderr))
         except SpawnError as error:
             await self._containers.runtime.in_thread(preparation.undo)
             words = reason(error, request.cmd[0], preparation.cwd, ())
@@ -356,9 +352,7 @@ class Commands:
             # An unknown container is told before a directory that is wrong.
             self._containers.resolve(request.container_id)
             environment.check_working_dir(request.working_dir)
-            return self._containers.place(
-                request.container_id, request.env, request.working_dir, request.user
-            )
+            return self._containers.place(request.container_id, request.env, request.working_dir, request.user)
         environment.check_working_dir(request.working_dir)
         scope = self._containers.runtime.command_scope()
 

@@ -247,151 +247,216 @@ class Settings:
 
     # Where it listens, and who may talk.
     listen: list[str] = setting(
-        "ADDRESS", _listen, ["vsock:1024"],
+        "ADDRESS",
+        _listen,
+        ["vsock:1024"],
         "Where to listen: vsock:PORT, unix:/path or systemd:[NAME] (sockets that systemd opened),"
         " each with an optional ?mode=full, ?mode=no-exec or ?mode=read-only. May be given "
         "several times.",
     )
     allow_cid: list[int] = setting(
-        "CID", _integer, [],
+        "CID",
+        _integer,
+        [],
         "A vsock cid that may talk besides 2, the host. May be given several times.",
-        low=0, high=0xFFFFFFFE,
+        low=0,
+        high=0xFFFFFFFE,
     )
     allow_uid: list[int] = setting(
-        "UID", _integer, [],
-        "A user that may talk over a unix socket besides root and the agent's own. May be given "
-        "several times.",
-        low=0, high=0xFFFFFFFE,
+        "UID",
+        _integer,
+        [],
+        "A user that may talk over a unix socket besides root and the agent's own. May be given several times.",
+        low=0,
+        high=0xFFFFFFFE,
     )
     metrics_listen: str = setting(
-        "ADDRESS", _unix, "",
+        "ADDRESS",
+        _unix,
+        "",
         "Where to serve metrics for Prometheus: unix:/path.",
     )
 
     # Where it keeps what it must remember.
     state_dir: str = setting(
-        "DIR", _path, "/var/lib/arcbox-agent",
+        "DIR",
+        _path,
+        "/var/lib/arcbox-agent",
         "Containers, their exit codes and their logs. Kept across restarts.",
     )
     run_dir: str = setting(
-        "DIR", _path, "/run/arcbox-agent",
+        "DIR",
+        _path,
+        "/run/arcbox-agent",
         "What belongs to this boot only: FIFOs, pid files. Best on a tmpfs.",
     )
 
     # Its own log.
     log_level: str = setting(
-        "LEVEL", _choice("debug", "info", "warning", "error"), "info",
-        "The least important lines of the agent's own log, on stderr: debug, info, warning or "
-        "error.",
+        "LEVEL",
+        _choice("debug", "info", "warning", "error"),
+        "info",
+        "The least important lines of the agent's own log, on stderr: debug, info, warning or error.",
     )
 
     # The end.
     containers_at_exit: str = setting(
-        "WHAT", _choice("leave", "stop"), "leave",
+        "WHAT",
+        _choice("leave", "stop"),
+        "leave",
         "What happens to running containers when the agent ends: leave or stop. A shutdown of the"
         " machine always stops them.",
     )
     shutdown_timeout: float = setting(
-        "SECONDS", _seconds, 10.0,
+        "SECONDS",
+        _seconds,
+        10.0,
         "How long running calls may take to finish when the agent is told to end.",
-        low=0, high=3600,
+        low=0,
+        high=3600,
     )
     stop_timeout: float = setting(
-        "SECONDS", _seconds, 10.0,
+        "SECONDS",
+        _seconds,
+        10.0,
         "Between SIGTERM and SIGKILL where the agent stops containers by itself: at its own end "
         "and at the machine's. A host's stop gives its own time.",
-        low=0, high=3600,
+        low=0,
+        high=3600,
     )
 
     # Bounds on peers.
     max_frame_size: int = setting(
-        "SIZE", _size, 16 * MIB,
+        "SIZE",
+        _size,
+        16 * MIB,
         "The longest frame that is accepted.",
-        low=1024, high=GIB,
+        low=1024,
+        high=GIB,
     )
     max_connections: int = setting(
-        "N", _integer, 4096,
+        "N",
+        _integer,
+        4096,
         "The most connections at one time.",
-        low=1, high=1_000_000,
+        low=1,
+        high=1_000_000,
     )
     max_pipelined: int = setting(
-        "N", _integer, 1024,
+        "N",
+        _integer,
+        1024,
         "The most requests of one connection that may wait for their turn; then it is not read "
         "until some are answered.",
-        low=1, high=1_000_000,
+        low=1,
+        high=1_000_000,
     )
     max_queued_bytes: int = setting(
-        "SIZE", _size, 4 * MIB,
-        "The most bytes of requests that may wait on one connection; then it is not read until "
-        "some are answered.",
-        low=4096, high=GIB,
+        "SIZE",
+        _size,
+        4 * MIB,
+        "The most bytes of requests that may wait on one connection; then it is not read until some are answered.",
+        low=4096,
+        high=GIB,
     )
     max_queued_total: int = setting(
-        "SIZE", _size, 64 * MIB,
+        "SIZE",
+        _size,
+        64 * MIB,
         "The most bytes of requests and replies in flight on all connections together, with what "
         "is collected for replies; the connection that holds most is closed when more is needed.",
-        low=64 * KIB, high=64 * GIB,
+        low=64 * KIB,
+        high=64 * GIB,
     )
     frame_timeout: float = setting(
-        "SECONDS", _seconds, 30.0,
+        "SECONDS",
+        _seconds,
+        30.0,
         "How long a frame may take from its first byte to its last. 0: for ever.",
-        low=0, high=86400,
+        low=0,
+        high=86400,
     )
     idle_timeout: float = setting(
-        "SECONDS", _seconds, 0.0,
+        "SECONDS",
+        _seconds,
+        0.0,
         "After how long without a request a connection is closed. 0: never.",
-        low=0, high=31 * 86400,
+        low=0,
+        high=31 * 86400,
     )
 
     # Containers and commands.
     max_containers: int = setting(
-        "N", _integer, 4096,
+        "N",
+        _integer,
+        4096,
         "The most containers, stopped ones included.",
-        low=1, high=1_000_000,
+        low=1,
+        high=1_000_000,
     )
     max_execs: int = setting(
-        "N", _integer, 256,
+        "N",
+        _integer,
+        256,
         "The most commands running at one time, detached ones included.",
-        low=1, high=100_000,
+        low=1,
+        high=100_000,
     )
     exec_output_limit: int = setting(
-        "SIZE", _size, 8 * MIB,
+        "SIZE",
+        _size,
+        8 * MIB,
         "The most output of a command whose reply is one message; over it the command is killed "
         "and the call fails. A stream has no such limit.",
-        low=0, high=GIB,
+        low=0,
+        high=GIB,
     )
     refuse_images: bool = setting(
-        "", _flag, False,
+        "",
+        _flag,
+        False,
         "Refuse to create a container with an image instead of warning that the plain-process "
         "runtime runs it in the guest's own filesystem.",
     )
 
     # Logs of containers.
     log_max_size: int = setting(
-        "SIZE", _size, 20 * MIB,
+        "SIZE",
+        _size,
+        20 * MIB,
         "When a container's log is rotated.",
-        low=4096, high=64 * GIB,
+        low=4096,
+        high=64 * GIB,
     )
     log_max_files: int = setting(
-        "N", _integer, 5,
+        "N",
+        _integer,
+        5,
         "How many rotated files of a container's log are kept, besides the present one.",
-        low=1, high=1000,
+        low=1,
+        high=1000,
     )
 
     # The guest.
     set_clock: bool = setting(
-        "", _flag, True,
+        "",
+        _flag,
+        True,
         "Set the guest's clock when a ping carries the host's time and the two differ widely.",
     )
     oom_score_adj: int = setting(
-        "N", _integer, -900,
+        "N",
+        _integer,
+        -900,
         "The agent's own oom_score_adj, where it may set it. Containers and commands start at 0.",
-        low=-1000, high=1000,
+        low=-1000,
+        high=1000,
     )
     init: bool = setting(
-        "", _flag, False,
-        "Be the guest's PID 1: mount what is missing, reap orphans, power off. On by itself where"
-        " the agent is PID 1.",
+        "",
+        _flag,
+        False,
+        "Be the guest's PID 1: mount what is missing, reap orphans, power off. On by itself where the agent is PID 1.",
     )
 
     def __init__(self, **values: Any) -> None:
@@ -518,7 +583,10 @@ def usage() -> str:
         "",
     ]
     options = [
-        ("--config FILE", "Read settings from a TOML file; its keys are the names below, with _ for -. The command line wins."),
+        (
+            "--config FILE",
+            "Read settings from a TOML file; its keys are the names below, with _ for -. The command line wins.",
+        ),
         ("--check-config", "Check the settings, show them and exit."),
         ("--version", "Show the version and exit."),
         ("--help", "Show this and exit."),

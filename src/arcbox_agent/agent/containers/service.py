@@ -7,16 +7,16 @@ import os
 import signal as signals
 import time
 
-from arcbox_agent.agent.processes import environment
 from arcbox_agent.agent.containers import ids
 from arcbox_agent.agent.containers import record as states
 from arcbox_agent.agent.containers.model import Container, Exit
-from arcbox_agent.agent.containers.runtimes.process.runtime import ProcessRuntime
 from arcbox_agent.agent.containers.record import Record
+from arcbox_agent.agent.containers.runtimes.process.runtime import ProcessRuntime
 from arcbox_agent.agent.containers.runtimes.protocol import system_reason
 from arcbox_agent.agent.containers.store import Store
 from arcbox_agent.agent.containers.supervisor import KILL_PATIENCE, Supervisor, fail
 from arcbox_agent.agent.observe.log import Logger
+from arcbox_agent.agent.processes import environment
 from arcbox_agent.errors import (
     AgentFailedError,
     BadRequestError,
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from arcbox_agent.agent.config.table import Settings
-    from arcbox_agent.agent.containers.runtimes.protocol import Place
     from arcbox_agent.agent.containers.output.capture import Capture
+    from arcbox_agent.agent.containers.runtimes.protocol import Place
     from arcbox_agent.agent.metrics import Metrics
     from arcbox_agent.agent.processes.children import Processes
     from arcbox_agent.wire import CreateContainerRequest
@@ -238,9 +238,7 @@ class Containers:
         environment.check_env(request.env)
         environment.check_working_dir(request.working_dir)
         if request.image and self._settings.refuse_images:
-            raise BadRequestError(
-                f"image {request.image}: this runtime cannot unpack images, and refuse_images is set"
-            )
+            raise BadRequestError(f"image {request.image}: this runtime cannot unpack images, and refuse_images is set")
         texts = [*command, *request.env, *request.env.values(), request.image, request.working_dir, request.rootfs]
         texts += [request.user, *(text for mount in request.mounts for text in (mount.source, mount.target))]
         if sum(len(text.encode()) for text in texts) > MAX_REQUEST:

@@ -131,7 +131,9 @@ class Store:
         for name in os.listdir(self.logs_dir):
             id = _owner_of_log(name)
             if id is not None and id not in keep:
-                _sweep_away("removing the log of a container that is gone", os.path.join(self.logs_dir, name), os.unlink)
+                _sweep_away(
+                    "removing the log of a container that is gone", os.path.join(self.logs_dir, name), os.unlink
+                )
 
     def _sync_directory(self) -> None:
         os.fsync(self._directory_fd)

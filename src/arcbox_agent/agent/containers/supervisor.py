@@ -239,9 +239,7 @@ class Supervisor:
                 container.stopper = self.spawn_task(self._stop(container, running, watcher, timeout > 0))
         await asyncio.wait([watcher])
 
-    async def _stop(
-        self, container: Container, running: Running, watcher: asyncio.Task[None], gently: bool
-    ) -> None:
+    async def _stop(self, container: Container, running: Running, watcher: asyncio.Task[None], gently: bool) -> None:
         loop = asyncio.get_running_loop()
         if gently:
             try:

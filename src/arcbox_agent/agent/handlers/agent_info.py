@@ -10,8 +10,8 @@ from arcbox_agent.wire import AgentInfo, ListenerInfo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from arcbox_agent.agent.serving.call import Call
     from arcbox_agent.agent.daemon import Agent
+    from arcbox_agent.agent.serving.call import Call
     from arcbox_agent.wire import AgentInfoRequest
 
 #: The settings that bound what a peer can cost, as AgentInfo.limits shows them.

@@ -11,8 +11,8 @@ from arcbox_agent.wire import CreateContainerResponse, Empty, ListContainersResp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from arcbox_agent.agent.serving.call import Call
     from arcbox_agent.agent.daemon import Agent
+    from arcbox_agent.agent.serving.call import Call
     from arcbox_agent.wire import (
         CreateContainerRequest,
         KillContainerRequest,

@@ -8,9 +8,9 @@ from arcbox_agent.wire import Empty, LogEntry, LogEntryV2, Timestamp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from arcbox_agent.agent.serving.call import Call
     from arcbox_agent.agent.containers.model import Container
     from arcbox_agent.agent.daemon import Agent
+    from arcbox_agent.agent.serving.call import Call
     from arcbox_agent.wire import LogsRequest, Message
 
 _SECOND = 1_000_000_000

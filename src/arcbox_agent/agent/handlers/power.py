@@ -7,8 +7,8 @@ from arcbox_agent.wire import ShutdownResponse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from arcbox_agent.agent.serving.call import Call
     from arcbox_agent.agent.daemon import Agent
+    from arcbox_agent.agent.serving.call import Call
     from arcbox_agent.wire import ShutdownRequest
 
 #: A host may give its containers an hour; more is a mistake.

@@ -11,8 +11,8 @@ from arcbox_agent.wire import RuntimeEnsureResponse, RuntimeStatusResponse, Serv
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from arcbox_agent.agent.serving.call import Call
     from arcbox_agent.agent.daemon import Agent
+    from arcbox_agent.agent.serving.call import Call
     from arcbox_agent.wire import RuntimeEnsureRequest, RuntimeStatusRequest
 
 _DETAIL = "plain processes, started by the agent itself; neither containerd nor Docker is used"

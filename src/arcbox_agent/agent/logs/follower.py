@@ -98,8 +98,25 @@ class Flow:
     """One reader of one log, for all who want the same of it."""
 
     __slots__ = (
-        "_busy", "_dropped", "_progress", "_inotify", "_loop", "_name_watch", "_watch", "_watched", "_next_watch",
-        "_next_watched", "_waiters", "batches", "changes", "cursor", "first", "followers", "held", "key", "users",
+        "_busy",
+        "_dropped",
+        "_inotify",
+        "_loop",
+        "_name_watch",
+        "_next_watch",
+        "_next_watched",
+        "_progress",
+        "_waiters",
+        "_watch",
+        "_watched",
+        "batches",
+        "changes",
+        "cursor",
+        "first",
+        "followers",
+        "held",
+        "key",
+        "users",
     )  # fmt: skip
 
     def __init__(self, key: tuple[Any, ...], cursor: Cursor, inotify: Inotify, loop: asyncio.AbstractEventLoop) -> None:
@@ -276,8 +293,20 @@ class Follow:
     """One client's way along a log: `next` until it gives None, and `close` in any case."""
 
     __slots__ = (
-        "_cursor", "_ended", "_eager", "_finished", "_flow", "_followers", "_options", "_path", "_reader",
-        "_trace", "_until", "_until_timer", "number", "over",
+        "_cursor",
+        "_eager",
+        "_ended",
+        "_finished",
+        "_flow",
+        "_followers",
+        "_options",
+        "_path",
+        "_reader",
+        "_trace",
+        "_until",
+        "_until_timer",
+        "number",
+        "over",
     )  # fmt: skip
 
     def __init__(self, followers: Followers, path: str, options: Options, ended: Callable[[], bool]) -> None:

@@ -161,9 +161,7 @@ class Logger:
             return
         # A message is ours and plain; what came from elsewhere belongs into the values.
         try:
-            sink.write(
-                f"{_now()} {_NAMES[level]} {self.component}: {message}{fields(values)}{_of_request()}\n"
-            )
+            sink.write(f"{_now()} {_NAMES[level]} {self.component}: {message}{fields(values)}{_of_request()}\n")
         except Exception:  # a value that has no text, no memory
             sink.drop()
 
@@ -274,13 +272,13 @@ class AsyncioLogger:
     def log(self, level: int, message: object, *arguments: object, **options: object) -> None:
         loop_log.log(level, _formatted(message, arguments))
 
-    def addHandler(self, handler: object) -> None:  # noqa: N802 (the logging module's name)
+    def addHandler(self, handler: object) -> None:
         """concurrent.futures adds one that writes to stderr; here all goes there."""
 
-    def isEnabledFor(self, level: int) -> bool:  # noqa: N802
+    def isEnabledFor(self, level: int) -> bool:
         return level >= sink.level
 
-    def getEffectiveLevel(self) -> int:  # noqa: N802
+    def getEffectiveLevel(self) -> int:
         return sink.level
 
 

@@ -21,7 +21,9 @@ _ALWAYS_THERE = 2
 
 def check_env(env: Mapping[str, str]) -> None:
     if len(env) > MAX_STRINGS - _ALWAYS_THERE:
-        raise BadRequestError(f"{len(env)} environment variables, PATH and HOME are more than the {MAX_STRINGS} allowed")
+        raise BadRequestError(
+            f"{len(env)} environment variables, PATH and HOME are more than the {MAX_STRINGS} allowed"
+        )
     for key, value in env.items():
         if not key or "=" in key or "\0" in key:
             raise BadRequestError(f"invalid environment variable name {key!r}")

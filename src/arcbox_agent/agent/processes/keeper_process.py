@@ -88,9 +88,7 @@ def identity(path: str) -> tuple[int, int] | None:
 def serve(agent: _socket.socket, kept: dict[bytes, list[int]]) -> bool:
     """Answer one request; False: the agent is gone."""
     try:
-        packet, ancillary, flags, _ = agent.recvmsg(
-            PACKET, _socket.CMSG_SPACE(4 * MOST_EACH), _socket.MSG_CMSG_CLOEXEC
-        )
+        packet, ancillary, flags, _ = agent.recvmsg(PACKET, _socket.CMSG_SPACE(4 * MOST_EACH), _socket.MSG_CMSG_CLOEXEC)
     except OSError:
         return False
     if not packet:

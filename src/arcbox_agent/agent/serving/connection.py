@@ -30,8 +30,8 @@ from termios import FIONREAD
 from types import CoroutineType
 
 from arcbox_agent.agent.config.access import NEEDS
-from arcbox_agent.agent.serving.call import Call
 from arcbox_agent.agent.observe.log import Logger, current_call
+from arcbox_agent.agent.serving.call import Call
 from arcbox_agent.errors import (
     AgentFailedError,
     BadRequestError,
@@ -322,8 +322,7 @@ class Connection(Protocol):
             if route.access not in self.allowed:
                 server.counters["requests_refused_mode"] += 1
                 raise ForbiddenError(
-                    f"this listener does not allow {NEEDS[route.access]}: "
-                    f"its mode refuses {_name(frame.type)}"
+                    f"this listener does not allow {NEEDS[route.access]}: its mode refuses {_name(frame.type)}"
                 )
             request = route.request.decode(frame.payload) if route.request is not None else None
             reply = route.handler(server.agent, request, call)

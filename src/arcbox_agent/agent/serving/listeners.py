@@ -246,7 +246,9 @@ def activated_sockets(environment: os._Environ[str] | dict[str, str]) -> list[tu
         except OSError as error:
             raise ConfigError("", f"descriptor {fd} ({name!r}) from systemd is no socket: {error.strerror}") from error
         if sock.family not in (socket.AF_UNIX, socket.AF_VSOCK) or sock.type != socket.SOCK_STREAM:
-            raise ConfigError("", f"descriptor {fd} ({name!r}) from systemd is neither a unix nor a vsock stream socket")
+            raise ConfigError(
+                "", f"descriptor {fd} ({name!r}) from systemd is neither a unix nor a vsock stream socket"
+            )
         sockets.append((name, sock))
     return sockets
 

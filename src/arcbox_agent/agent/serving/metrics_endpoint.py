@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import socket
     from asyncio import AbstractEventLoop, Task, TimerHandle, Transport
 
-    from arcbox_agent.agent.serving.listeners import Listener
     from arcbox_agent.agent.metrics import Metrics
+    from arcbox_agent.agent.serving.listeners import Listener
 
 log = Logger("metrics")
 

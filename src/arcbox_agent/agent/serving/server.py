@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from asyncio import Event
 
-from arcbox_agent.agent.serving.connection import Connection
 from arcbox_agent.agent.observe.log import EveryMinute, Logger
+from arcbox_agent.agent.serving.connection import Connection
 from arcbox_agent.errors import BusyError
 from arcbox_agent.wire import encode_error
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Task, TimerHandle
 
     from arcbox_agent.agent.daemon import Agent
-    from arcbox_agent.agent.serving.listeners import Listener
     from arcbox_agent.agent.routes import Route
+    from arcbox_agent.agent.serving.listeners import Listener
 
 log = Logger("server")
 

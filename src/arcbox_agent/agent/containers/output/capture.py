@@ -41,7 +41,18 @@ PATIENCE = 5.0
 class CaptureHandle:
     """The capture of one run of a container."""
 
-    __slots__ = ("_capture", "_closed", "_error", "_finished", "_log", "_ready", "_reported", "_sources", "_timer", "id")
+    __slots__ = (
+        "_capture",
+        "_closed",
+        "_error",
+        "_finished",
+        "_log",
+        "_ready",
+        "_reported",
+        "_sources",
+        "_timer",
+        "id",
+    )
 
     def __init__(self, capture: Capture, container_id: str) -> None:
         self.id = container_id
@@ -210,9 +221,7 @@ class Capture:
         except Exception as error:  # of one container: the others' output goes on
             log.exception("capture failed", error, container=handle.id)
 
-    def _begin(
-        self, handle: CaptureHandle, log_path: str, run_dir: str, opened: list[tuple[str, int, bool]]
-    ) -> None:
+    def _begin(self, handle: CaptureHandle, log_path: str, run_dir: str, opened: list[tuple[str, int, bool]]) -> None:
         before = self._ending.get(handle.id)
         if before is not None:
             # What of it waits for room is in the spool, with which this one begins.

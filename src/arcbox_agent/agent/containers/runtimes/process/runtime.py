@@ -16,20 +16,19 @@ import asyncio
 import errno
 import fcntl
 import os
-import signal
 import struct
 import termios
 import time
 
 from arcbox_agent._spawn import STEPS, exit_status
-from arcbox_agent.agent.processes import cgroups, environment, users
-from arcbox_agent.agent.containers.runtimes.process import mounts
 from arcbox_agent.agent.containers.record import STARTING
+from arcbox_agent.agent.containers.runtimes.process import mounts
 from arcbox_agent.agent.containers.runtimes.protocol import NotStarted, Place, StartError, reason, system_reason
+from arcbox_agent.agent.observe.log import Logger
+from arcbox_agent.agent.processes import cgroups, environment, users
+from arcbox_agent.agent.processes.children import LOST, ExitStatus, SpawnError, SpawnSpec, fields_of, start_time_of
 from arcbox_agent.agent.processes.descendants import Session
 from arcbox_agent.agent.processes.keeper import SHORT_OF, Keeper
-from arcbox_agent.agent.observe.log import Logger
-from arcbox_agent.agent.processes.children import LOST, ExitStatus, SpawnError, SpawnSpec, fields_of, start_time_of
 from arcbox_agent.agent.processes.lanes import Threads
 from arcbox_agent.errors import BadRequestError, ConflictError, RequestError
 
@@ -38,11 +37,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import TypeVar
 
-    from arcbox_agent.agent.processes.cgroups import Cgroup
+    from arcbox_agent.agent.containers.output.capture import Capture, CaptureHandle
     from arcbox_agent.agent.containers.record import Record
     from arcbox_agent.agent.containers.runtimes.protocol import Running, Scope
     from arcbox_agent.agent.containers.store import Store
-    from arcbox_agent.agent.containers.output.capture import Capture, CaptureHandle
+    from arcbox_agent.agent.processes.cgroups import Cgroup
     from arcbox_agent.agent.processes.children import Process, Processes
     from arcbox_agent.wire import Mount
 
