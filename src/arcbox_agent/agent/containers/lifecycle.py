@@ -120,7 +120,6 @@ class LifecycleError(Exception):
     """A transition of the agent's own that the table does not have: a fault of the agent."""
 
 
-
 TABLE: dict[State, dict[Trigger, Transition]] = {
     State.NEW: {
         Trigger.CREATE: Transition(State.CREATED, Write.REQUIRED, Kind.CREATE),
