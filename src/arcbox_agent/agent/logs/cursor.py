@@ -5,7 +5,7 @@ It follows the file, not who writes it, so any writer will do.
 
 from __future__ import annotations
 
-from arcbox_agent._logs import CHANGED, END, Engine
+from arcbox_agent._logs import CHANGED, END, MORE, Engine
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.logs.files import LogFile, find, look, open_if_there, open_neighbour, place
 
@@ -72,11 +72,11 @@ class Cursor:
             assert file is not None
             status, output = self.engine.read(file.fd, end=end, target=TARGET, budget=BUDGET, nowait=nowait)
             if status == CHANGED:
-                return self._begin_again()
+                return self._begin_again(file)
             if status != END or output or (end is not None and self.engine.offset >= end):
                 return status, output
             if file.size() < self.engine.offset:
-                return self._begin_again()
+                return self._begin_again(file)
             status, output = self._go_on(file, nowait)
             if status != CHANGED:
                 return status, output
@@ -84,13 +84,17 @@ class Cursor:
             if output:
                 return END, output
 
-    def _begin_again(self) -> tuple[int, Any]:
-        # Truncated: what was not read before is gone, what comes is new.
+    def _begin_again(self, file: LogFile) -> tuple[int, Any]:
+        """The file was truncated: what was not read before is gone, and what comes is new."""
+        line = self.engine.line_offset
+        if line is not None and file.size() >= line:
+            # Only an unfinished line was cut away.  Where more was, the next read finds that.
+            return MORE, self.engine.step_back()
         output = self.engine.cut()
         self.engine.seek(0)
         # What was truncated may have been copied first.
         self._older = self._look_at_older()
-        return (0, output)
+        return MORE, output
 
     def _go_on(self, file: LogFile, nowait: bool) -> tuple[int, Any]:
         """At the file's end: CHANGED where there is a newer one to go on with."""
