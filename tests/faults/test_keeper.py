@@ -18,7 +18,7 @@ import pytest
 
 from arcbox_agent import connect, sync
 from arcbox_agent._spawn import exit_status
-from arcbox_agent.agent.processes import keeper as keeper_module
+from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.processes.children import Processes
 from arcbox_agent.agent.processes.keeper import Keeper
 from tests.containers.support import eventually
@@ -226,7 +226,7 @@ def test_it_keeps_what_came_in_several_calls_and_no_more_than_it_may() -> None:
 
 def test_a_keeper_that_was_slow_once_still_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
-        monkeypatch.setattr(keeper_module, "PATIENCE", 0.5)
+        monkeypatch.setattr(budget, "KEEPER_REPLY", 0.5)
         async with agents() as (next_agent, processes):
             keeper = await next_agent()
             reading, writing = os.pipe()

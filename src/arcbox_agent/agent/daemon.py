@@ -21,7 +21,7 @@ import uvloop
 from arcbox_agent import __version__
 from arcbox_agent.agent import config
 from arcbox_agent.agent.commands.commands import Commands
-from arcbox_agent.agent.config import directories
+from arcbox_agent.agent.config import budget, directories
 from arcbox_agent.agent.containers.output.capture import Capture
 from arcbox_agent.agent.containers.service import Containers
 from arcbox_agent.agent.logs.follower import Followers
@@ -50,9 +50,6 @@ log = Logger("agent")
 EXIT_OK = 0
 EXIT_FAILED = 1  # the log says why
 EXIT_USAGE = 2  # a setting is wrong: fix it, starting again does not help
-
-#: At the end: how long what threads do may take.
-THREADS_PATIENCE = 2.0
 
 
 class Agent:
@@ -263,7 +260,7 @@ def _run_loop(settings: Settings) -> tuple[int, str]:
         # Not shutdown_default_executor: it waits for ever where a file system hangs, and in one thread
         # more, which there may not be.
         executor.shutdown(wait=False, cancel_futures=True)
-        _threads_left(THREADS_PATIENCE)
+        _threads_left(budget.THREADS_ENDED)
         asyncio.set_event_loop(None)
         loop.close()
 

@@ -18,6 +18,7 @@ import struct
 import sys
 import termios
 
+from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.containers.runtimes.protocol import Place, reason
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.processes import cgroups, environment, users
@@ -41,10 +42,8 @@ log = Logger("exec")
 #: What a pipe is to hold; over fs.pipe-max-size or fs.pipe-user-pages-soft it stays smaller.
 PIPE_SIZES = (1 << 20, 1 << 18)
 
-#: After the process has ended and all it wrote itself is read: how long nothing must come,
-#: and how long, and how much, something may come from others that hold its output open.
-QUIET = 0.1
-CHATTER = 1.0
+#: After the process has ended and all it wrote itself is read: how much may still come from
+#: others that hold its output open.
 CHATTER_BYTES = 1 << 20
 
 #: Reads without a wait after which the other tasks of the loop get their turn.
@@ -54,11 +53,8 @@ TURN = 8
 SPARE_CGROUPS = 8
 
 #: How often, and how many seconds apart, it is tried to kill what a command started.
-KILL_ATTEMPTS = 50
 KILL_PAUSE = 0.1
-
-#: At the agent's end: how long all that is being started or ended may take.
-PATIENCE = 2.0
+KILL_ATTEMPTS = round(budget.COMMAND_KILLED / KILL_PAUSE)
 
 #: Control-D: at the beginning of a line the end of a terminal's input, else only that of the line.
 END_OF_TRANSMISSION = b"\x04"
@@ -186,7 +182,7 @@ class Command:
             if any(output.owed for output in self._outputs):
                 continue
             now = self._loop.time()
-            left = min(last_read + QUIET, self._ended_at + CHATTER) - now
+            left = min(last_read + budget.COMMAND_QUIET, self._ended_at + budget.COMMAND_CHATTER) - now
             if left <= 0 or chatter > CHATTER_BYTES:
                 break
             if not got_any:
@@ -442,7 +438,7 @@ class Commands:
     async def close(self) -> None:
         """Every client is gone by now; waits, not for long, until what they started is."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + PATIENCE
+        deadline = loop.time() + budget.COMMANDS_ENDED
         # In this order: what was started for nobody is then being ended.
         for tasks in (self._starting, self._endings):
             if tasks:

@@ -7,6 +7,7 @@ import os
 import signal as signals
 import time
 
+from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.containers import ids
 from arcbox_agent.agent.containers import record as states
 from arcbox_agent.agent.containers.model import Container, Exit
@@ -14,7 +15,7 @@ from arcbox_agent.agent.containers.record import Record
 from arcbox_agent.agent.containers.runtimes.process.runtime import ProcessRuntime
 from arcbox_agent.agent.containers.runtimes.protocol import system_reason
 from arcbox_agent.agent.containers.store import Store
-from arcbox_agent.agent.containers.supervisor import KILL_PATIENCE, Supervisor, fail
+from arcbox_agent.agent.containers.supervisor import Supervisor, fail
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.processes import environment
 from arcbox_agent.errors import (
@@ -115,11 +116,11 @@ class Containers:
 
         The next one's turn comes when one is dead, or has had its share of the time: one that
         does not heed SIGTERM holds up no other for longer.  Then all have until `timeout`, and what
-        was killed then has KILL_PATIENCE to be gone: where a disk hangs it may never be.
+        was killed then has budget.CONTAINERS_KILLED to be gone: where a disk hangs it may never be.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        given_up = loop.time() - KILL_PATIENCE
+        given_up = loop.time() - budget.CONTAINERS_KILLED
         running = [
             each
             for each in self._containers.values()
@@ -138,7 +139,7 @@ class Containers:
             stopping.append(loop.create_task(stop(container)))
             await asyncio.wait(stopping[-1:], timeout=timeout / len(running))
         if stopping:
-            patience = max(0.0, deadline - loop.time()) + KILL_PATIENCE
+            patience = max(0.0, deadline - loop.time()) + budget.CONTAINERS_KILLED
             ended, hanging = await asyncio.wait(stopping, timeout=patience)
             if hanging:
                 log.error("containers that cannot be ended are left", containers=len(hanging))

@@ -11,6 +11,7 @@ import signal
 import time
 from contextvars import Context
 
+from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.containers import record as states
 from arcbox_agent.agent.containers.model import Exit
 from arcbox_agent.agent.containers.runtimes.protocol import NotStarted, StartError, system_reason
@@ -32,16 +33,10 @@ if TYPE_CHECKING:
 
 log = Logger("containers")
 
-#: How long the rest of the output is waited for, when the processes are gone.
-DRAIN = 2.0
-#: How long to wait for what was killed to be gone: only the kernel can hold it up.
-KILL_PATIENCE = 10.0
 #: How often to look whether everything is gone: from, and up to.
 LOOK_FIRST, LOOK_LAST = 0.002, 0.05
 #: How often what could not be written is tried again.
 RETRY = 1.0
-#: At the agent's end: how long a start, a removal or a record under way may take to come to its end.
-SETTLE = 3.0
 
 
 class Supervisor:
@@ -153,7 +148,7 @@ class Supervisor:
         except Exception as error:  # the container must become `stopped` whatever happens
             log.exception("the end of a container went wrong", error, container=container.id)
         try:
-            complete = await running.finish_output(DRAIN)
+            complete = await running.finish_output(budget.OUTPUT_DRAINED)
         except Exception as error:
             log.exception("the output of a container cannot be finished", error, container=container.id)
         if not complete:
@@ -209,7 +204,7 @@ class Supervisor:
                 break
             await asyncio.sleep(min(pause, left))
             pause = min(pause * 2, LOOK_LAST)
-        give_up = loop.time() + KILL_PATIENCE
+        give_up = loop.time() + budget.CONTAINERS_KILLED
         pause = LOOK_FIRST
         while await running.alive():
             try:
@@ -373,7 +368,7 @@ class Supervisor:
                 pass
 
         waiting = [self.spawn_task(settled(each)) for each in containers if each.lock.locked()]
-        if waiting and (await asyncio.wait(waiting, timeout=SETTLE))[1]:
+        if waiting and (await asyncio.wait(waiting, timeout=budget.CONTAINERS_SETTLED))[1]:
             log.error("a start, a removal or a record hangs: left to the next agent")
 
     async def close(self) -> None:
@@ -383,7 +378,7 @@ class Supervisor:
             if container.stop_deadline is not None:
                 container.stop_deadline = asyncio.get_running_loop().time()
         ending = [container.watcher for container in self._ending if container.watcher is not None]
-        if ending and (await asyncio.wait(ending, timeout=SETTLE))[1]:
+        if ending and (await asyncio.wait(ending, timeout=budget.CONTAINERS_ENDED))[1]:
             log.error("the end of a container hangs: left to the next agent")
         tasks = [task for task in self._tasks if not task.done()]
         for task in tasks:

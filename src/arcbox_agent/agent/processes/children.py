@@ -16,6 +16,7 @@ import signal
 from contextvars import Context
 
 from arcbox_agent._spawn import SpawnError, exit_status, spawn, take_status
+from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.processes.lanes import Threads
 
@@ -38,9 +39,7 @@ log = Logger("processes")
 #: How long a spawn may take before it is looked whether its child was stopped, and how often from then on.
 STOPPED_LOOK = 1.0
 
-#: How long to ask the kernel for the exit status of an adopted process whose parent has yet to
-#: take it, and how often.
-ADOPTED_STATUS_WAIT = 2.0
+#: How often the kernel is asked for the exit status of an adopted process whose parent has yet to take it.
 ADOPTED_STATUS_STEP = 0.01
 
 # As the agent itself was started.  It raises its own limit on descriptors; its children get what
@@ -274,7 +273,7 @@ class Process:
             taken = take_status(self.pidfd)
         except ChildProcessError:
             self._owner._forget(self)
-            self._ask_kernel(self._owner.loop.time() + ADOPTED_STATUS_WAIT)
+            self._ask_kernel(self._owner.loop.time() + budget.ADOPTED_STATUS)
             return
         if taken is not None:
             self._owner._forget(self)

@@ -21,6 +21,7 @@ import termios
 import time
 
 from arcbox_agent._spawn import STEPS, exit_status
+from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.containers.record import STARTING
 from arcbox_agent.agent.containers.runtimes.process import mounts
 from arcbox_agent.agent.containers.runtimes.protocol import NotStarted, Place, StartError, reason, system_reason
@@ -54,12 +55,6 @@ THREADS = 4
 
 #: For signals, for looking what there is to be sent one, and for empty cgroups: work on kernel memory.
 SIGNAL_THREADS = 2
-
-#: How long a new agent waits for a spawn that the old one left under way.
-SPAWN_PATIENCE = 30.0
-
-#: How long a new agent waits for descriptors to take over what runs.
-DESCRIPTORS_PATIENCE = 10.0
 
 #: The agent's cgroup for its commands; an id cannot begin with a dot.
 COMMANDS = ".commands"
@@ -348,7 +343,7 @@ class ProcessRuntime:
     # ------------------------------------------------------------- recover
 
     async def recover(self, record: Record) -> Running | NotStarted:
-        deadline = time.monotonic() + DESCRIPTORS_PATIENCE
+        deadline = time.monotonic() + budget.DESCRIPTORS
         while True:
             try:
                 return await self._recover(record)
@@ -551,9 +546,8 @@ def _open_mount_namespace(pid: int, start_time: int) -> int:
 def _end(scope: Scope) -> bool:
     """Whether nothing is left of it."""
     scope.kill()
-    for _ in range(100):
-        if not scope.alive():
-            break
+    give_up = time.monotonic() + budget.LEFTOVERS_KILLED
+    while scope.alive() and time.monotonic() < give_up:
         time.sleep(0.01)
     return scope.remove()
 
@@ -575,7 +569,7 @@ def _read_pid_file(path: str) -> tuple[int, int] | NotStarted | None:
     except FileNotFoundError:
         return None
     try:
-        deadline = time.monotonic() + SPAWN_PATIENCE
+        deadline = time.monotonic() + budget.FORMER_SPAWN
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
