@@ -25,6 +25,7 @@ from arcbox_agent.agent.observe import log as agent_log
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.observe.notify import Notifier
 from arcbox_agent.agent.processes.children import Processes
+from arcbox_agent.agent.processes.lanes import Lanes
 from arcbox_agent.agent.serving.listeners import Listener, open_listeners, open_unix
 from arcbox_agent.agent.serving.metrics_endpoint import MetricsEndpoint
 from arcbox_agent.agent.serving.server import Server
@@ -61,10 +62,12 @@ class Agent:
 
         metrics = self._metrics = Metrics()
         self._metrics_endpoint = MetricsEndpoint(self._loop, metrics)
-        self._processes = Processes(self._loop, metrics)
+        self._lanes = Lanes()
+        self._lanes.become_default()
+        self._processes = Processes(self._loop, self._lanes, metrics)
         self._capture = Capture(settings, metrics)
-        self._containers = Containers(settings, metrics, self._processes, self._capture)
-        self._commands = Commands(settings, metrics, self._processes, self._containers)
+        self._containers = Containers(settings, metrics, self._processes, self._lanes, self._capture)
+        self._commands = Commands(settings, metrics, self._processes, self._lanes, self._containers)
         self._followers = Followers(settings, metrics)
         table = routes.bind(
             settings,
@@ -116,7 +119,11 @@ class Agent:
             self._notifier.stopping("stopping")
             log.info("stopping", action=self.action, timeout=self._stop_timeout)
         finally:
-            await self.stop(self._stop_timeout)
+            try:
+                await self.stop(self._stop_timeout)
+            finally:
+                # Whatever failed: threads that wait for work would keep the process from ending.
+                self._lanes.close()
 
     def request_stop(self, action: str = "exit", timeout: float | None = None) -> str:
         """Ask for the end: `exit`, `poweroff` or `reboot`; what runs has `timeout` seconds.

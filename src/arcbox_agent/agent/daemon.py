@@ -22,7 +22,6 @@ from arcbox_agent.agent.config import budget, directories
 from arcbox_agent.agent.observe import log as agent_log
 from arcbox_agent.agent.observe.asyncio_log import handle_loop_exception
 from arcbox_agent.agent.observe.log import LEVELS, Logger, write_stderr
-from arcbox_agent.agent.processes.lanes import Threads
 from arcbox_agent.errors import ConfigError, RequestError
 
 TYPE_CHECKING = False
@@ -111,8 +110,6 @@ def _end_machine(action: str, settings: Settings) -> int:
 def _run_loop(settings: Settings) -> tuple[int, str]:
     """Exit code, and what is to happen next: Agent.action."""
     loop = uvloop.new_event_loop()
-    executor = Threads(thread_name_prefix="loop")
-    loop.set_default_executor(executor)
     loop.set_exception_handler(handle_loop_exception)
     asyncio.set_event_loop(loop)
     try:
@@ -126,8 +123,7 @@ def _run_loop(settings: Settings) -> tuple[int, str]:
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
         # Not shutdown_default_executor: it waits for ever where a file system hangs, and in one thread
-        # more, which there may not be.
-        executor.shutdown(wait=False, cancel_futures=True)
+        # more, which there may not be.  Agent.run has closed the lanes.
         _threads_left(budget.THREADS_ENDED)
         asyncio.set_event_loop(None)
         loop.close()
