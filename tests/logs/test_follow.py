@@ -19,11 +19,12 @@ import pytest
 
 from arcbox_agent import _inotify, _logs, wire
 from arcbox_agent.agent.config.table import Settings
-from arcbox_agent.agent.logs import follower
-from arcbox_agent.agent.logs.cursor import Cursor
+from arcbox_agent.agent.logs import flow
+from arcbox_agent.agent.logs.cursor import BLOCKED, END, MORE, Cursor
 from arcbox_agent.agent.logs.follower import Follow, Followers, Options
 from arcbox_agent.agent.logs.inotify import Inotify
 from arcbox_agent.agent.metrics import Metrics
+from arcbox_agent.logs.files import open_if_there
 from tests.logs.log_writer_process import line
 from tests.logs.test_capture import start, until
 
@@ -61,6 +62,65 @@ async def collect(follow: Follow, into: list[bytes]) -> None:
             into.extend(bytes(entry.data) for entry in entries(frames))
     finally:
         follow.close()
+
+
+def cursor_on(log: Path) -> Cursor:
+    return Cursor(str(log), _logs.Engine(), open_if_there(str(log)))
+
+
+def read_all(cursor: Cursor) -> list[tuple[bytes, bool]]:
+    found: list[tuple[bytes, bool]] = []
+    while True:
+        status, entries = cursor.read()
+        found += [(entry.data, entry.partial) for entry in entries]
+        if status is END and not entries:
+            return found
+
+
+#: Around the longest line that a reader waits for, and far behind it.
+LONG_LINES = [*range(262_103, 262_107), *range(262_143, 262_146), 300_000]
+
+
+@pytest.mark.parametrize("length", LONG_LINES)
+def test_a_torn_line_that_is_cut_away_and_written_again_comes_once(tmp_path: Path, length: int) -> None:
+    log = tmp_path / "web.log"
+    before = STAMP + b" stdout F one\n" + STAMP + b" stdout P two, "
+    whole = STAMP + b" stdout F " + b"x" * length + b"\n"
+    log.write_bytes(before + b"\n" + whole[:-1])
+    cursor = cursor_on(log)
+    assert read_all(cursor) == [(b"one", False)]
+    os.truncate(log, len(before) + 1)
+    assert read_all(cursor) == []
+    with log.open("ab") as file:
+        file.write(whole)
+    assert read_all(cursor) == [(b"two, " + b"x" * length, False)]
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_a_file_truncated_before_its_torn_line_is_read_from_its_beginning(tmp_path: Path, kept: int) -> None:
+    log = tmp_path / "web.log"
+    short = STAMP + b" stdout F one\n"
+    log.write_bytes(short * 2 + STAMP + b" stdout F " + b"x" * 300_000)
+    cursor = cursor_on(log)
+    assert read_all(cursor) == [(b"one", False)] * 2
+    # The new lines reach just as far: only what they say tells that they are others.
+    other = STAMP + b" stdout F two\n"
+    log.write_bytes(short * kept + other * (2 - kept) + STAMP + b" stdout F three\n")
+    again = [] if kept == 2 else [(b"one", False)] * kept + [(b"two", False)] * (2 - kept)
+    assert read_all(cursor) == [*again, (b"three", False)]
+
+
+def test_parts_of_a_torn_line_that_were_given_end_where_it_was_cut(tmp_path: Path) -> None:
+    log = tmp_path / "web.log"
+    short = STAMP + b" stdout F one\n"
+    log.write_bytes(short + STAMP + b" stdout F " + b"x" * (3 << 19))
+    cursor = cursor_on(log)
+    assert read_all(cursor) == [(b"one", False), (b"x" * (1 << 20), True)]
+    os.truncate(log, len(short))
+    assert read_all(cursor) == [(b"x" * (1 << 19), False)]
+    with log.open("ab") as file:
+        file.write(short)
+    assert read_all(cursor) == [(b"one", False)]
 
 
 @pytest.mark.parametrize("fault", ["none", "rotate", "recreate", "truncate"])
@@ -119,7 +179,7 @@ def test_many_followers_share_one_reader_and_the_slow_one_catches_up_alone(
 ) -> None:
     log = tmp_path / "web.log"
     lines = 20_000
-    monkeypatch.setattr(follower, "RING_LIMIT", 1 << 18)  # less than that
+    monkeypatch.setattr(flow, "RING_LIMIT", 1 << 18)  # less than that
 
     async def scenario() -> None:
         log.touch()
@@ -192,17 +252,17 @@ def test_tail_and_follow_meet_without_a_gap(tmp_path: Path, run_async: Any) -> N
             writer = start("log_writer_process", log, 2, lines, "rotate once")
             await until(lambda: log.stat().st_size > 0 if log.exists() else False)
             found: list[list[bytes]] = []
-            tasks = []
+            tasks, follows = [], []
             while writer.poll() is None:
                 found.append([])
                 options = Options(tail=100, stderr=len(found) % 2 == 0)
-                tasks.append(
-                    asyncio.create_task(collect(all_of_them.follow(str(log), options, lambda: over), found[-1]))
-                )
+                follows.append(all_of_them.follow(str(log), options, lambda: over))
+                tasks.append(asyncio.create_task(collect(follows[-1], found[-1])))
                 await asyncio.sleep(0.2)
             await asyncio.sleep(0.1)
             over = True
-            all_of_them.wake_all()
+            for follow in follows:
+                follow.wake()
             await asyncio.gather(*tasks)
             assert tasks
             for index, each in enumerate(found):
@@ -400,7 +460,7 @@ class SlowRead:
                 # As where the page cache has it, which a read on tmpfs could not ask for.
                 return read(cursor, False, end)
             if nowait:
-                return _logs.BLOCKED, cursor.engine.nothing
+                return BLOCKED, cursor.engine.nothing
             self.begun.set()
             assert self._go.wait(60)
             result = read(cursor, nowait, end)
@@ -464,7 +524,7 @@ def test_a_follower_whose_read_a_thread_has_done_can_be_let_go(
             task = asyncio.create_task(collect(alone, found))
             await until(lambda: found)
             monkeypatch.setattr(Cursor, "read", slow.stand_in())
-            monkeypatch.setattr(follower, "RING_LIMIT", 1 << 10)
+            monkeypatch.setattr(flow, "RING_LIMIT", 1 << 10)
             add(log, *lines)
             await until(slow.begun.is_set)
             # Another comes, further on than the thread will be, and before the first has taken what is read.
@@ -511,7 +571,7 @@ def test_a_rotated_file_is_left_only_at_its_end(tmp_path: Path) -> None:
     found: list[bytes] = []
     while len(found) < 2:
         status, output = cursor.read()
-        assert output or status == _logs.MORE, "the end was told too early"
+        assert output or status is MORE, "the end was told too early"
         found += [entry.data for entry in output]
     assert found == [b"first", b"second"]
 
@@ -520,7 +580,7 @@ def test_a_slow_follower_that_was_left_alone_survives_a_truncation(
     tmp_path: Path, run_async: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = tmp_path / "web.log"
-    monkeypatch.setattr(follower, "RING_LIMIT", 1 << 10)
+    monkeypatch.setattr(flow, "RING_LIMIT", 1 << 10)
     text = b"x" * 1000
 
     async def scenario() -> None:
