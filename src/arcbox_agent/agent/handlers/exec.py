@@ -80,7 +80,7 @@ async def _collect(command: Command, call: Call, limit: int, detail: bool) -> Ex
                 raise BadRequestError(
                     f"the command's output is larger than exec_output_limit = {limit} bytes: ask for a stream"
                 )
-            call.hold(size)
+            call.charge(size)
         return size
 
     status = await command.read(keep)
