@@ -3,6 +3,8 @@
 cimport cython
 from libc.stdint cimport uint8_t, uint32_t
 
+from arcbox_agent._bytes cimport u32_at
+
 
 # Where the next frame stands in the decoder's bytes.
 cdef struct Head:
@@ -34,5 +36,68 @@ cdef class FrameDecoder:
     cdef int _raise_failed(self) except -1
     cdef int _fail(self, object error) except -1
     cdef int _peek(self, Head* frame, bint quiet) except -1
-    cdef void _take(self, size_t size) noexcept
+    cdef int _refuse(self, int found, Head* frame) except -1
+    cdef void _release(self) noexcept
     cdef int _fail_truncated(self) except -1
+
+
+cdef enum:
+    # What `look` finds.
+    WHOLE = 1
+    NOT_WHOLE = 0
+    TOO_LARGE = -1
+    TOO_SHORT = -2
+    TRACE_TOO_LONG = -3
+
+
+cdef inline int look(FrameDecoder decoder, Head* frame) noexcept:
+    """Where the next frame stands.  Below 0: it is broken, and `frame` has what is wrong."""
+    cdef size_t left = decoder.tail - decoder.head
+    cdef const uint8_t* p = decoder.base + decoder.head
+    cdef uint32_t length
+    cdef int version = decoder.version
+    if left < 4:
+        return NOT_WHOLE
+    length = u32_at(p)
+    frame.size = <size_t>length + 4
+    frame.version = version
+    # Judged as soon as it is there, and never a reason to take memory.
+    if length > decoder.limit:
+        return TOO_LARGE
+    if length < 4 or (version == 2 and length < 6):
+        return TOO_SHORT
+    if version == 0:
+        # A protobuf message never begins with a byte below 8: field number 0 is illegal.
+        if length == 4:
+            version = 1
+        elif left < 9:
+            return NOT_WHOLE
+        else:
+            version = 2 if p[8] < 8 else 1
+        frame.version = version
+        if version == 2 and length < 6:
+            return TOO_SHORT
+    frame.trace = NULL
+    frame.trace_size = 0
+    if version == 2 and left >= 10:
+        frame.trace_size = <size_t>p[8] << 8 | p[9]
+        if frame.trace_size > length - 6:
+            return TRACE_TOO_LONG
+    if left - 4 < length:
+        return NOT_WHOLE
+    frame.type = u32_at(p + 4)
+    if version == 2:
+        frame.trace = p + 10
+        frame.payload = p + 10 + frame.trace_size
+        frame.payload_size = length - 6 - frame.trace_size
+    else:
+        frame.payload = p + 8
+        frame.payload_size = length - 4
+    return WHOLE
+
+
+cdef inline void take(FrameDecoder decoder, size_t size) noexcept:
+    """The next `size` bytes are done with."""
+    decoder.head += size
+    if decoder.head == decoder.tail:
+        decoder._release()

@@ -220,59 +220,28 @@ cdef class FrameDecoder:
 
         A broken one raises, or where `quiet` is 0 too: what came before it is given out first.
         """
-        cdef size_t left = self.tail - self.head
-        cdef const uint8_t* p = self.base + self.head
-        cdef uint32_t length
-        cdef int version = self.version
-        if left < 4:
-            return 0
-        length = u32_at(p)
-        # Judged as soon as it is there, and never a reason to take memory.
-        if length > self.limit:
-            return 0 if quiet else self._fail(FrameTooLargeError(length, self.limit))
-        if length < 4 or (version == 2 and length < 6):
-            return 0 if quiet else self._fail(FrameTooShortError(length, 6 if version == 2 else 4))
-        if version == 0:
-            # A protobuf message never begins with a byte below 8: field number 0 is illegal.
-            if length == 4:
-                version = 1
-            elif left < 9:
-                return 0
-            else:
-                version = 2 if p[8] < 8 else 1
-                if version == 2 and length < 6:
-                    return 0 if quiet else self._fail(FrameTooShortError(length, 6))
-        frame.trace = NULL
-        frame.trace_size = 0
-        if version == 2:
-            if left >= 10:
-                frame.trace_size = <size_t>p[8] << 8 | p[9]
-                if frame.trace_size > length - 6:
-                    return 0 if quiet else self._fail(TraceLengthError(frame.trace_size, length - 6))
-        if left - 4 < length:
-            return 0
-        frame.type = u32_at(p + 4)
-        frame.version = version
-        frame.size = <size_t>length + 4
-        if version == 2:
-            frame.trace = p + 10
-            frame.payload = p + 10 + frame.trace_size
-            frame.payload_size = length - 6 - frame.trace_size
-        else:
-            frame.payload = p + 8
-            frame.payload_size = length - 4
-        return 1
+        cdef int found = look(self, frame)
+        if found >= 0:
+            return found
+        return 0 if quiet else self._refuse(found, frame)
 
-    cdef void _take(self, size_t size) noexcept:
-        self.head += size
-        if self.head == self.tail:
-            self.owner = None
-            self.head = self.tail = 0
-            if self.capacity > COPY_KEPT:
-                # A large frame has gone: so does its memory.
-                free(self.copy)
-                self.copy = NULL
-                self.capacity = 0
+    cdef int _refuse(self, int found, Head* frame) except -1:
+        length = frame.size - 4
+        if found == TOO_LARGE:
+            self._fail(FrameTooLargeError(length, self.limit))
+        if found == TOO_SHORT:
+            self._fail(FrameTooShortError(length, 6 if frame.version == 2 else 4))
+        self._fail(TraceLengthError(frame.trace_size, length - 6))
+
+    cdef void _release(self) noexcept:
+        """All that was fed is taken."""
+        self.owner = None
+        self.head = self.tail = 0
+        if self.capacity > COPY_KEPT:
+            # A large frame has gone: so does its memory.
+            free(self.copy)
+            self.copy = NULL
+            self.capacity = 0
 
     def next_frame(self):
         """The next whole frame, or None: more must be fed first."""
@@ -290,7 +259,7 @@ cdef class FrameDecoder:
         frame.payload = PyBytes_FromStringAndSize(<const char*>head.payload, <Py_ssize_t>head.payload_size)
         if head.version == 2:
             frame.trace_id = trace_of(&head)
-        self._take(head.size)
+        take(self, head.size)
         return frame
 
     def next_messages(self, limit=256):
@@ -337,7 +306,7 @@ cdef class FrameDecoder:
             self.head += head.size
         if count == 0:
             return messages, 0, None
-        self._take(0)
+        take(self, 0)
         return messages, version, trace_id
 
     def eof(self):

@@ -8,7 +8,7 @@ from libc.string cimport memcpy
 
 from arcbox_agent._bytes cimport append_block, append_varint, prepend_u32
 from arcbox_agent._classes cimport Message
-from arcbox_agent._frames cimport FrameDecoder, Head
+from arcbox_agent._frames cimport WHOLE, FrameDecoder, Head, look, take
 from arcbox_agent._tags cimport (
     TAG_PING_REQUEST_MESSAGE, TAG_PING_RESPONSE_MESSAGE, TAG_PING_RESPONSE_VERSION,
     TYPE_PING_REQUEST, TYPE_PING_RESPONSE,
@@ -36,6 +36,7 @@ def serve_pings(FrameDecoder decoder not None, bytearray out not None, version, 
     cdef size_t text_size, prefix, size, need
     cdef size_t used = <size_t>PyByteArray_GET_SIZE(out), room = used
     cdef uint8_t* p
+    cdef int found
     cdef Location location
     if agent_size > 0x7F:
         raise ValueError("the version is longer than 127 bytes")
@@ -45,7 +46,10 @@ def serve_pings(FrameDecoder decoder not None, bytearray out not None, version, 
     location.depth = 0
     try:
         while served < most:
-            if not decoder._peek(&head, served > 0):
+            found = look(decoder, &head)
+            if found != WHOLE:
+                if found < 0 and served == 0:
+                    decoder._refuse(found, &head)
                 break
             if head.type != TYPE_PING_REQUEST:
                 break
@@ -86,7 +90,7 @@ def serve_pings(FrameDecoder decoder not None, bytearray out not None, version, 
             p = prepend_u32(p - size + 8, TYPE_PING_RESPONSE)
             prepend_u32(p, <uint32_t>(size - 4))
             used += size
-            decoder._take(head.size)
+            take(decoder, head.size)
             served += 1
     finally:
         if used != room:
