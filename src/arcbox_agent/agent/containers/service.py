@@ -62,8 +62,8 @@ class Containers:
         self._lanes = lanes
         self._store = Store(settings.state_dir, settings.run_dir)
         self.runtime = ProcessRuntime(self._store, processes, lanes, capture, settings.state_dir, settings.run_dir)
-        self.events = Events()
-        self.events.subscribe(Journal(metrics))
+        self._events = Events()
+        self._events.subscribe(Journal(metrics))
         self._supervisor = Supervisor(self._store, self.runtime, lanes)
         self._tasks = self._supervisor.tasks
         self._containers: dict[str, Container] = {}
@@ -91,7 +91,7 @@ class Containers:
             raise ConfigError("state_dir", f"{error.filename}: {error.strerror}") from error
         await self.runtime.open()
         for record in records:
-            self._add(Container.load(record, self._store.log_path(record.id), self.events))
+            self._add(Container.load(record, self._store.log_path(record.id), self._events))
         await self._all(self._supervisor.recover(each, self._forget) for each in list(self._containers.values()))
         # Only now: what was found again tells what belongs to nobody.
         known, running = list(self._containers), [each.id for each in self.list()]
@@ -109,7 +109,7 @@ class Containers:
         if stop:
             left = deadline - asyncio.get_running_loop().time()
             await self.stop_all(max(0.0, min(left, self._settings.stop_timeout)))
-        self.events.close(AgentFailedError("the agent is stopping"))
+        self._events.close(AgentFailedError("the agent is stopping"))
         await self._supervisor.close(self._containers.values())
         await self.runtime.close()
 
@@ -183,7 +183,7 @@ class Containers:
             await self._lanes.disk(self.runtime.check, record, request.mounts)
             for warning in record.warnings:
                 log.warning("container created, but not as asked", container=record.id, warning=warning)
-            container = Container(record, self._store.log_path(record.id), self.events)
+            container = Container(record, self._store.log_path(record.id), self._events)
             await self._supervisor.create(container)
         except OSError as error:
             raise AgentFailedError(f"the container cannot be created: {system_reason(error)}") from error
@@ -249,7 +249,7 @@ class Containers:
 
     async def wait(self, ref: str, condition: str = "") -> Exit:
         """See waiting.py."""
-        return await wait(self._attended(ref), check_condition(condition), self.events)
+        return await wait(self._attended(ref), check_condition(condition), self._events)
 
     def place(self, ref: str, env: Mapping[str, str], cwd: str, user: str) -> Callable[[], Place]:
         """Where a command in a container is to run."""
