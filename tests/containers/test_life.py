@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -219,3 +221,15 @@ def test_every_sequence_of_triggers_leaves_a_valid_state(begin: State, ran: bool
 
 def test_a_record_that_is_new_is_spelled_as_a_container_that_was_created() -> None:
     assert Record("x", command=["true"]).state == lifecycle.RECORDED[State.NEW]
+
+
+def test_the_page_shows_the_table() -> None:
+    page = Path(__file__).parents[2].joinpath("docs", "containers.md").read_text()
+    shown: dict[tuple[str, str], tuple[str, str, str | None]] = {}
+    state = ""
+    for line in page.partition("| state | shown as |")[2].partition("\n\n")[0].splitlines()[2:]:
+        first, _, trigger, to, write, event = (cell.strip(" `") for cell in line.strip("|").split("|"))
+        state = first or state
+        if trigger:
+            shown[state, trigger] = (to, write or "nothing", event or None)
+    assert shown == EXPECTED

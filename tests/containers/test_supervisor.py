@@ -319,13 +319,17 @@ def test_a_start_that_fails_leaves_the_container_as_it_was(
 
 def test_a_start_that_the_end_of_the_agent_cuts_off_leaves_its_intent_on_disk(tmp_path: Path) -> None:
     async def test(world: World) -> None:
-        await world.supervisor.create(world.container)
+        (await world.started()).end()
+        await world.over()
         world.runtime.gate.clear()
         start = world.supervisor.tasks.spawn(world.supervisor.start(world.container))
-        await until(lambda: world.runtime.calls == ["start"])
+        await until(lambda: world.runtime.calls == ["start", "start"])
         await world.supervisor.close([world.container])
         assert start.cancelled()
-        assert (world.disk.saved()["state"], world.disk.saved()["run"]) == ("starting", 1)
+        saved = world.disk.saved()
+        assert (saved["state"], saved["run"], saved["boot_id"]) == ("starting", 2, "this boot")
+        # Nothing of the last run, which the next agent could take for this one.
+        assert (saved["pid"], saved["start_time"]) == (0, 0)
 
     in_world(tmp_path, test)
 
@@ -880,12 +884,19 @@ def test_a_container_at_rest_has_its_pending_output_written(tmp_path: Path, stat
     in_world(tmp_path, test)
 
 
-def test_a_removal_goes_on_and_where_it_fails_the_next_agent_tries_again(tmp_path: Path) -> None:
+def test_a_removal_goes_on_and_where_it_fails_the_next_agent_tries_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(persist, "RETRY", 0.02)
+
     async def test(world: World) -> None:
-        container = world.load(state="removing", finished_ns=6)
-        world.disk.keeps_files = True
-        await world.supervisor.recover(container, world.forgotten.append)
-        assert (container.state, world.disk.saved()["state"], world.forgotten) == ("stopped", "removing", [])
+        for full in (False, True):
+            container = world.load(state="removing", finished_ns=6)
+            world.disk.keeps_files, world.disk.full = True, full
+            await world.supervisor.recover(container, world.forgotten.append)
+            world.disk.full = False
+            await asyncio.sleep(0.1)
+            assert (container.state, world.disk.saved()["state"], world.forgotten) == ("stopped", "removing", [])
         world.disk.keeps_files = False
         container = world.load(state="removing")
         await world.supervisor.recover(container, world.forgotten.append)
