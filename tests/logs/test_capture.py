@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from arcbox_agent._capture import CaptureLog, Source
+from arcbox_agent._log_file import CaptureLog
+from arcbox_agent._pump import Source
 from arcbox_agent.agent.config.table import Settings
 from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.containers.output.capture import Capture
@@ -85,6 +86,12 @@ class Capturing:
     def attach(self, master: int | None = None) -> Any:
         fifos = self.fifos if master is None else {}
         return self.capture.attach("web", str(self.log), str(self.directory), fifos, master)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -221,6 +228,26 @@ def test_a_terminal_that_was_closed_and_opened_again_is_captured_on(tmp_path: Pa
     run_async(scenario())
     expected = b"".join(b"%d %d\r\n" % (number, line) for number in range(3) for line in range(100))
     assert content(tmp_path / "logs" / "web.log")["stdout"] == expected
+
+
+def test_no_line_of_a_log_is_longer_than_what_its_reader_takes_whole(tmp_path: Path, run_async: Any) -> None:
+    window = 262_144  # LINE_WINDOW, in _lines.pxd
+    lengths = [*range(window - 46, window - 38), *range(window - 1, window + 2), 3 * window]
+    text = b"".join(bytes([97 + i]) * length + b"\n" for i, length in enumerate(lengths)) + b"z" * 2 * window
+
+    async def scenario() -> None:
+        async with Capturing(tmp_path) as box:
+            handle = box.attach()
+            await handle.ready()
+            fd = os.open(box.fifos["stdout"], os.O_WRONLY)
+            await asyncio.to_thread(write_all, fd, text)
+            os.close(fd)
+            assert await handle.finish(20)
+
+    run_async(scenario())
+    log = tmp_path / "logs" / "web.log"
+    assert content(log)["stdout"] == text
+    assert window - 45 <= max(len(line) + 1 for line in _lines(log)) <= window
 
 
 def test_rotation_keeps_so_many_files_and_loses_nothing_between_them(tmp_path: Path, run_async: Any) -> None:
@@ -492,7 +519,7 @@ def test_a_gap_is_told_once_whenever_the_agent_is_killed(tmp_path: Path, run_asy
         async with Capturing(tmp_path) as box:
             box.log.parent.mkdir()
             box.log.write_bytes(before + (gap if told else b""))
-            # magic, inode, offset, skip, lost bytes, lost lines, open, cut: as _capture.pyx draws it
+            # magic, inode, offset, skip, lost bytes, lost lines, open, cut: as _spool.pyx draws it
             mark = (0x31504253, box.log.stat().st_ino, len(before), 0, 700, 7, 0, 0)
             (tmp_path / "stdout.spool").write_bytes(struct.pack("=QQqqqqQQ", *mark) + b"behind\n")
             assert await box.attach().finish(10)
