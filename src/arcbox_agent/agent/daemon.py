@@ -30,7 +30,7 @@ from arcbox_agent.agent.observe import log as agent_log
 from arcbox_agent.agent.observe.log import LEVELS, Logger, handle_loop_exception, write_stderr
 from arcbox_agent.agent.observe.notify import Notifier
 from arcbox_agent.agent.processes.children import Processes
-from arcbox_agent.agent.processes.lanes import Threads
+from arcbox_agent.agent.processes.lanes import Lanes
 from arcbox_agent.agent.routes import ROUTES
 from arcbox_agent.agent.serving.listeners import Listener, open_listeners, open_unix
 from arcbox_agent.agent.serving.metrics_endpoint import MetricsEndpoint
@@ -66,10 +66,12 @@ class Agent:
         self.notifier = Notifier()
         self.metrics = Metrics()
         self.loop: AbstractEventLoop = asyncio.get_running_loop()
-        self.processes = Processes(self.loop, self.metrics)
+        self.lanes = Lanes()
+        self.lanes.become_default()
+        self.processes = Processes(self.loop, self.lanes, self.metrics)
         self.capture = Capture(settings, self.metrics)
-        self.containers = Containers(settings, self.metrics, self.processes, self.capture)
-        self.commands = Commands(settings, self.metrics, self.processes, self.containers)
+        self.containers = Containers(settings, self.metrics, self.processes, self.lanes, self.capture)
+        self.commands = Commands(settings, self.metrics, self.processes, self.lanes, self.containers)
         self.followers = Followers(settings, self.metrics)
         self.server: Server = Server(self, self.loop, ROUTES)
         self._metrics_endpoint: MetricsEndpoint | None = None
@@ -119,7 +121,11 @@ class Agent:
             self.notifier.stopping("stopping")
             log.info("stopping", action=self.action, timeout=self._stop_timeout)
         finally:
-            await self.stop(self._stop_timeout)
+            try:
+                await self.stop(self._stop_timeout)
+            finally:
+                # Whatever failed: threads that wait for work would keep the process from ending.
+                self.lanes.close()
 
     def request_stop(self, action: str = "exit", timeout: float | None = None) -> bool:
         """Ask for the end: `exit`, `poweroff` or `reboot`; what runs has `timeout` seconds.
@@ -243,8 +249,6 @@ def _end_machine(action: str, settings: Settings) -> int:
 def _run_loop(settings: Settings) -> tuple[int, str]:
     """Exit code, and what is to happen next: Agent.action."""
     loop = uvloop.new_event_loop()
-    executor = Threads(thread_name_prefix="loop")
-    loop.set_default_executor(executor)
     loop.set_exception_handler(handle_loop_exception)
     asyncio.set_event_loop(loop)
     try:
@@ -258,8 +262,7 @@ def _run_loop(settings: Settings) -> tuple[int, str]:
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
         # Not shutdown_default_executor: it waits for ever where a file system hangs, and in one thread
-        # more, which there may not be.
-        executor.shutdown(wait=False, cancel_futures=True)
+        # more, which there may not be.  Agent.run has closed the lanes.
         _threads_left(budget.THREADS_ENDED)
         asyncio.set_event_loop(None)
         loop.close()

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.containers.service import Containers
     from arcbox_agent.agent.metrics import Metrics
     from arcbox_agent.agent.processes.children import ExitStatus, Process, Processes
+    from arcbox_agent.agent.processes.lanes import Lanes
     from arcbox_agent.wire import ExecRequest
 
 log = Logger("exec")
@@ -248,8 +249,11 @@ class Command:
 class Commands:
     """All commands that run for clients."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, processes: Processes, containers: Containers) -> None:
+    def __init__(
+        self, settings: Settings, metrics: Metrics, processes: Processes, lanes: Lanes, containers: Containers
+    ) -> None:
         self._settings = settings
+        self._lanes = lanes
         self._metrics = metrics
         self._processes = processes
         self._containers = containers
@@ -311,7 +315,7 @@ class Commands:
         try:
             process = await self._processes.prepare_and_spawn(lambda: _prepare(request, place(), preparation, stderr))
         except SpawnError as error:
-            await self._containers.runtime.in_thread(preparation.undo)
+            await self._lanes.disk(preparation.undo)
             words = reason(error, request.cmd[0], preparation.cwd, ())
             if error.step == "exec":
                 # As 0.0.1-alpha.1 says it, and then which program.
@@ -319,7 +323,7 @@ class Commands:
             raise AgentFailedError(f"exec failed: {words}") from error
         except Exception as error:
             # Where it is to run could not be found out, or what it needs not be opened.
-            await self._containers.runtime.in_thread(preparation.undo)
+            await self._lanes.disk(preparation.undo)
             if isinstance(error, OSError):
                 raise _failed(error) from error
             raise
@@ -414,7 +418,7 @@ class Commands:
         command.process.send_signal(signal.SIGKILL)
         for attempt in range(KILL_ATTEMPTS):
             try:
-                await self._containers.runtime.in_signal_thread(command.scope.kill)
+                await self._lanes.signals(command.scope.kill)
                 return
             except OSError as error:
                 # No descriptor left, most likely: there will be one again.
@@ -424,7 +428,7 @@ class Commands:
 
     async def _remove_scope(self, scope: Scope | None) -> None:
         if scope is not None:
-            await self._containers.runtime.in_thread(_remove, scope)
+            await self._lanes.disk(_remove, scope)
 
     def _end_later(self, work: Awaitable[None], among: set[asyncio.Task[None]] | None = None) -> None:
         async def run() -> None:
@@ -448,7 +452,7 @@ class Commands:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
         for scope in self._spare:
-            await self._containers.runtime.in_signal_thread(_remove, scope)
+            await self._lanes.signals(_remove, scope)
         self._spare.clear()
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.containers.runtimes.protocol import Running, Runtime
     from arcbox_agent.agent.containers.store import Store
     from arcbox_agent.agent.processes.children import Counter
+    from arcbox_agent.agent.processes.lanes import Lanes
 
     T = TypeVar("T")
 
@@ -42,13 +43,11 @@ RETRY = 1.0
 class Supervisor:
     """Carries containers from state to state.  Knows nothing of the other containers."""
 
-    def __init__(
-        self, store: Store, runtime: Runtime, metrics: Counter, in_thread: Callable[..., Coroutine[Any, Any, Any]]
-    ) -> None:
+    def __init__(self, store: Store, runtime: Runtime, metrics: Counter, lanes: Lanes) -> None:
         self._store = store
         self._runtime = runtime
         self._metrics = metrics
-        self._in_thread = in_thread
+        self._lanes = lanes
         self._tasks: set[asyncio.Task[Any]] = set()
         #: Whose main process has ended, and who are not `stopped` yet.
         self._ending: set[Container] = set()
@@ -299,7 +298,7 @@ class Supervisor:
             pass  # a full disk must not keep anybody from making room
         try:
             await self._runtime.remove(record)
-            await self._in_thread(self._store.remove, record.id)
+            await self._lanes.disk(self._store.remove, record.id)
         except OSError as error:
             record.state = before
             await self._write_or_retry(container)
@@ -395,13 +394,13 @@ class Supervisor:
             except OSError:
                 try:
                     # It may have its name already: what was refused must not be there after a restart.
-                    await self._in_thread(self._store.remove, container.id)
+                    await self._lanes.disk(self._store.remove, container.id)
                 except OSError as error:
                     log.error("a record that was not written whole stays", container=container.id, error=error)
                 raise
 
     async def _write(self, container: Container, durable: bool = True) -> None:
-        await self._in_thread(self._store.write, container.record, container.record.encode(), durable)
+        await self._lanes.disk(self._store.write, container.record, container.record.encode(), durable)
         self._dirty.discard(container)
 
     async def _write_or_retry(self, container: Container, durable: bool = True) -> bool:

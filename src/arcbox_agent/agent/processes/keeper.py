@@ -24,7 +24,6 @@ from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.observe.rate import OncePerMinute
 from arcbox_agent.agent.processes.children import SpawnError, SpawnSpec
-from arcbox_agent.agent.processes.lanes import Threads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from arcbox_agent.agent.processes.children import Processes
+    from arcbox_agent.agent.processes.lanes import Lanes
 
     T = TypeVar("T")
 
@@ -54,12 +54,11 @@ CUT = b"cut"
 class Keeper:
     """`path`: its socket, in the run directory."""
 
-    def __init__(self, path: str, processes: Processes) -> None:
+    def __init__(self, path: str, processes: Processes, lanes: Lanes) -> None:
         self._path = path
         self._processes = processes
+        self._lanes = lanes
         self._socket: socket.socket | None = None
-        # One thread: requests are short, go out one after the other, and never hold up the loop.
-        self._executor: Threads | None = None
         self._starting = asyncio.Lock()
         self._not_before = 0.0
         self._full_log = OncePerMinute()
@@ -141,12 +140,8 @@ class Keeper:
             self._offering.cancel()
         for key in list(self._put_by):
             self._close_put_by(key)
-        if self._executor is not None:
-            # Behind the request that may still be under way.
-            await self._in_thread(self._disconnect)
-            executor, self._executor = self._executor, None
-            if executor is not None:
-                executor.shutdown(wait=False)
+        # In the lane: behind the request that may still be under way.
+        await self._in_thread(self._disconnect)
 
     # --------------------------------------------------------------- private
 
@@ -275,7 +270,5 @@ class Keeper:
                 os.close(fd)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        if self._executor is None:
-            self._executor = Threads(1, thread_name_prefix="keeper")
         # Shielded: a call that is cancelled must not leave its descriptors or its reply behind.
-        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._executor, work))
+        return await asyncio.shield(self._lanes.keeper(work))
