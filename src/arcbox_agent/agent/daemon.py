@@ -24,6 +24,7 @@ from arcbox_agent.agent.commands.commands import Commands
 from arcbox_agent.agent.config import budget, directories
 from arcbox_agent.agent.containers.output.capture import Capture
 from arcbox_agent.agent.containers.service import Containers
+from arcbox_agent.agent.handlers.usage import Usage
 from arcbox_agent.agent.logs.follower import Followers
 from arcbox_agent.agent.metrics import Metrics
 from arcbox_agent.agent.observe import log as agent_log
@@ -72,6 +73,7 @@ class Agent:
         self.capture = Capture(settings, self.metrics)
         self.containers = Containers(settings, self.metrics, self.processes, self.lanes, self.capture)
         self.commands = Commands(settings, self.metrics, self.processes, self.lanes, self.containers)
+        self.usage = Usage(self.containers, self.lanes)
         self.followers = Followers(settings, self.metrics)
         self.server: Server = Server(self, self.loop, ROUTES)
         self._metrics_endpoint: MetricsEndpoint | None = None

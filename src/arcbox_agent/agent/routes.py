@@ -12,6 +12,8 @@ from arcbox_agent.agent.handlers import agent_info, containers, exec, logs, powe
 from arcbox_agent.message_types import MessageType
 from arcbox_agent.wire import (
     AgentInfoRequest,
+    ContainerStatsRequest,
+    ContainerTopRequest,
     CreateContainerRequest,
     ExecRequest,
     KillContainerRequest,
@@ -57,6 +59,12 @@ ROUTES: dict[int, Route] = {
     MessageType.LIST_CONTAINERS_REQUEST: Route(containers.list, ListContainersRequest, Access.READ),
     MessageType.KILL_CONTAINER_REQUEST: Route(containers.kill, KillContainerRequest, Access.CONTROL),
     MessageType.WAIT_CONTAINER_REQUEST: Route(containers.wait, WaitContainerRequest, Access.READ),
+    MessageType.CONTAINER_STATS_REQUEST: Route(
+        lambda agent, request, call: agent.usage.stats(request, call), ContainerStatsRequest, Access.READ
+    ),
+    MessageType.CONTAINER_TOP_REQUEST: Route(
+        lambda agent, request, call: agent.usage.top(request, call), ContainerTopRequest, Access.READ
+    ),
     MessageType.EXEC_REQUEST: Route(exec.exec, ExecRequest, Access.EXEC),
     MessageType.LOGS_REQUEST: Route(logs.logs, LogsRequest, Access.READ),
     MessageType.RUNTIME_ENSURE_REQUEST: Route(runtime.ensure_runtime, RuntimeEnsureRequest, Access.CONTROL),

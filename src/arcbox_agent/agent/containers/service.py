@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from arcbox_agent.agent.config.table import Settings
     from arcbox_agent.agent.containers.output.capture import Capture
-    from arcbox_agent.agent.containers.runtimes.protocol import Place
+    from arcbox_agent.agent.containers.runtimes.protocol import Place, Running
     from arcbox_agent.agent.metrics import Metrics
     from arcbox_agent.agent.processes.children import Processes
     from arcbox_agent.agent.processes.lanes import Lanes
@@ -185,6 +185,10 @@ class Containers:
                 "see its log, and start the agent again with what it lacked"
             )
         return container
+
+    def run_of(self, ref: str) -> Running | None:
+        """The run of a container; None: it does not run."""
+        return self._attended(ref).running
 
     def list(self, all: bool = False, filter: str = "") -> Sequence[Container]:
         """In order of creation; with `filter`, those of that id, id prefix or name."""

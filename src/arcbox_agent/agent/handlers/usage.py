@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 
 from arcbox_agent.agent.processes import ps, usage
-from arcbox_agent.errors import ConflictError
+from arcbox_agent.errors import AgentFailedError, ConflictError
 from arcbox_agent.wire import ContainerStatsResponse, ContainerTopResponse, ProcessRow
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import TypeVar, TypeVarTuple
+    from typing import Any, TypeVar, TypeVarTuple
 
     from arcbox_agent.agent.containers.service import Containers
     from arcbox_agent.agent.processes.lanes import Lanes
@@ -65,14 +65,18 @@ class Usage:
         """The gate opens again when the thread is done, even if the client has gone away before."""
         await self._gate.acquire()
         try:
-            work = self._lanes.disk(fn, *args)
-        except OSError:
-            self._gate.release()
-            raise
-        work.add_done_callback(self._done)
-        return await asyncio.shield(work)
+            try:
+                work = self._lanes.disk(fn, *args)
+            except OSError:
+                self._gate.release()
+                raise
+            work.add_done_callback(self._done)
+            return await asyncio.shield(work)
+        except (OSError, ImportError) as error:
+            # No thread, or no descriptor: to look at /proc, or to import psutil the first time.
+            raise AgentFailedError(f"the container's processes cannot be looked at: {error}") from error
 
-    def _done(self, work: asyncio.Future[object]) -> None:
+    def _done(self, work: asyncio.Future[Any]) -> None:
         self._gate.release()
         if not work.cancelled():
-            work.exception()  # looked at, though no client may wait for it any more
+            work.exception()  # marks it as seen: the client that waited for it may have gone away

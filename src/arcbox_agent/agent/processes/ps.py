@@ -164,7 +164,9 @@ COLUMNS["cmd"] = ("CMD", _command)
 
 #: `ps -ef`, `ps aux`, and ps without either.
 FULL: Sequence[Column] = [("UID", _user), *(COLUMNS[word] for word in "pid ppid c stime tty time cmd".split())]
-USERS: Sequence[Column] = [COLUMNS[word] for word in "user pid %cpu %mem vsz rss tty stat start bsdtime command".split()]
+USERS: Sequence[Column] = [
+    COLUMNS[word] for word in "user pid %cpu %mem vsz rss tty stat start bsdtime command".split()
+]
 BASIC: Sequence[Column] = [*(COLUMNS[word] for word in "pid tty time".split()), ("CMD", _name)]
 
 
@@ -173,7 +175,8 @@ def columns(ps_args: str) -> Sequence[Column]:
 
     `-ef`, `aux` and `-o WORD,WORD=HEADING` are known.  BadRequestError: others.
     """
-    layout, chosen = BASIC, list[Column]()
+    layout = BASIC
+    chosen: list[Column] = []
     words = iter(ps_args.split())
     for word in words:
         letters, o, rest = word.removeprefix("-").partition("o")
@@ -187,7 +190,7 @@ def columns(ps_args: str) -> Sequence[Column]:
 
 def _listed(text: str) -> list[Column]:
     """`pid,comm=NAME`: the columns of one -o."""
-    found = []
+    found: list[Column] = []
     for item in text.split(","):
         word, equals, heading = item.partition("=")
         if word not in COLUMNS:
