@@ -16,7 +16,7 @@ from arcbox_agent.errors import BadRequestError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any, Protocol
+    from typing import Protocol
 
     import psutil
 
