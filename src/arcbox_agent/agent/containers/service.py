@@ -152,7 +152,7 @@ class Containers:
 
     def run_of(self, ref: str) -> Running | None:
         """The run of a container; None: it does not run."""
-        return self._attended(ref).running
+        return self._attended(ref).run
 
     def list(self, all: bool = False, filter: str = "") -> Sequence[Container]:
         """In order of creation; with `filter`, those of that id, id prefix or name."""
