@@ -11,7 +11,7 @@ import click
 
 from arcbox_agent.cli.completion import container_names
 from arcbox_agent.cli.output import fields_of
-from arcbox_agent.cli.session import Session, json_option, pass_session
+from arcbox_agent.cli.invocation import Invocation, json_option, pass_invocation
 from arcbox_agent.cli.tables import SHORT_ID, decimal_size, short_size, table
 from arcbox_agent.errors import ConflictError, NotFoundError
 
@@ -33,8 +33,8 @@ _HOME = "\x1b[H\x1b[J"
 @json_option
 @click.argument("container", shell_complete=container_names)
 @click.argument("ps_options", nargs=-1, type=click.UNPROCESSED)
-@pass_session
-def top_command(session: Session, container: str, ps_options: tuple[str, ...]) -> int:
+@pass_invocation
+def top_command(invocation: Invocation, container: str, ps_options: tuple[str, ...]) -> int:
     """Show the processes of a running container.
 
     PS_OPTIONS choose the columns: -ef (the default), aux, or -o with a list such as
@@ -44,10 +44,10 @@ def top_command(session: Session, container: str, ps_options: tuple[str, ...]) -
     async def work(client: Client, _: Signals) -> int:
         top = await client.container_top(container, ps_args=" ".join(ps_options))
         rows = [list(row.values) for row in top.processes]
-        session.show({"titles": list(top.titles), "processes": rows}, table(top.titles, rows))
+        invocation.show({"titles": list(top.titles), "processes": rows}, table(top.titles, rows))
         return 0
 
-    return session.call(work)
+    return invocation.call(work)
 
 
 class Sample(NamedTuple):
@@ -63,9 +63,9 @@ class Sample(NamedTuple):
 @click.option("--no-trunc", is_flag=True, help="Whole ids.")
 @json_option
 @click.argument("containers", nargs=-1, metavar="[CONTAINER...]", shell_complete=container_names)
-@pass_session
+@pass_invocation
 def stats_command(
-    session: Session, containers: tuple[str, ...], show_all: bool, no_stream: bool, no_trunc: bool
+    invocation: Invocation, containers: tuple[str, ...], show_all: bool, no_stream: bool, no_trunc: bool
 ) -> int:
     """Show what containers use, each second."""
 
@@ -75,16 +75,16 @@ def stats_command(
         while True:
             await asyncio.sleep(INTERVAL)
             now = await _sample(client, containers, show_all)
-            _show(session, before, now, in_place=not no_stream and sys.stdout.isatty(), truncate=not no_trunc)
+            _show(invocation, before, now, in_place=not no_stream and sys.stdout.isatty(), truncate=not no_trunc)
             if no_stream:
                 return 0
             before = now
 
-    return session.call(work)
+    return invocation.call(work)
 
 
 async def _sample(client: Client, names: Iterable[str], show_all: bool) -> dict[str, Sample]:
-    """A sample of each container, by id.  NotFoundError: one of `names` is no container; ConflictError: it is several."""
+    """A sample of each container, by id.  NotFoundError: no such container.  ConflictError: several."""
     listed = await client.list_containers(all=show_all or bool(names))
     if names:
         chosen = [_named(listed, name) for name in names]
@@ -122,14 +122,14 @@ def cpu_percent(before: ContainerStatsResponse | None, now: ContainerStatsRespon
 
 
 def _show(
-    session: Session, before: dict[str, Sample], now: dict[str, Sample], *, in_place: bool, truncate: bool
+    invocation: Invocation, before: dict[str, Sample], now: dict[str, Sample], *, in_place: bool, truncate: bool
 ) -> None:
     shown = []
     for id, (container, stats) in now.items():
         if stats is not None:
             earlier = before.get(id)
             shown.append((container, stats, cpu_percent(earlier.stats if earlier else None, stats)))
-    if session.json:
+    if invocation.json:
         for container, stats, percent in shown:
             named = {"id": container.id, "name": container.name, "cpu_percent": round(percent, 2)}
             click.echo(json.dumps(named | fields_of(stats)))
