@@ -1,4 +1,4 @@
-"""What people read: tables in docker's columns, and names with values."""
+"""Output for people: tables with docker's columns, and lists of names with values."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def fields(rows: Iterable[tuple[str, str]]) -> str:
-    """`name: value` lines, the values below one another."""
+    """`name: value` lines, with the values aligned."""
     listed = list(rows)
     width = max((len(name) for name, _ in listed), default=0) + 2
     return "\n".join(f"{printable(name) + ':':<{width}}{printable(value)}".rstrip() for name, value in listed)
@@ -66,15 +66,35 @@ def status(container: ContainerInfo, now: int) -> str:
         return f"Up {in_words(now - container.started_at)}"
     if container.state == "stopped" and container.finished_at:
         return f"Exited ({container.exit_code}) {in_words(now - container.finished_at)} ago"
-    # An agent that tells no times tells this.
+    # An agent that sends no times sends this text.
     return container.status
 
 
 def size(count: int) -> str:
-    """Bytes in the unit that a person would use."""
+    """A number of bytes, in the unit that a person would use."""
     value = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024 or unit == "GiB":
             break
         value /= 1024
     return f"{count} B" if unit == "B" else f"{value:.4g} {unit}"
+
+
+def short_size(count: int) -> str:
+    """Bytes as docker's stats writes memory: `1.5MiB`."""
+    return _scaled(count, 1024, ("B", "KiB", "MiB", "GiB", "TiB"), 4)
+
+
+def decimal_size(count: int) -> str:
+    """Bytes as docker's stats writes transfers: `1.23kB`."""
+    return _scaled(count, 1000, ("B", "kB", "MB", "GB", "TB"), 3)
+
+
+def _scaled(count: int, base: int, units: Sequence[str], digits: int) -> str:
+    value = float(count)
+    for unit in units:
+        # As it is written: 999.9 kB would be 1e+03 of them.
+        if float(f"{value:.{digits}g}") < base or unit == units[-1]:
+            break
+        value /= base
+    return f"{value:.{digits}g}{unit}"
