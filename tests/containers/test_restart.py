@@ -21,7 +21,7 @@ import pytest
 from arcbox_agent import sync, wire
 from arcbox_agent.agent.containers.runtimes.process.runtime import _cgroup_name
 from arcbox_agent.agent.processes import cgroups
-from arcbox_agent.agent.processes.children import start_time_of
+from arcbox_agent.agent.processes.stat_line import start_time_of
 from arcbox_agent.errors import AgentFailedError, ArcboxError, NotFoundError
 from tools.stress.agent import AgentProcess
 

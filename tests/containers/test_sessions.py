@@ -19,9 +19,10 @@ import pytest
 
 from arcbox_agent import sync
 from arcbox_agent.agent.processes.cgroups import Cgroup, find_parent
-from arcbox_agent.agent.processes.children import Processes, SpawnSpec
+from arcbox_agent.agent.processes.children import Processes
 from arcbox_agent.agent.processes.descendants import Session
 from arcbox_agent.agent.processes.lanes import Lanes
+from arcbox_agent.agent.processes.spec import SpawnSpec
 from tools.stress.agent import AgentProcess
 
 from .support import alive, eventually, lines_of, null, run

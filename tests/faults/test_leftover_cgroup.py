@@ -16,8 +16,9 @@ from arcbox_agent.agent.containers.runtimes.process.runtime import ProcessRuntim
 from arcbox_agent.agent.containers.store import Store
 from arcbox_agent.agent.metrics import Metrics
 from arcbox_agent.agent.processes import cgroups
-from arcbox_agent.agent.processes.children import Processes, SpawnSpec
+from arcbox_agent.agent.processes.children import Processes
 from arcbox_agent.agent.processes.lanes import Lanes
+from arcbox_agent.agent.processes.spec import SpawnSpec
 from tests.containers.support import eventually
 from tools.stress.agent import PATIENCE, AgentProcess
 

@@ -18,12 +18,13 @@ import struct
 import sys
 import termios
 
+from arcbox_agent._spawn import SpawnError
 from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.containers.runtimes.protocol import Place, reason
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.processes import cgroups, environment, users
-from arcbox_agent.agent.processes.children import SpawnError, SpawnSpec
 from arcbox_agent.agent.processes.descendants import Session
+from arcbox_agent.agent.processes.spec import SpawnSpec
 from arcbox_agent.errors import AgentFailedError, BadRequestError, BusyError
 
 TYPE_CHECKING = False
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.containers.runtimes.protocol import Scope
     from arcbox_agent.agent.containers.service import Containers
     from arcbox_agent.agent.metrics import Metrics
-    from arcbox_agent.agent.processes.children import ExitStatus, Process, Processes
+    from arcbox_agent.agent.processes.children import Process, Processes
     from arcbox_agent.agent.processes.lanes import Lanes
+    from arcbox_agent.agent.processes.status import ExitStatus
     from arcbox_agent.wire import ExecRequest
 
 log = Logger("exec")

@@ -16,7 +16,7 @@ from arcbox_agent.agent.containers import record as states
 from arcbox_agent.agent.containers.model import Exit
 from arcbox_agent.agent.containers.runtimes.protocol import NotStarted, StartError, system_reason
 from arcbox_agent.agent.observe.log import Logger
-from arcbox_agent.agent.processes.children import LOST, ExitStatus
+from arcbox_agent.agent.processes.status import LOST, ExitStatus
 from arcbox_agent.errors import AgentFailedError, ConflictError, NotFoundError, RequestError
 
 TYPE_CHECKING = False

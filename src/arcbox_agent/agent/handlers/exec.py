@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from arcbox_agent.agent.commands.commands import Command, Output
     from arcbox_agent.agent.daemon import Agent
-    from arcbox_agent.agent.processes.children import ExitStatus
+    from arcbox_agent.agent.processes.status import ExitStatus
     from arcbox_agent.agent.serving.call import Call
     from arcbox_agent.wire import ExecRequest
 

@@ -9,10 +9,7 @@ from __future__ import annotations
 import os
 import signal
 
-from arcbox_agent.agent.processes.children import stat_fields
-
-# Of /proc/PID/stat, counted from the state on.
-_STATE, _PPID, _PGRP, _SESSION, _START = 0, 1, 2, 3, 19
+from arcbox_agent.agent.processes.stat_line import PGRP, PPID, SESSION, START_TIME, STATE, stat_fields
 
 
 class Session:
@@ -44,7 +41,7 @@ class Session:
                 continue
             try:
                 fields = stat_fields(pid)
-                if fields and int(fields[_START]) == start:
+                if fields and int(fields[START_TIME]) == start:
                     signal.pidfd_send_signal(pidfd, sig)
                     sent += 1
             except ProcessLookupError:
@@ -69,12 +66,12 @@ class Session:
             if not name.isdigit():
                 continue
             fields = stat_fields(name)
-            if fields and fields[_STATE] not in (b"Z", b"X"):
+            if fields and fields[STATE] not in (b"Z", b"X"):
                 table[int(name)] = (
-                    int(fields[_PPID]),
-                    int(fields[_PGRP]),
-                    int(fields[_SESSION]),
-                    int(fields[_START]),
+                    int(fields[PPID]),
+                    int(fields[PGRP]),
+                    int(fields[SESSION]),
+                    int(fields[START_TIME]),
                 )
         leader = table.get(self.leader)
         # The number of a session stays taken as long as anything is in it.  A leader that

@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Protocol
 
+    from arcbox_agent._spawn import SpawnError
     from arcbox_agent.agent.containers.record import Record
     from arcbox_agent.agent.processes.cgroups import Cgroup
-    from arcbox_agent.agent.processes.children import ExitStatus, Process, SpawnError
+    from arcbox_agent.agent.processes.children import Process
+    from arcbox_agent.agent.processes.status import ExitStatus
     from arcbox_agent.wire import Mount
 else:
     Protocol = object

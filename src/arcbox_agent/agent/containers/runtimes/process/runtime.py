@@ -20,16 +20,18 @@ import struct
 import termios
 import time
 
-from arcbox_agent._spawn import STEPS, exit_status
+from arcbox_agent._spawn import STEPS, SpawnError, exit_status
 from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.containers.record import STARTING
 from arcbox_agent.agent.containers.runtimes.process import mounts
 from arcbox_agent.agent.containers.runtimes.protocol import NotStarted, Place, StartError, reason, system_reason
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.processes import cgroups, environment, users
-from arcbox_agent.agent.processes.children import LOST, ExitStatus, SpawnError, SpawnSpec, fields_of, start_time_of
 from arcbox_agent.agent.processes.descendants import Session
 from arcbox_agent.agent.processes.keeper import SHORT_OF, Keeper
+from arcbox_agent.agent.processes.spec import SpawnSpec
+from arcbox_agent.agent.processes.stat_line import fields_of, start_time_of
+from arcbox_agent.agent.processes.status import LOST, ExitStatus
 from arcbox_agent.errors import BadRequestError, ConflictError, RequestError
 
 TYPE_CHECKING = False
