@@ -23,7 +23,9 @@ from arcbox_agent.agent import config
 from arcbox_agent.agent.commands.commands import Commands
 from arcbox_agent.agent.config import budget, directories
 from arcbox_agent.agent.containers.output.capture import Capture
+from arcbox_agent.agent.containers.runtimes.choose import Runtimes
 from arcbox_agent.agent.containers.service import Containers
+from arcbox_agent.agent.containers.store import Store
 from arcbox_agent.agent.logs.follower import Followers
 from arcbox_agent.agent.metrics import Metrics
 from arcbox_agent.agent.observe import log as agent_log
@@ -70,8 +72,12 @@ class Agent:
         self.lanes.become_default()
         self.processes = Processes(self.loop, self.lanes, self.metrics)
         self.capture = Capture(settings, self.metrics)
-        self.containers = Containers(settings, self.metrics, self.processes, self.lanes, self.capture)
-        self.commands = Commands(settings, self.metrics, self.processes, self.lanes, self.containers)
+        store = Store(settings.state_dir, settings.run_dir)
+        self.runtimes = Runtimes(settings, store, self.processes, self.lanes, self.capture)
+        self.containers = Containers(settings, self.metrics, self.lanes, store, self.runtimes)
+        self.commands = Commands(
+            settings, self.metrics, self.processes, self.lanes, self.containers, self.runtimes.guest
+        )
         self.followers = Followers(settings, self.metrics)
         self.server: Server = Server(self, self.loop, ROUTES)
         self._metrics_endpoint: MetricsEndpoint | None = None

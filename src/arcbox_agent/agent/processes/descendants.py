@@ -1,7 +1,7 @@
-"""Everything that a process started, where there is no cgroup to tell: by session and by ancestry.
+"""The scope of a process where there is no cgroup2: its session, and the descendants of that.
 
-A process that leaves its session after its parent has ended is missed; a cgroup
-misses nothing.
+A process that leaves its session after its parent has ended is missed.  A cgroup misses
+nothing.
 """
 
 from __future__ import annotations
@@ -11,23 +11,42 @@ import signal
 
 from arcbox_agent.agent.processes.stat_line import PGRP, PPID, SESSION, START_TIME, STATE, stat_fields
 
+#: Later than the start of any process.
+_NEVER = 1 << 62
 
-class Session:
-    """The session that `leader` began, and the descendants of what is in it."""
 
-    __slots__ = ("leader", "seen", "start_time")
+class ProcessSession:
+    """The session that `leader` began, and the descendants of what is in it.  Leader 0: nothing yet."""
 
-    def __init__(self, leader: int, start_time: int) -> None:
-        self.leader = leader
-        self.start_time = start_time
-        #: What was found once, by pid and start time: it is still ours when its parent is gone.
-        self.seen: dict[int, int] = {}
+    __slots__ = ("_leader", "_seen", "_start_time")
+
+    reusable = False
+
+    def __init__(self, leader: int = 0, start_time: int = _NEVER) -> None:
+        self._leader = leader
+        self._start_time = start_time
+        #: Members found before, pid to start time: they stay members when their parents are gone.
+        self._seen: dict[int, int] = {}
+
+    def child(self, name: str) -> ProcessSession:
+        """A command has a session of its own wherever it runs."""
+        return ProcessSession()
+
+    def create(self, parents: bool = True) -> None:
+        """Nothing has to be made."""
+
+    def open(self) -> int:
+        return -1
+
+    def bind(self, pid: int, start_time: int) -> None:
+        self._leader = pid
+        self._start_time = start_time
 
     def alive(self) -> bool:
         try:
             return bool(self._members())
         except OSError:
-            return True  # no descriptor left to look with: whoever asks, asks again
+            return True  # no descriptor is left to look with: the caller asks again
 
     def pids(self) -> set[int]:
         return set(self._members())
@@ -51,7 +70,7 @@ class Session:
         return sent
 
     def kill(self) -> None:
-        # Again until none is left: one of them may fork while we look.
+        # Again until none is left: one of them may fork meanwhile.
         for _ in range(100):
             if not self.send_signal(signal.SIGKILL):
                 return
@@ -59,8 +78,13 @@ class Session:
     def remove(self) -> bool:
         return True
 
+    def dissolve(self) -> None:
+        """What runs goes on."""
+
     def _members(self) -> dict[int, int]:
-        """Those that run, by pid: when they began."""
+        """The processes that run, pid to start time."""
+        if not self._leader:
+            return {}
         table: dict[int, tuple[int, int, int, int]] = {}
         for name in os.listdir("/proc"):
             if not name.isdigit():
@@ -73,15 +97,15 @@ class Session:
                     int(fields[SESSION]),
                     int(fields[START_TIME]),
                 )
-        leader = table.get(self.leader)
-        # The number of a session stays taken as long as anything is in it.  A leader that
-        # began at another time is a stranger's, and then nothing of ours is left in it.
-        stranger = leader is not None and leader[3] != self.start_time
+        leader = table.get(self._leader)
+        # The kernel does not reuse the number of a session while anything is in it.  So where a
+        # process of that pid began at another time, nothing of this session is left.
+        reused = leader is not None and leader[3] != self._start_time
         found = {
             pid: row[3]
             for pid, row in table.items()
-            if (not stranger and self.leader in (row[1], row[2]) and row[3] >= self.start_time)
-            or self.seen.get(pid) == row[3]
+            if (not reused and self._leader in (row[1], row[2]) and row[3] >= self._start_time)
+            or self._seen.get(pid) == row[3]
         }
         # Descendants that made sessions of their own.
         grown = True
@@ -91,5 +115,5 @@ class Session:
                 if pid not in found and row[0] in found:
                     found[pid] = row[3]
                     grown = True
-        self.seen = found
+        self._seen = found
         return found

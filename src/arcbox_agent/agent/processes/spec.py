@@ -45,7 +45,7 @@ class SpawnSpec:
         self,
         argv: Sequence[str | bytes],
         *,
-        stdio: tuple[int, int, int],
+        stdio: tuple[int, int, int] = (-1, -1, -1),
         env: Iterable[str | bytes] = (),
         programs: Sequence[str | bytes] | None = None,
         cwd: str | None = None,
@@ -64,6 +64,7 @@ class SpawnSpec:
         self.env = env
         #: Tried in order; without them argv[0], as it stands.
         self.programs = programs if programs is not None else argv[:1]
+        #: stdin, stdout, stderr; filled in before the spawn at the latest.
         self.stdio = stdio
         self.cwd = cwd
         self.root = root
