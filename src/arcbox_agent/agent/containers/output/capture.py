@@ -238,7 +238,12 @@ class Capture:
                 name, fd, pty = opened[0]
                 source = Source(output, name, fd, _spool(run_dir, name), pty)
                 opened.pop(0)  # the descriptor is the source's now
-                source.recover()
+                try:
+                    source.recover()
+                except BaseException:
+                    # Now: the traceback of the error keeps the source, and so its descriptors, for a while.
+                    source.close()
+                    raise
                 handle._sources.append(source)
                 self._owners[source] = handle
                 self._pump.add(source)
