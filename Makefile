@@ -18,6 +18,7 @@ SOURCES := setup.py $(wildcard src/arcbox_agent/*.pyx src/arcbox_agent/*.pxd src
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SOAK_ARGS ?=
+MUTANTS_ARGS ?=
 SECONDS ?= 120
 SEED ?=
 
@@ -25,7 +26,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test vm-test vm vm-bench vm-soak check bench soak build install clean
+.PHONY: help demo test vm-test vm vm-bench vm-soak check bench soak mutants build install clean
 
 help: ## this list
 	@echo 'make TARGET [PYTHON=python3.12]'; echo
@@ -60,6 +61,9 @@ bench: $(STAMPS)/test ## the figures, each with its rival in the same run (BENCH
 
 soak: $(STAMPS)/test ## mixed load with faults at random (SECONDS=600 SEED=7)
 	@$(BIN)/python -m tools.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(SOAK_ARGS)
+
+mutants: $(STAMPS)/test ## small faults put into the code, each of which a test must catch (SECONDS=600 SEED=7 MUTANTS_ARGS="--files agent/serving/")
+	@$(BIN)/python -m tools.mutants --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(MUTANTS_ARGS)
 
 build: $(STAMPS)/test ## sdist and wheel, in dist/
 	@rm -rf dist
