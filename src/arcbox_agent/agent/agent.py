@@ -82,6 +82,7 @@ class Agent:
             self._commands,
             self._followers,
             runtimes.default.name,
+            self._lanes,
             self.request_stop,
         )
         self._server = Server(settings, metrics, __version__, table)

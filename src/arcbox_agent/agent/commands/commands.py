@@ -106,7 +106,7 @@ class Commands:
         # First of all whether there is such a container.
         container = self._containers.resolve(request.container_id)
         environment.check_working_dir(request.working_dir)
-        return self._containers.run_of(container)
+        return self._containers.host_of(container)
 
     def _spec(self, request: ExecRequest) -> CommandSpec:
         self._number += 1

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.config.table import Settings
     from arcbox_agent.agent.containers.events import Exit
     from arcbox_agent.agent.containers.runtimes.choose import Runtimes
-    from arcbox_agent.agent.containers.runtimes.protocol import Run
+    from arcbox_agent.agent.containers.runtimes.protocol import CommandHost, Run
     from arcbox_agent.agent.containers.store import Store
     from arcbox_agent.agent.metrics import Metrics
     from arcbox_agent.agent.processes.lanes import Lanes
@@ -160,6 +160,10 @@ class Containers:
             raise orphan_refusal(container.id)
         return container
 
+    def run_of(self, ref: str) -> Run | None:
+        """The run of a container; None: it does not run."""
+        return self._attended(ref).run
+
     def list(self, all: bool = False, filter: str = "") -> Sequence[Container]:
         """In order of creation; with `filter`, those of that id, beginning of an id, or name."""
         found = [
@@ -265,9 +269,9 @@ class Containers:
         """See waiting.py."""
         return await wait(self._attended(ref), check_condition(condition), self._events)
 
-    def run_of(self, container: Container) -> Run:
-        """The run of a container, for commands in it."""
-        run = self._attended(container.id).run
+    def host_of(self, container: Container) -> CommandHost:
+        """Where commands in a container run."""
+        run = self.run_of(container.id)
         if run is None:
             raise BadRequestError(f"container is not running: {container.id}")
         return run

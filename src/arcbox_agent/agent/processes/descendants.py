@@ -51,6 +51,10 @@ class ProcessSession:
     def pids(self) -> set[int]:
         return set(self._members())
 
+    def counted(self) -> dict[str, int]:
+        """The kernel counts nothing for a session (see Cgroup.counted)."""
+        return {}
+
     def send_signal(self, sig: int) -> int:
         sent = 0
         for pid, start in self._members().items():

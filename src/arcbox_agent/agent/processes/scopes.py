@@ -54,6 +54,12 @@ class Scope(Protocol):
     def alive(self) -> bool:
         """Whether anything runs in it.  Zombies do not count."""
 
+    def pids(self) -> set[int]:
+        """The processes in it."""
+
+    def counted(self) -> dict[str, int]:
+        """See Cgroup.counted."""
+
     def send_signal(self, sig: int) -> int:
         """To every process in it; returns how many there were."""
 

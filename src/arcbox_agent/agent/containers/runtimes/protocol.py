@@ -112,6 +112,8 @@ class Run(CommandHost, Protocol):
 
     pid: int
     start_time: int
+    #: Everything the container started, commands of clients included.
+    scope: Scope
 
     async def wait(self) -> ExitStatus:
         """Until the main process has ended."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class ProcessRun:
     """See the module.  `process` None: it ended while there was no agent, with `status` if that is known."""
 
-    __slots__ = ("_handle", "_parts", "_process", "_record", "_scope", "_status", "pid", "start_time")
+    __slots__ = ("_handle", "_parts", "_process", "_record", "_status", "pid", "scope", "start_time")
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class ProcessRun:
         self.pid = pid
         self.start_time = start_time
         self._process = process
-        self._scope = scope
+        self.scope = scope
         self._handle = handle
         self._status = status
 
@@ -51,7 +51,7 @@ class ProcessRun:
     def command(self, spec: CommandSpec) -> Callable[[], Launch]:
         if self.ended:
             raise commands.not_running(self._record.id)
-        return partial(commands.launch, self._record, self.pid, self.start_time, self._scope, spec)
+        return partial(commands.launch, self._record, self.pid, self.start_time, self.scope, spec)
 
     def take_back(self, scope: Scope) -> bool:
         # The container's own end is what a spare scope would have to survive.
@@ -66,17 +66,17 @@ class ProcessRun:
         return self._process is not None and self._process.send_signal(sig)
 
     async def signal_all(self, sig: int) -> None:
-        await self._parts.lanes.signals(self._scope.send_signal, sig)
+        await self._parts.lanes.signals(self.scope.send_signal, sig)
 
     async def kill_all(self) -> None:
-        await self._parts.lanes.signals(self._scope.kill)
+        await self._parts.lanes.signals(self.scope.kill)
 
     async def alive(self) -> bool:
-        return await self._parts.lanes.signals(self._scope.alive)
+        return await self._parts.lanes.signals(self.scope.alive)
 
     async def finish_output(self, timeout: float) -> bool:
         return self._handle is None or await self._handle.finish(timeout)
 
     async def close(self) -> None:
         await self._parts.keeper.drop(self._record.id)
-        await self._parts.lanes.disk(self._parts.clean, self._record.id, self._scope)
+        await self._parts.lanes.disk(self._parts.clean, self._record.id, self.scope)
