@@ -135,6 +135,10 @@ class Runtime:
         self.gate = asyncio.Event()  # for `start`
         self.gate.set()
 
+    def of(self, record: Record) -> Runtime:
+        """Every record is of this runtime."""
+        return self
+
     async def start(self, record: Record) -> Run:
         self.calls.append("start")
         await self.gate.wait()
