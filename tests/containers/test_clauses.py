@@ -38,6 +38,10 @@ def cgroup_of(pid: int | str) -> Path:
     return Path(root + name)
 
 
+def assert_killed(pid: int) -> None:
+    eventually(lambda: not alive(pid))
+
+
 @pytest.fixture
 def leaves() -> Iterator[Callable[[sync.Client], int]]:
     """Runs a command that leaves a process in the background; its number.  It is killed at the end."""
@@ -68,7 +72,7 @@ def test_what_a_command_left_does_not_die_with_the_next(client: sync.Client, lea
     for _ in range(3):
         late = client.exec(["sh", "-c", "setsid sleep 1000 & echo $!; wait"], timeout=0.2)
         assert late.timed_out
-        eventually(lambda late=late: not alive(int(late.stdout)))
+        assert_killed(int(late.stdout))
     assert alive(pid)
 
 
@@ -78,7 +82,7 @@ def test_what_a_command_left_that_ended_by_itself_is_not_killed_when_its_client_
     with sync.connect(agent.address) as other:
         eventually(lambda: other.agent_info().connections == 1)
         late = other.exec(["sh", "-c", "setsid sleep 1000 & echo $!; wait"], timeout=0.2)
-        eventually(lambda: not alive(int(late.stdout)))
+        assert_killed(int(late.stdout))
     assert alive(pid)
 
 
