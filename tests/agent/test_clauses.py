@@ -256,9 +256,9 @@ def test_a_peer_that_goes_away_after_many_looks_at_it_is_found_all_the_same(star
 
 
 def test_a_peer_over_the_bound_that_says_nothing_is_closed_all_the_same(start_agent: StartAgent) -> None:
-    agent = start_agent(max_connections="1")
-    with only_peer(agent) as peer, Peer(agent.socket_path) as silent:
-        assert peer.ask(PingRequest()) == PONG
+    agent = start_agent(max_connections="2")
+    with only_peer(agent) as peer, Peer(agent.socket_path) as other, Peer(agent.socket_path) as silent:
+        assert other.ask(PingRequest()) == PONG
         assert silent.bytes_until_closed() == b""
         # The others may be silent for as long as they like.
         assert peer.ask(PingRequest()) == PONG
