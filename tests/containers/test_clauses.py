@@ -290,6 +290,24 @@ def test_an_agent_that_comes_back_in_the_middle_of_a_start_waits_for_what_become
         client.remove_container("x")
 
 
+@pytest.mark.parametrize("detach", [False, True])
+def test_a_command_that_cannot_be_started_fails_quietly_when_its_client_has_gone(agent: Any, detach: bool) -> None:
+    with sync.connect(agent.address, wait=10) as client:
+        client.exec(["true"])
+        everything = find_parent(_cgroup_name(str(agent.state_dir)))
+        assert everything is not None, "this test needs cgroup2"
+        with whatever_is_born_waits(Path(everything)):
+            with socket.socket(socket.AF_UNIX) as leaving:
+                leaving.connect(str(agent.socket_path))
+                leaving.sendall(wire.encode_message(wire.ExecRequest(cmd=["/nowhere"], detach=detach)))
+                eventually(lambda: len(Cgroup(everything).pids()) == 1)
+            eventually(lambda: client.agent_info().connections == 1)
+        eventually(lambda: Cgroup(everything).pids() == set())
+        assert client.exec(["true"]).exit_code == 0
+    agent.stop()
+    assert " error " not in agent.log()
+
+
 def test_a_start_whose_client_goes_away_is_finished(agent: Any) -> None:
     async def main() -> None:
         async with arcbox_agent.connect(agent.address, wait=10) as client:
