@@ -62,7 +62,8 @@ class SchemaError(Exception):
 class Field:
     """One field, with the words that the generated code needs."""
 
-    def __init__(self, descriptor: FieldDescriptor) -> None:
+    def __init__(self, descriptor: FieldDescriptor, doc: str) -> None:
+        self.doc = doc
         self.name = descriptor.name
         self.number = descriptor.number
         self.repeated = descriptor.is_repeated
@@ -104,13 +105,13 @@ class Field:
 class Declaration:
     """One message of the schema."""
 
-    def __init__(self, descriptor: Descriptor, options: dict[str, int | None], doc: str) -> None:
+    def __init__(self, descriptor: Descriptor, options: dict[str, int | None], doc: str, field_docs: list[str]) -> None:
         self.name = descriptor.name
         self.type = options["type"]
         self.frame_version = options["frame_version"]
         self.fixed_layout = bool(options["fixed_layout"])
         self.doc = doc
-        self.fields = sorted((Field(f) for f in descriptor.fields), key=lambda f: f.number)
+        self.fields = sorted(map(Field, descriptor.fields, field_docs), key=lambda f: f.number)
 
 
 def parse(schema: pathlib.Path) -> list[Declaration]:
@@ -137,15 +138,17 @@ def parse(schema: pathlib.Path) -> list[Declaration]:
     source = files.file[-1]
     described = pool.FindFileByName(source.name)
     comments = {
-        tuple(location.path): " ".join(location.leading_comments.split())
+        tuple(location.path): " ".join(f"{location.leading_comments} {location.trailing_comments}".split())
         for location in source.source_code_info.location
     }
     declarations = []
     for index, message in enumerate(source.message_type):
         descriptor = described.message_types_by_name[message.name]
         _check_nesting(descriptor, ())
+        # By the numbers that descriptor.proto gives its own fields: message 4, field of a message 2.
         doc = comments.get((4, index), "")
-        declarations.append(Declaration(descriptor, _options(pool, described, descriptor), doc))
+        field_docs = [comments.get((4, index, 2, number), "") for number in range(len(message.field))]
+        declarations.append(Declaration(descriptor, _options(pool, described, descriptor), doc, field_docs))
     return declarations
 
 
@@ -215,8 +218,7 @@ def _class(message: Declaration) -> Iterator[str]:
     yield "@cython.final"
     yield "@cython.no_gc  # no message of the schema can hold itself"
     yield f"cdef class {message.name}(Message):"
-    if message.doc:
-        yield f'    """{message.doc}"""\n'
+    yield from _docstring(message)
     yield f"    TYPE = {_type(message.type)}"
     yield f"    FRAME_VERSION = {message.frame_version}"
     yield f"    __match_args__ = ({names})"
@@ -226,6 +228,22 @@ def _class(message: Declaration) -> Iterator[str]:
         yield f"    cdef object {field.name}"
     yield from _write(message)
     yield from _merge(message)
+
+
+def _docstring(message: Declaration) -> Iterator[str]:
+    """What the message is, and its fields with what the schema says of each."""
+    lines = [f"{field.name}: {field.python}" + (f"  # {field.doc}" if field.doc else "") for field in message.fields]
+    if message.doc and lines:
+        lines[:0] = [message.doc, ""]
+    elif message.doc:
+        lines = [message.doc]
+    if not lines:
+        return
+    yield f'    """{lines[0]}' + ('"""\n' if len(lines) == 1 else "")
+    for line in lines[1:]:
+        yield f"    {line}".rstrip()
+    if len(lines) > 1:
+        yield '    """\n'
 
 
 def _write(message: Declaration) -> Iterator[str]:
@@ -248,7 +266,7 @@ def _write(message: Declaration) -> Iterator[str]:
         if field.message:
             yield f"{indent}p = write_message{kind}(w, p, {value}, _{field.message})"
         elif field.suffix == "str" and not kind:
-            yield f"{indent}p = put_short_str(p, w.short_start, {value}) or write_str(w, p, {value})"
+            yield f"{indent}p = prepend_short_str(p, w.short_start, {value}) or write_str(w, p, {value})"
         else:
             yield f"{indent}p = write_{field.suffix}{kind}(w, p, {value})"
     yield "        return p"
@@ -256,18 +274,18 @@ def _write(message: Declaration) -> Iterator[str]:
 
 def _merge(message: Declaration) -> Iterator[str]:
     yield ""
-    yield "    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:"
+    yield "    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:"
     if message.fixed_layout:
         names = ", ".join(f"self.{f.name}" for f in message.fields)
-        yield f"        {names} = read_error_body(place, p, end)"
+        yield f"        {names} = read_error_body(location, p, end)"
         yield "        return 0"
         return
     if not message.fields:
-        yield "        return skip_all(place, p, end)"
+        yield "        return skip_all(location, p, end)"
         return
     yield "        cdef uint32_t tag = 0"
     yield "        while p < end:"
-    yield "            p = read_tag(place, p, end, &tag)"
+    yield "            p = read_tag(location, p, end, &tag)"
     word = "if"
     for field in message.fields:
         tags = f"tag == 0x{field.tag:X}"
@@ -279,21 +297,21 @@ def _merge(message: Declaration) -> Iterator[str]:
         if field.message and field.repeated:
             yield f"                if <PyObject*>self.{field.name} == unset:"
             yield f"                    self.{field.name} = []"
-            yield f"                p = read_message_item(place, {tag}, p, end, <list>self.{field.name}, _{field.message})"
+            yield f"                p = read_message_item(location, {tag}, p, end, <list>self.{field.name}, _{field.message})"
         elif field.message:
             yield f"                if self.{field.name} is None:"
             yield f"                    self.{field.name} = new_message(_{field.message})"
-            yield f"                p = read_message(place, {tag}, p, end, self.{field.name})"
+            yield f"                p = read_message(location, {tag}, p, end, self.{field.name})"
         elif field.map or field.repeated:
             kind = "map" if field.map else "item"
             made = "dict" if field.map else "list"
             yield f"                if <PyObject*>self.{field.name} == unset:"
             yield f"                    self.{field.name} = {field.default}"
-            yield f"                p = read_{field.suffix}_{kind}(place, {tag}, p, end, <{made}>self.{field.name})"
+            yield f"                p = read_{field.suffix}_{kind}(location, {tag}, p, end, <{made}>self.{field.name})"
         else:
-            yield f"                self.{field.name} = read_{field.suffix}(place, {tag}, &p, end)"
+            yield f"                self.{field.name} = read_{field.suffix}(location, {tag}, &p, end)"
     yield "            else:"
-    yield "                p = skip(place, tag, p, end)"
+    yield "                p = skip(location, tag, p, end)"
     yield "        return 0"
 
 
@@ -318,6 +336,8 @@ def pyi(declarations: list[Declaration]) -> Iterator[str]:
         yield f"    __match_args__: ClassVar[tuple[{', '.join('str' for _ in message.fields) or '()'}]]"
         for field in message.fields:
             yield f"    {field.name}: {field.python}"
+            if field.doc:
+                yield f'    """{field.doc}"""'
         if message.fields:
             yield "    def __init__("
             yield "        self,"
@@ -349,12 +369,28 @@ def message_types(declarations: list[Declaration]) -> Iterator[str]:
         yield f"    {_constant(message.name)} = {_type(message.type)}"
 
 
+# ----------------------------------------------------------------- _tags.pxd
+
+
+def tags(declarations: list[Declaration]) -> Iterator[str]:
+    yield HEADER
+    yield "# For what writes or reads a message's bytes without its class: type numbers and the tags of fields."
+    yield ""
+    yield "cdef enum:"
+    for message in declarations:
+        name = _constant(message.name)
+        if message.type is not None:
+            yield f"    TYPE_{name} = {_type(message.type)}"
+        for field in message.fields:
+            yield f"    TAG_{name}_{field.name.upper()} = 0x{field.tag:X}"
+
+
 def _constant(name: str) -> str:
     """CreateContainerRequest -> CREATE_CONTAINER_REQUEST"""
     return "".join(f"_{c}" if c.isupper() and i else c for i, c in enumerate(name)).upper()
 
 
-OUTPUTS = {"_messages.pyx": pyx, "_messages.pyi": pyi, "message_types.py": message_types}
+OUTPUTS = {"_messages.pyx": pyx, "_messages.pyi": pyi, "message_types.py": message_types, "_tags.pxd": tags}
 
 
 def generate(schema: pathlib.Path) -> dict[str, str]:

@@ -94,8 +94,8 @@ cdef class Empty(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
-        return skip_all(place, p, end)
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        return skip_all(location, p, end)
 
 
 cdef MessageClass* _Error
@@ -104,6 +104,10 @@ cdef MessageClass* _Error
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class Error(Message):
+    """code: int  # 400, 404, 500: docs/protocol.md
+    message: str
+    """
+
     TYPE = 0xFFFF
     FRAME_VERSION = None
     __match_args__ = ("code", "message")
@@ -114,8 +118,8 @@ cdef class Error(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         return write_error_body(w, p, <PyObject*>self.code, <PyObject*>self.message)
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
-        self.code, self.message = read_error_body(place, p, end)
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        self.code, self.message = read_error_body(location, p, end)
         return 0
 
 
@@ -125,6 +129,10 @@ cdef MessageClass* _Timestamp
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class Timestamp(Message):
+    """seconds: int  # Unix
+    nanos: int
+    """
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("seconds", "nanos")
@@ -139,16 +147,16 @@ cdef class Timestamp(Message):
             p = write_int64(w, p, 0x8, <PyObject*>self.seconds)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.seconds = read_int64(place, 0x8, &p, end)
+                self.seconds = read_int64(location, 0x8, &p, end)
             elif tag == 0x10:
-                self.nanos = read_int32(place, 0x10, &p, end)
+                self.nanos = read_int32(location, 0x10, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -158,6 +166,11 @@ cdef MessageClass* _PingRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class PingRequest(Message):
+    """message: str
+    timestamp_secs: int  # The host's clock, Unix seconds. Over 0, the agent may set the guest's.
+    detail: bool  # fill the fields of the response from 100 up
+    """
+
     TYPE = 0x0001
     FRAME_VERSION = None
     __match_args__ = ("message", "timestamp_secs", "detail")
@@ -172,21 +185,21 @@ cdef class PingRequest(Message):
         if <PyObject*>self.timestamp_secs != default_int:
             p = write_int64(w, p, 0x10, <PyObject*>self.timestamp_secs)
         if <PyObject*>self.message != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.message) or write_str(w, p, 0xA, <PyObject*>self.message)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.message) or write_str(w, p, 0xA, <PyObject*>self.message)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.message = read_str(place, 0xA, &p, end)
+                self.message = read_str(location, 0xA, &p, end)
             elif tag == 0x10:
-                self.timestamp_secs = read_int64(place, 0x10, &p, end)
+                self.timestamp_secs = read_int64(location, 0x10, &p, end)
             elif tag == 0x320:
-                self.detail = read_bool(place, 0x320, &p, end)
+                self.detail = read_bool(location, 0x320, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -196,6 +209,11 @@ cdef MessageClass* _PingResponse
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class PingResponse(Message):
+    """message: str  # `pong`, or `pong: ` and the request's message
+    version: str
+    features: list[str]  # The calls that the agent has, as in AgentInfo. An agent that names any has all of this file's fields too.
+    """
+
     TYPE = 0x1001
     FRAME_VERSION = None
     __match_args__ = ("message", "version", "features")
@@ -208,25 +226,25 @@ cdef class PingResponse(Message):
         if not is_empty_list(<PyObject*>self.features):
             p = write_str_list(w, p, 0x322, <PyObject*>self.features)
         if <PyObject*>self.version != default_str:
-            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.version) or write_str(w, p, 0x12, <PyObject*>self.version)
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.version) or write_str(w, p, 0x12, <PyObject*>self.version)
         if <PyObject*>self.message != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.message) or write_str(w, p, 0xA, <PyObject*>self.message)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.message) or write_str(w, p, 0xA, <PyObject*>self.message)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.message = read_str(place, 0xA, &p, end)
+                self.message = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.version = read_str(place, 0x12, &p, end)
+                self.version = read_str(location, 0x12, &p, end)
             elif tag == 0x322:
                 if <PyObject*>self.features == unset:
                     self.features = []
-                p = read_str_item(place, 0x322, p, end, <list>self.features)
+                p = read_str_item(location, 0x322, p, end, <list>self.features)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -243,8 +261,8 @@ cdef class GetSystemInfoRequest(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
-        return skip_all(place, p, end)
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        return skip_all(location, p, end)
 
 
 cdef MessageClass* _SystemInfo
@@ -253,6 +271,19 @@ cdef MessageClass* _SystemInfo
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class SystemInfo(Message):
+    """kernel_version: str
+    os_name: str
+    os_version: str
+    arch: str
+    total_memory: int  # bytes
+    available_memory: int  # bytes
+    cpu_count: int
+    load_average: list[float]  # 1, 5 and 15 minutes
+    hostname: str
+    uptime: int  # seconds
+    ip_addresses: list[str]
+    """
+
     TYPE = 0x1002
     FRAME_VERSION = None
     __match_args__ = ("kernel_version", "os_name", "os_version", "arch", "total_memory", "available_memory", "cpu_count", "load_average", "hostname", "uptime", "ip_addresses")
@@ -275,7 +306,7 @@ cdef class SystemInfo(Message):
         if <PyObject*>self.uptime != default_int:
             p = write_uint64(w, p, 0x50, <PyObject*>self.uptime)
         if <PyObject*>self.hostname != default_str:
-            p = put_short_str(p, w.short_start, 0x4A, <PyObject*>self.hostname) or write_str(w, p, 0x4A, <PyObject*>self.hostname)
+            p = prepend_short_str(p, w.short_start, 0x4A, <PyObject*>self.hostname) or write_str(w, p, 0x4A, <PyObject*>self.hostname)
         if not is_empty_list(<PyObject*>self.load_average):
             p = write_double_list(w, p, 0x42, <PyObject*>self.load_average)
         if <PyObject*>self.cpu_count != default_int:
@@ -285,47 +316,47 @@ cdef class SystemInfo(Message):
         if <PyObject*>self.total_memory != default_int:
             p = write_uint64(w, p, 0x28, <PyObject*>self.total_memory)
         if <PyObject*>self.arch != default_str:
-            p = put_short_str(p, w.short_start, 0x22, <PyObject*>self.arch) or write_str(w, p, 0x22, <PyObject*>self.arch)
+            p = prepend_short_str(p, w.short_start, 0x22, <PyObject*>self.arch) or write_str(w, p, 0x22, <PyObject*>self.arch)
         if <PyObject*>self.os_version != default_str:
-            p = put_short_str(p, w.short_start, 0x1A, <PyObject*>self.os_version) or write_str(w, p, 0x1A, <PyObject*>self.os_version)
+            p = prepend_short_str(p, w.short_start, 0x1A, <PyObject*>self.os_version) or write_str(w, p, 0x1A, <PyObject*>self.os_version)
         if <PyObject*>self.os_name != default_str:
-            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.os_name) or write_str(w, p, 0x12, <PyObject*>self.os_name)
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.os_name) or write_str(w, p, 0x12, <PyObject*>self.os_name)
         if <PyObject*>self.kernel_version != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.kernel_version) or write_str(w, p, 0xA, <PyObject*>self.kernel_version)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.kernel_version) or write_str(w, p, 0xA, <PyObject*>self.kernel_version)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.kernel_version = read_str(place, 0xA, &p, end)
+                self.kernel_version = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.os_name = read_str(place, 0x12, &p, end)
+                self.os_name = read_str(location, 0x12, &p, end)
             elif tag == 0x1A:
-                self.os_version = read_str(place, 0x1A, &p, end)
+                self.os_version = read_str(location, 0x1A, &p, end)
             elif tag == 0x22:
-                self.arch = read_str(place, 0x22, &p, end)
+                self.arch = read_str(location, 0x22, &p, end)
             elif tag == 0x28:
-                self.total_memory = read_uint64(place, 0x28, &p, end)
+                self.total_memory = read_uint64(location, 0x28, &p, end)
             elif tag == 0x30:
-                self.available_memory = read_uint64(place, 0x30, &p, end)
+                self.available_memory = read_uint64(location, 0x30, &p, end)
             elif tag == 0x38:
-                self.cpu_count = read_uint32(place, 0x38, &p, end)
+                self.cpu_count = read_uint32(location, 0x38, &p, end)
             elif tag == 0x42 or tag == 0x41:
                 if <PyObject*>self.load_average == unset:
                     self.load_average = []
-                p = read_double_item(place, tag, p, end, <list>self.load_average)
+                p = read_double_item(location, tag, p, end, <list>self.load_average)
             elif tag == 0x4A:
-                self.hostname = read_str(place, 0x4A, &p, end)
+                self.hostname = read_str(location, 0x4A, &p, end)
             elif tag == 0x50:
-                self.uptime = read_uint64(place, 0x50, &p, end)
+                self.uptime = read_uint64(location, 0x50, &p, end)
             elif tag == 0x5A:
                 if <PyObject*>self.ip_addresses == unset:
                     self.ip_addresses = []
-                p = read_str_item(place, 0x5A, p, end, <list>self.ip_addresses)
+                p = read_str_item(location, 0x5A, p, end, <list>self.ip_addresses)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -335,6 +366,8 @@ cdef MessageClass* _RuntimeEnsureRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class RuntimeEnsureRequest(Message):
+    """start_if_needed: bool"""
+
     TYPE = 0x0003
     FRAME_VERSION = None
     __match_args__ = ("start_if_needed",)
@@ -346,14 +379,14 @@ cdef class RuntimeEnsureRequest(Message):
             p = write_bool(w, p, 0x8, <PyObject*>self.start_if_needed)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.start_if_needed = read_bool(place, 0x8, &p, end)
+                self.start_if_needed = read_bool(location, 0x8, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -363,6 +396,12 @@ cdef MessageClass* _RuntimeEnsureResponse
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class RuntimeEnsureResponse(Message):
+    """ready: bool
+    endpoint: str
+    message: str
+    status: str
+    """
+
     TYPE = 0x1003
     FRAME_VERSION = None
     __match_args__ = ("ready", "endpoint", "message", "status")
@@ -374,29 +413,29 @@ cdef class RuntimeEnsureResponse(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.status != default_str:
-            p = put_short_str(p, w.short_start, 0x22, <PyObject*>self.status) or write_str(w, p, 0x22, <PyObject*>self.status)
+            p = prepend_short_str(p, w.short_start, 0x22, <PyObject*>self.status) or write_str(w, p, 0x22, <PyObject*>self.status)
         if <PyObject*>self.message != default_str:
-            p = put_short_str(p, w.short_start, 0x1A, <PyObject*>self.message) or write_str(w, p, 0x1A, <PyObject*>self.message)
+            p = prepend_short_str(p, w.short_start, 0x1A, <PyObject*>self.message) or write_str(w, p, 0x1A, <PyObject*>self.message)
         if <PyObject*>self.endpoint != default_str:
-            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.endpoint) or write_str(w, p, 0x12, <PyObject*>self.endpoint)
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.endpoint) or write_str(w, p, 0x12, <PyObject*>self.endpoint)
         if <PyObject*>self.ready != Py_False:
             p = write_bool(w, p, 0x8, <PyObject*>self.ready)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.ready = read_bool(place, 0x8, &p, end)
+                self.ready = read_bool(location, 0x8, &p, end)
             elif tag == 0x12:
-                self.endpoint = read_str(place, 0x12, &p, end)
+                self.endpoint = read_str(location, 0x12, &p, end)
             elif tag == 0x1A:
-                self.message = read_str(place, 0x1A, &p, end)
+                self.message = read_str(location, 0x1A, &p, end)
             elif tag == 0x22:
-                self.status = read_str(place, 0x22, &p, end)
+                self.status = read_str(location, 0x22, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -413,8 +452,8 @@ cdef class RuntimeStatusRequest(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
-        return skip_all(place, p, end)
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        return skip_all(location, p, end)
 
 
 cdef MessageClass* _RuntimeStatusResponse
@@ -423,6 +462,13 @@ cdef MessageClass* _RuntimeStatusResponse
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class RuntimeStatusResponse(Message):
+    """containerd_ready: bool
+    docker_ready: bool
+    endpoint: str
+    detail: str
+    services: list[ServiceStatus]
+    """
+
     TYPE = 0x1004
     FRAME_VERSION = None
     __match_args__ = ("containerd_ready", "docker_ready", "endpoint", "detail", "services")
@@ -437,33 +483,33 @@ cdef class RuntimeStatusResponse(Message):
         if not is_empty_list(<PyObject*>self.services):
             p = write_message_list(w, p, 0x2A, <PyObject*>self.services, _ServiceStatus)
         if <PyObject*>self.detail != default_str:
-            p = put_short_str(p, w.short_start, 0x22, <PyObject*>self.detail) or write_str(w, p, 0x22, <PyObject*>self.detail)
+            p = prepend_short_str(p, w.short_start, 0x22, <PyObject*>self.detail) or write_str(w, p, 0x22, <PyObject*>self.detail)
         if <PyObject*>self.endpoint != default_str:
-            p = put_short_str(p, w.short_start, 0x1A, <PyObject*>self.endpoint) or write_str(w, p, 0x1A, <PyObject*>self.endpoint)
+            p = prepend_short_str(p, w.short_start, 0x1A, <PyObject*>self.endpoint) or write_str(w, p, 0x1A, <PyObject*>self.endpoint)
         if <PyObject*>self.docker_ready != Py_False:
             p = write_bool(w, p, 0x10, <PyObject*>self.docker_ready)
         if <PyObject*>self.containerd_ready != Py_False:
             p = write_bool(w, p, 0x8, <PyObject*>self.containerd_ready)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.containerd_ready = read_bool(place, 0x8, &p, end)
+                self.containerd_ready = read_bool(location, 0x8, &p, end)
             elif tag == 0x10:
-                self.docker_ready = read_bool(place, 0x10, &p, end)
+                self.docker_ready = read_bool(location, 0x10, &p, end)
             elif tag == 0x1A:
-                self.endpoint = read_str(place, 0x1A, &p, end)
+                self.endpoint = read_str(location, 0x1A, &p, end)
             elif tag == 0x22:
-                self.detail = read_str(place, 0x22, &p, end)
+                self.detail = read_str(location, 0x22, &p, end)
             elif tag == 0x2A:
                 if <PyObject*>self.services == unset:
                     self.services = []
-                p = read_message_item(place, 0x2A, p, end, <list>self.services, _ServiceStatus)
+                p = read_message_item(location, 0x2A, p, end, <list>self.services, _ServiceStatus)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -473,6 +519,11 @@ cdef MessageClass* _ServiceStatus
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ServiceStatus(Message):
+    """name: str
+    status: str
+    detail: str
+    """
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("name", "status", "detail")
@@ -483,25 +534,25 @@ cdef class ServiceStatus(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.detail != default_str:
-            p = put_short_str(p, w.short_start, 0x1A, <PyObject*>self.detail) or write_str(w, p, 0x1A, <PyObject*>self.detail)
+            p = prepend_short_str(p, w.short_start, 0x1A, <PyObject*>self.detail) or write_str(w, p, 0x1A, <PyObject*>self.detail)
         if <PyObject*>self.status != default_str:
-            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.status) or write_str(w, p, 0x12, <PyObject*>self.status)
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.status) or write_str(w, p, 0x12, <PyObject*>self.status)
         if <PyObject*>self.name != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.name) or write_str(w, p, 0xA, <PyObject*>self.name)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.name) or write_str(w, p, 0xA, <PyObject*>self.name)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.name = read_str(place, 0xA, &p, end)
+                self.name = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.status = read_str(place, 0x12, &p, end)
+                self.status = read_str(location, 0x12, &p, end)
             elif tag == 0x1A:
-                self.detail = read_str(place, 0x1A, &p, end)
+                self.detail = read_str(location, 0x1A, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -511,6 +562,10 @@ cdef MessageClass* _ShutdownRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ShutdownRequest(Message):
+    """timeout_seconds: int  # for the containers to stop in; 0: the agent's default
+    reboot: bool
+    """
+
     TYPE = 0x000A
     FRAME_VERSION = None
     __match_args__ = ("timeout_seconds", "reboot")
@@ -525,16 +580,16 @@ cdef class ShutdownRequest(Message):
             p = write_uint32(w, p, 0x8, <PyObject*>self.timeout_seconds)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.timeout_seconds = read_uint32(place, 0x8, &p, end)
+                self.timeout_seconds = read_uint32(location, 0x8, &p, end)
             elif tag == 0x320:
-                self.reboot = read_bool(place, 0x320, &p, end)
+                self.reboot = read_bool(location, 0x320, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -544,6 +599,8 @@ cdef MessageClass* _ShutdownResponse
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ShutdownResponse(Message):
+    """accepted: bool"""
+
     TYPE = 0x100A
     FRAME_VERSION = None
     __match_args__ = ("accepted",)
@@ -555,14 +612,14 @@ cdef class ShutdownResponse(Message):
             p = write_bool(w, p, 0x8, <PyObject*>self.accepted)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.accepted = read_bool(place, 0x8, &p, end)
+                self.accepted = read_bool(location, 0x8, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -579,8 +636,8 @@ cdef class AgentInfoRequest(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
-        return skip_all(place, p, end)
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        return skip_all(location, p, end)
 
 
 cdef MessageClass* _AgentInfo
@@ -589,6 +646,20 @@ cdef MessageClass* _AgentInfo
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class AgentInfo(Message):
+    """version: str
+    pid: int
+    uptime_ms: int
+    listeners: list[ListenerInfo]
+    connections: int
+    queued_bytes: int  # replies not yet taken by their peers
+    counters: dict[str, int]  # since the agent started
+    limits: dict[str, int]  # the bounds in force
+    features: list[str]
+    log_lag_bytes: int  # written by containers, not yet in a log
+    state_dir: str
+    runtime: str
+    """
+
     TYPE = 0x1100
     FRAME_VERSION = None
     __match_args__ = ("version", "pid", "uptime_ms", "listeners", "connections", "queued_bytes", "counters", "limits", "features", "log_lag_bytes", "state_dir", "runtime")
@@ -608,9 +679,9 @@ cdef class AgentInfo(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.runtime != default_str:
-            p = put_short_str(p, w.short_start, 0x62, <PyObject*>self.runtime) or write_str(w, p, 0x62, <PyObject*>self.runtime)
+            p = prepend_short_str(p, w.short_start, 0x62, <PyObject*>self.runtime) or write_str(w, p, 0x62, <PyObject*>self.runtime)
         if <PyObject*>self.state_dir != default_str:
-            p = put_short_str(p, w.short_start, 0x5A, <PyObject*>self.state_dir) or write_str(w, p, 0x5A, <PyObject*>self.state_dir)
+            p = prepend_short_str(p, w.short_start, 0x5A, <PyObject*>self.state_dir) or write_str(w, p, 0x5A, <PyObject*>self.state_dir)
         if <PyObject*>self.log_lag_bytes != default_int:
             p = write_uint64(w, p, 0x50, <PyObject*>self.log_lag_bytes)
         if not is_empty_list(<PyObject*>self.features):
@@ -630,47 +701,47 @@ cdef class AgentInfo(Message):
         if <PyObject*>self.pid != default_int:
             p = write_uint32(w, p, 0x10, <PyObject*>self.pid)
         if <PyObject*>self.version != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.version) or write_str(w, p, 0xA, <PyObject*>self.version)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.version) or write_str(w, p, 0xA, <PyObject*>self.version)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.version = read_str(place, 0xA, &p, end)
+                self.version = read_str(location, 0xA, &p, end)
             elif tag == 0x10:
-                self.pid = read_uint32(place, 0x10, &p, end)
+                self.pid = read_uint32(location, 0x10, &p, end)
             elif tag == 0x18:
-                self.uptime_ms = read_uint64(place, 0x18, &p, end)
+                self.uptime_ms = read_uint64(location, 0x18, &p, end)
             elif tag == 0x22:
                 if <PyObject*>self.listeners == unset:
                     self.listeners = []
-                p = read_message_item(place, 0x22, p, end, <list>self.listeners, _ListenerInfo)
+                p = read_message_item(location, 0x22, p, end, <list>self.listeners, _ListenerInfo)
             elif tag == 0x28:
-                self.connections = read_uint32(place, 0x28, &p, end)
+                self.connections = read_uint32(location, 0x28, &p, end)
             elif tag == 0x30:
-                self.queued_bytes = read_uint64(place, 0x30, &p, end)
+                self.queued_bytes = read_uint64(location, 0x30, &p, end)
             elif tag == 0x3A:
                 if <PyObject*>self.counters == unset:
                     self.counters = {}
-                p = read_uint64_map(place, 0x3A, p, end, <dict>self.counters)
+                p = read_uint64_map(location, 0x3A, p, end, <dict>self.counters)
             elif tag == 0x42:
                 if <PyObject*>self.limits == unset:
                     self.limits = {}
-                p = read_uint64_map(place, 0x42, p, end, <dict>self.limits)
+                p = read_uint64_map(location, 0x42, p, end, <dict>self.limits)
             elif tag == 0x4A:
                 if <PyObject*>self.features == unset:
                     self.features = []
-                p = read_str_item(place, 0x4A, p, end, <list>self.features)
+                p = read_str_item(location, 0x4A, p, end, <list>self.features)
             elif tag == 0x50:
-                self.log_lag_bytes = read_uint64(place, 0x50, &p, end)
+                self.log_lag_bytes = read_uint64(location, 0x50, &p, end)
             elif tag == 0x5A:
-                self.state_dir = read_str(place, 0x5A, &p, end)
+                self.state_dir = read_str(location, 0x5A, &p, end)
             elif tag == 0x62:
-                self.runtime = read_str(place, 0x62, &p, end)
+                self.runtime = read_str(location, 0x62, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -680,6 +751,11 @@ cdef MessageClass* _ListenerInfo
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ListenerInfo(Message):
+    """address: str
+    connections: int
+    mode: str  # `full`, `no-exec`, `read-only`
+    """
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("address", "connections", "mode")
@@ -690,25 +766,25 @@ cdef class ListenerInfo(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.mode != default_str:
-            p = put_short_str(p, w.short_start, 0x1A, <PyObject*>self.mode) or write_str(w, p, 0x1A, <PyObject*>self.mode)
+            p = prepend_short_str(p, w.short_start, 0x1A, <PyObject*>self.mode) or write_str(w, p, 0x1A, <PyObject*>self.mode)
         if <PyObject*>self.connections != default_int:
             p = write_uint32(w, p, 0x10, <PyObject*>self.connections)
         if <PyObject*>self.address != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.address) or write_str(w, p, 0xA, <PyObject*>self.address)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.address) or write_str(w, p, 0xA, <PyObject*>self.address)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.address = read_str(place, 0xA, &p, end)
+                self.address = read_str(location, 0xA, &p, end)
             elif tag == 0x10:
-                self.connections = read_uint32(place, 0x10, &p, end)
+                self.connections = read_uint32(location, 0x10, &p, end)
             elif tag == 0x1A:
-                self.mode = read_str(place, 0x1A, &p, end)
+                self.mode = read_str(location, 0x1A, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -718,6 +794,12 @@ cdef MessageClass* _Mount
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class Mount(Message):
+    """source: str
+    target: str
+    type: str  # `bind`, `volume`, `tmpfs`
+    readonly: bool
+    """
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("source", "target", "type", "readonly")
@@ -731,27 +813,27 @@ cdef class Mount(Message):
         if <PyObject*>self.readonly != Py_False:
             p = write_bool(w, p, 0x20, <PyObject*>self.readonly)
         if <PyObject*>self.type != default_str:
-            p = put_short_str(p, w.short_start, 0x1A, <PyObject*>self.type) or write_str(w, p, 0x1A, <PyObject*>self.type)
+            p = prepend_short_str(p, w.short_start, 0x1A, <PyObject*>self.type) or write_str(w, p, 0x1A, <PyObject*>self.type)
         if <PyObject*>self.target != default_str:
-            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.target) or write_str(w, p, 0x12, <PyObject*>self.target)
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.target) or write_str(w, p, 0x12, <PyObject*>self.target)
         if <PyObject*>self.source != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.source) or write_str(w, p, 0xA, <PyObject*>self.source)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.source) or write_str(w, p, 0xA, <PyObject*>self.source)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.source = read_str(place, 0xA, &p, end)
+                self.source = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.target = read_str(place, 0x12, &p, end)
+                self.target = read_str(location, 0x12, &p, end)
             elif tag == 0x1A:
-                self.type = read_str(place, 0x1A, &p, end)
+                self.type = read_str(location, 0x1A, &p, end)
             elif tag == 0x20:
-                self.readonly = read_bool(place, 0x20, &p, end)
+                self.readonly = read_bool(location, 0x20, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -761,6 +843,21 @@ cdef MessageClass* _CreateContainerRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class CreateContainerRequest(Message):
+    """name: str
+    image: str
+    cmd: list[str]
+    entrypoint: list[str]
+    env: dict[str, str]
+    working_dir: str
+    user: str  # `name|uid[:group|gid]`
+    mounts: list[Mount]
+    tty: bool
+    open_stdin: bool
+    rootfs: str  # a directory to run in
+    id: str  # chosen by the host; empty: the agent makes one
+    detail: bool  # fill the fields of the response from 100 up
+    """
+
     TYPE = 0x0010
     FRAME_VERSION = None
     __match_args__ = ("name", "image", "cmd", "entrypoint", "env", "working_dir", "user", "mounts", "tty", "open_stdin", "rootfs", "id", "detail")
@@ -783,9 +880,9 @@ cdef class CreateContainerRequest(Message):
         if <PyObject*>self.detail != Py_False:
             p = write_bool(w, p, 0x320, <PyObject*>self.detail)
         if <PyObject*>self.id != default_str:
-            p = put_short_str(p, w.short_start, 0x62, <PyObject*>self.id) or write_str(w, p, 0x62, <PyObject*>self.id)
+            p = prepend_short_str(p, w.short_start, 0x62, <PyObject*>self.id) or write_str(w, p, 0x62, <PyObject*>self.id)
         if <PyObject*>self.rootfs != default_str:
-            p = put_short_str(p, w.short_start, 0x5A, <PyObject*>self.rootfs) or write_str(w, p, 0x5A, <PyObject*>self.rootfs)
+            p = prepend_short_str(p, w.short_start, 0x5A, <PyObject*>self.rootfs) or write_str(w, p, 0x5A, <PyObject*>self.rootfs)
         if <PyObject*>self.open_stdin != Py_False:
             p = write_bool(w, p, 0x50, <PyObject*>self.open_stdin)
         if <PyObject*>self.tty != Py_False:
@@ -793,9 +890,9 @@ cdef class CreateContainerRequest(Message):
         if not is_empty_list(<PyObject*>self.mounts):
             p = write_message_list(w, p, 0x42, <PyObject*>self.mounts, _Mount)
         if <PyObject*>self.user != default_str:
-            p = put_short_str(p, w.short_start, 0x3A, <PyObject*>self.user) or write_str(w, p, 0x3A, <PyObject*>self.user)
+            p = prepend_short_str(p, w.short_start, 0x3A, <PyObject*>self.user) or write_str(w, p, 0x3A, <PyObject*>self.user)
         if <PyObject*>self.working_dir != default_str:
-            p = put_short_str(p, w.short_start, 0x32, <PyObject*>self.working_dir) or write_str(w, p, 0x32, <PyObject*>self.working_dir)
+            p = prepend_short_str(p, w.short_start, 0x32, <PyObject*>self.working_dir) or write_str(w, p, 0x32, <PyObject*>self.working_dir)
         if not is_empty_map(<PyObject*>self.env):
             p = write_str_map(w, p, 0x2A, <PyObject*>self.env)
         if not is_empty_list(<PyObject*>self.entrypoint):
@@ -803,51 +900,51 @@ cdef class CreateContainerRequest(Message):
         if not is_empty_list(<PyObject*>self.cmd):
             p = write_str_list(w, p, 0x1A, <PyObject*>self.cmd)
         if <PyObject*>self.image != default_str:
-            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.image) or write_str(w, p, 0x12, <PyObject*>self.image)
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.image) or write_str(w, p, 0x12, <PyObject*>self.image)
         if <PyObject*>self.name != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.name) or write_str(w, p, 0xA, <PyObject*>self.name)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.name) or write_str(w, p, 0xA, <PyObject*>self.name)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.name = read_str(place, 0xA, &p, end)
+                self.name = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.image = read_str(place, 0x12, &p, end)
+                self.image = read_str(location, 0x12, &p, end)
             elif tag == 0x1A:
                 if <PyObject*>self.cmd == unset:
                     self.cmd = []
-                p = read_str_item(place, 0x1A, p, end, <list>self.cmd)
+                p = read_str_item(location, 0x1A, p, end, <list>self.cmd)
             elif tag == 0x22:
                 if <PyObject*>self.entrypoint == unset:
                     self.entrypoint = []
-                p = read_str_item(place, 0x22, p, end, <list>self.entrypoint)
+                p = read_str_item(location, 0x22, p, end, <list>self.entrypoint)
             elif tag == 0x2A:
                 if <PyObject*>self.env == unset:
                     self.env = {}
-                p = read_str_map(place, 0x2A, p, end, <dict>self.env)
+                p = read_str_map(location, 0x2A, p, end, <dict>self.env)
             elif tag == 0x32:
-                self.working_dir = read_str(place, 0x32, &p, end)
+                self.working_dir = read_str(location, 0x32, &p, end)
             elif tag == 0x3A:
-                self.user = read_str(place, 0x3A, &p, end)
+                self.user = read_str(location, 0x3A, &p, end)
             elif tag == 0x42:
                 if <PyObject*>self.mounts == unset:
                     self.mounts = []
-                p = read_message_item(place, 0x42, p, end, <list>self.mounts, _Mount)
+                p = read_message_item(location, 0x42, p, end, <list>self.mounts, _Mount)
             elif tag == 0x48:
-                self.tty = read_bool(place, 0x48, &p, end)
+                self.tty = read_bool(location, 0x48, &p, end)
             elif tag == 0x50:
-                self.open_stdin = read_bool(place, 0x50, &p, end)
+                self.open_stdin = read_bool(location, 0x50, &p, end)
             elif tag == 0x5A:
-                self.rootfs = read_str(place, 0x5A, &p, end)
+                self.rootfs = read_str(location, 0x5A, &p, end)
             elif tag == 0x62:
-                self.id = read_str(place, 0x62, &p, end)
+                self.id = read_str(location, 0x62, &p, end)
             elif tag == 0x320:
-                self.detail = read_bool(place, 0x320, &p, end)
+                self.detail = read_bool(location, 0x320, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -857,6 +954,10 @@ cdef MessageClass* _CreateContainerResponse
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class CreateContainerResponse(Message):
+    """id: str
+    warnings: list[str]  # what was asked and will not be done
+    """
+
     TYPE = 0x1010
     FRAME_VERSION = None
     __match_args__ = ("id", "warnings")
@@ -868,21 +969,21 @@ cdef class CreateContainerResponse(Message):
         if not is_empty_list(<PyObject*>self.warnings):
             p = write_str_list(w, p, 0x322, <PyObject*>self.warnings)
         if <PyObject*>self.id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.id = read_str(place, 0xA, &p, end)
+                self.id = read_str(location, 0xA, &p, end)
             elif tag == 0x322:
                 if <PyObject*>self.warnings == unset:
                     self.warnings = []
-                p = read_str_item(place, 0x322, p, end, <list>self.warnings)
+                p = read_str_item(location, 0x322, p, end, <list>self.warnings)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -892,6 +993,8 @@ cdef MessageClass* _StartContainerRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class StartContainerRequest(Message):
+    """id: str"""
+
     TYPE = 0x0011
     FRAME_VERSION = None
     __match_args__ = ("id",)
@@ -900,17 +1003,17 @@ cdef class StartContainerRequest(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.id = read_str(place, 0xA, &p, end)
+                self.id = read_str(location, 0xA, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -929,8 +1032,8 @@ cdef class StartContainerResponse(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
-        return skip_all(place, p, end)
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        return skip_all(location, p, end)
 
 
 cdef MessageClass* _StopContainerRequest
@@ -939,6 +1042,10 @@ cdef MessageClass* _StopContainerRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class StopContainerRequest(Message):
+    """id: str
+    timeout: int  # seconds between SIGTERM and SIGKILL
+    """
+
     TYPE = 0x0012
     FRAME_VERSION = None
     __match_args__ = ("id", "timeout")
@@ -950,19 +1057,19 @@ cdef class StopContainerRequest(Message):
         if <PyObject*>self.timeout != default_int:
             p = write_uint32(w, p, 0x10, <PyObject*>self.timeout)
         if <PyObject*>self.id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.id = read_str(place, 0xA, &p, end)
+                self.id = read_str(location, 0xA, &p, end)
             elif tag == 0x10:
-                self.timeout = read_uint32(place, 0x10, &p, end)
+                self.timeout = read_uint32(location, 0x10, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -979,8 +1086,8 @@ cdef class StopContainerResponse(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
-        return skip_all(place, p, end)
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        return skip_all(location, p, end)
 
 
 cdef MessageClass* _RemoveContainerRequest
@@ -989,6 +1096,10 @@ cdef MessageClass* _RemoveContainerRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class RemoveContainerRequest(Message):
+    """id: str
+    force: bool
+    """
+
     TYPE = 0x0013
     FRAME_VERSION = None
     __match_args__ = ("id", "force")
@@ -1000,19 +1111,19 @@ cdef class RemoveContainerRequest(Message):
         if <PyObject*>self.force != Py_False:
             p = write_bool(w, p, 0x10, <PyObject*>self.force)
         if <PyObject*>self.id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.id = read_str(place, 0xA, &p, end)
+                self.id = read_str(location, 0xA, &p, end)
             elif tag == 0x10:
-                self.force = read_bool(place, 0x10, &p, end)
+                self.force = read_bool(location, 0x10, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1029,8 +1140,8 @@ cdef class RemoveContainerResponse(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
-        return skip_all(place, p, end)
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        return skip_all(location, p, end)
 
 
 cdef MessageClass* _ListContainersRequest
@@ -1039,6 +1150,11 @@ cdef MessageClass* _ListContainersRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ListContainersRequest(Message):
+    """all: bool
+    detail: bool  # fill the fields of ContainerInfo from 100 up
+    filter: str  # only this id, id prefix or name
+    """
+
     TYPE = 0x0014
     FRAME_VERSION = None
     __match_args__ = ("all", "detail", "filter")
@@ -1049,25 +1165,25 @@ cdef class ListContainersRequest(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.filter != default_str:
-            p = put_short_str(p, w.short_start, 0x32A, <PyObject*>self.filter) or write_str(w, p, 0x32A, <PyObject*>self.filter)
+            p = prepend_short_str(p, w.short_start, 0x32A, <PyObject*>self.filter) or write_str(w, p, 0x32A, <PyObject*>self.filter)
         if <PyObject*>self.detail != Py_False:
             p = write_bool(w, p, 0x320, <PyObject*>self.detail)
         if <PyObject*>self.all != Py_False:
             p = write_bool(w, p, 0x8, <PyObject*>self.all)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.all = read_bool(place, 0x8, &p, end)
+                self.all = read_bool(location, 0x8, &p, end)
             elif tag == 0x320:
-                self.detail = read_bool(place, 0x320, &p, end)
+                self.detail = read_bool(location, 0x320, &p, end)
             elif tag == 0x32A:
-                self.filter = read_str(place, 0x32A, &p, end)
+                self.filter = read_str(location, 0x32A, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1077,6 +1193,8 @@ cdef MessageClass* _ListContainersResponse
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ListContainersResponse(Message):
+    """containers: list[ContainerInfo]"""
+
     TYPE = 0x1014
     FRAME_VERSION = None
     __match_args__ = ("containers",)
@@ -1088,16 +1206,16 @@ cdef class ListContainersResponse(Message):
             p = write_message_list(w, p, 0xA, <PyObject*>self.containers, _ContainerInfo)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
                 if <PyObject*>self.containers == unset:
                     self.containers = []
-                p = read_message_item(place, 0xA, p, end, <list>self.containers, _ContainerInfo)
+                p = read_message_item(location, 0xA, p, end, <list>self.containers, _ContainerInfo)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1107,6 +1225,25 @@ cdef MessageClass* _ContainerInfo
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ContainerInfo(Message):
+    """id: str
+    name: str
+    image: str
+    state: str  # `created`, `running`, `stopped`
+    status: str  # `Created`, `Running (PID: n)`, `Exited (c)`, `Stopped`
+    created: int  # Unix seconds
+    pid: int  # From here on: only where ListContainersRequest.detail asks.
+    exit_code: int  # 128 + signal where a signal ended it
+    signal: int
+    started_at: int  # Unix ns, 0: never
+    finished_at: int
+    command: list[str]
+    error: str  # why it could not start, or that its exit was lost
+    warnings: list[str]
+    tty: bool
+    user: str
+    rootfs: str
+    """
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("id", "name", "image", "state", "status", "created", "pid", "exit_code", "signal", "started_at", "finished_at", "command", "error", "warnings", "tty", "user", "rootfs")
@@ -1131,15 +1268,15 @@ cdef class ContainerInfo(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.rootfs != default_str:
-            p = put_short_str(p, w.short_start, 0x372, <PyObject*>self.rootfs) or write_str(w, p, 0x372, <PyObject*>self.rootfs)
+            p = prepend_short_str(p, w.short_start, 0x372, <PyObject*>self.rootfs) or write_str(w, p, 0x372, <PyObject*>self.rootfs)
         if <PyObject*>self.user != default_str:
-            p = put_short_str(p, w.short_start, 0x36A, <PyObject*>self.user) or write_str(w, p, 0x36A, <PyObject*>self.user)
+            p = prepend_short_str(p, w.short_start, 0x36A, <PyObject*>self.user) or write_str(w, p, 0x36A, <PyObject*>self.user)
         if <PyObject*>self.tty != Py_False:
             p = write_bool(w, p, 0x360, <PyObject*>self.tty)
         if not is_empty_list(<PyObject*>self.warnings):
             p = write_str_list(w, p, 0x35A, <PyObject*>self.warnings)
         if <PyObject*>self.error != default_str:
-            p = put_short_str(p, w.short_start, 0x352, <PyObject*>self.error) or write_str(w, p, 0x352, <PyObject*>self.error)
+            p = prepend_short_str(p, w.short_start, 0x352, <PyObject*>self.error) or write_str(w, p, 0x352, <PyObject*>self.error)
         if not is_empty_list(<PyObject*>self.command):
             p = write_str_list(w, p, 0x34A, <PyObject*>self.command)
         if <PyObject*>self.finished_at != default_int:
@@ -1155,61 +1292,61 @@ cdef class ContainerInfo(Message):
         if <PyObject*>self.created != default_int:
             p = write_int64(w, p, 0x30, <PyObject*>self.created)
         if <PyObject*>self.status != default_str:
-            p = put_short_str(p, w.short_start, 0x2A, <PyObject*>self.status) or write_str(w, p, 0x2A, <PyObject*>self.status)
+            p = prepend_short_str(p, w.short_start, 0x2A, <PyObject*>self.status) or write_str(w, p, 0x2A, <PyObject*>self.status)
         if <PyObject*>self.state != default_str:
-            p = put_short_str(p, w.short_start, 0x22, <PyObject*>self.state) or write_str(w, p, 0x22, <PyObject*>self.state)
+            p = prepend_short_str(p, w.short_start, 0x22, <PyObject*>self.state) or write_str(w, p, 0x22, <PyObject*>self.state)
         if <PyObject*>self.image != default_str:
-            p = put_short_str(p, w.short_start, 0x1A, <PyObject*>self.image) or write_str(w, p, 0x1A, <PyObject*>self.image)
+            p = prepend_short_str(p, w.short_start, 0x1A, <PyObject*>self.image) or write_str(w, p, 0x1A, <PyObject*>self.image)
         if <PyObject*>self.name != default_str:
-            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.name) or write_str(w, p, 0x12, <PyObject*>self.name)
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.name) or write_str(w, p, 0x12, <PyObject*>self.name)
         if <PyObject*>self.id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.id = read_str(place, 0xA, &p, end)
+                self.id = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.name = read_str(place, 0x12, &p, end)
+                self.name = read_str(location, 0x12, &p, end)
             elif tag == 0x1A:
-                self.image = read_str(place, 0x1A, &p, end)
+                self.image = read_str(location, 0x1A, &p, end)
             elif tag == 0x22:
-                self.state = read_str(place, 0x22, &p, end)
+                self.state = read_str(location, 0x22, &p, end)
             elif tag == 0x2A:
-                self.status = read_str(place, 0x2A, &p, end)
+                self.status = read_str(location, 0x2A, &p, end)
             elif tag == 0x30:
-                self.created = read_int64(place, 0x30, &p, end)
+                self.created = read_int64(location, 0x30, &p, end)
             elif tag == 0x320:
-                self.pid = read_uint32(place, 0x320, &p, end)
+                self.pid = read_uint32(location, 0x320, &p, end)
             elif tag == 0x328:
-                self.exit_code = read_int32(place, 0x328, &p, end)
+                self.exit_code = read_int32(location, 0x328, &p, end)
             elif tag == 0x330:
-                self.signal = read_int32(place, 0x330, &p, end)
+                self.signal = read_int32(location, 0x330, &p, end)
             elif tag == 0x338:
-                self.started_at = read_int64(place, 0x338, &p, end)
+                self.started_at = read_int64(location, 0x338, &p, end)
             elif tag == 0x340:
-                self.finished_at = read_int64(place, 0x340, &p, end)
+                self.finished_at = read_int64(location, 0x340, &p, end)
             elif tag == 0x34A:
                 if <PyObject*>self.command == unset:
                     self.command = []
-                p = read_str_item(place, 0x34A, p, end, <list>self.command)
+                p = read_str_item(location, 0x34A, p, end, <list>self.command)
             elif tag == 0x352:
-                self.error = read_str(place, 0x352, &p, end)
+                self.error = read_str(location, 0x352, &p, end)
             elif tag == 0x35A:
                 if <PyObject*>self.warnings == unset:
                     self.warnings = []
-                p = read_str_item(place, 0x35A, p, end, <list>self.warnings)
+                p = read_str_item(location, 0x35A, p, end, <list>self.warnings)
             elif tag == 0x360:
-                self.tty = read_bool(place, 0x360, &p, end)
+                self.tty = read_bool(location, 0x360, &p, end)
             elif tag == 0x36A:
-                self.user = read_str(place, 0x36A, &p, end)
+                self.user = read_str(location, 0x36A, &p, end)
             elif tag == 0x372:
-                self.rootfs = read_str(place, 0x372, &p, end)
+                self.rootfs = read_str(location, 0x372, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1219,6 +1356,10 @@ cdef MessageClass* _KillContainerRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class KillContainerRequest(Message):
+    """id: str
+    signal: str  # name or number; empty: KILL
+    """
+
     TYPE = 0x0015
     FRAME_VERSION = None
     __match_args__ = ("id", "signal")
@@ -1228,21 +1369,21 @@ cdef class KillContainerRequest(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.signal != default_str:
-            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.signal) or write_str(w, p, 0x12, <PyObject*>self.signal)
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.signal) or write_str(w, p, 0x12, <PyObject*>self.signal)
         if <PyObject*>self.id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.id = read_str(place, 0xA, &p, end)
+                self.id = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.signal = read_str(place, 0x12, &p, end)
+                self.signal = read_str(location, 0x12, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1252,6 +1393,10 @@ cdef MessageClass* _WaitContainerRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class WaitContainerRequest(Message):
+    """id: str
+    condition: str  # `not-running` (also empty), `next-exit`, `removed`
+    """
+
     TYPE = 0x0016
     FRAME_VERSION = None
     __match_args__ = ("id", "condition")
@@ -1261,21 +1406,21 @@ cdef class WaitContainerRequest(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.condition != default_str:
-            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.condition) or write_str(w, p, 0x12, <PyObject*>self.condition)
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.condition) or write_str(w, p, 0x12, <PyObject*>self.condition)
         if <PyObject*>self.id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.id = read_str(place, 0xA, &p, end)
+                self.id = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.condition = read_str(place, 0x12, &p, end)
+                self.condition = read_str(location, 0x12, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1285,6 +1430,11 @@ cdef MessageClass* _WaitContainerResponse
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class WaitContainerResponse(Message):
+    """status_code: int  # 128 + signal where a signal ended it
+    error: str
+    signal: int
+    """
+
     TYPE = 0x1016
     FRAME_VERSION = None
     __match_args__ = ("status_code", "error", "signal")
@@ -1297,23 +1447,23 @@ cdef class WaitContainerResponse(Message):
         if <PyObject*>self.signal != default_int:
             p = write_int32(w, p, 0x320, <PyObject*>self.signal)
         if <PyObject*>self.error != default_str:
-            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.error) or write_str(w, p, 0x12, <PyObject*>self.error)
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.error) or write_str(w, p, 0x12, <PyObject*>self.error)
         if <PyObject*>self.status_code != default_int:
             p = write_int64(w, p, 0x8, <PyObject*>self.status_code)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.status_code = read_int64(place, 0x8, &p, end)
+                self.status_code = read_int64(location, 0x8, &p, end)
             elif tag == 0x12:
-                self.error = read_str(place, 0x12, &p, end)
+                self.error = read_str(location, 0x12, &p, end)
             elif tag == 0x320:
-                self.signal = read_int32(place, 0x320, &p, end)
+                self.signal = read_int32(location, 0x320, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1323,6 +1473,8 @@ cdef MessageClass* _PauseContainerRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class PauseContainerRequest(Message):
+    """id: str"""
+
     TYPE = 0x0017
     FRAME_VERSION = None
     __match_args__ = ("id",)
@@ -1331,17 +1483,17 @@ cdef class PauseContainerRequest(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.id = read_str(place, 0xA, &p, end)
+                self.id = read_str(location, 0xA, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1351,6 +1503,8 @@ cdef MessageClass* _UnpauseContainerRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class UnpauseContainerRequest(Message):
+    """id: str"""
+
     TYPE = 0x0018
     FRAME_VERSION = None
     __match_args__ = ("id",)
@@ -1359,17 +1513,17 @@ cdef class UnpauseContainerRequest(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.id = read_str(place, 0xA, &p, end)
+                self.id = read_str(location, 0xA, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1379,6 +1533,8 @@ cdef MessageClass* _ContainerStatsRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ContainerStatsRequest(Message):
+    """id: str"""
+
     TYPE = 0x0019
     FRAME_VERSION = None
     __match_args__ = ("id",)
@@ -1387,17 +1543,17 @@ cdef class ContainerStatsRequest(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.id = read_str(place, 0xA, &p, end)
+                self.id = read_str(location, 0xA, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1407,6 +1563,18 @@ cdef MessageClass* _ContainerStatsResponse
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ContainerStatsResponse(Message):
+    """cpu_usage: int  # ns
+    system_cpu_usage: int  # ns
+    online_cpus: int
+    memory_usage: int
+    memory_limit: int
+    network_rx_bytes: int
+    network_tx_bytes: int
+    block_read_bytes: int
+    block_write_bytes: int
+    pids: int
+    """
+
     TYPE = 0x1019
     FRAME_VERSION = None
     __match_args__ = ("cpu_usage", "system_cpu_usage", "online_cpus", "memory_usage", "memory_limit", "network_rx_bytes", "network_tx_bytes", "block_read_bytes", "block_write_bytes", "pids")
@@ -1445,32 +1613,32 @@ cdef class ContainerStatsResponse(Message):
             p = write_uint64(w, p, 0x8, <PyObject*>self.cpu_usage)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.cpu_usage = read_uint64(place, 0x8, &p, end)
+                self.cpu_usage = read_uint64(location, 0x8, &p, end)
             elif tag == 0x10:
-                self.system_cpu_usage = read_uint64(place, 0x10, &p, end)
+                self.system_cpu_usage = read_uint64(location, 0x10, &p, end)
             elif tag == 0x18:
-                self.online_cpus = read_uint32(place, 0x18, &p, end)
+                self.online_cpus = read_uint32(location, 0x18, &p, end)
             elif tag == 0x20:
-                self.memory_usage = read_uint64(place, 0x20, &p, end)
+                self.memory_usage = read_uint64(location, 0x20, &p, end)
             elif tag == 0x28:
-                self.memory_limit = read_uint64(place, 0x28, &p, end)
+                self.memory_limit = read_uint64(location, 0x28, &p, end)
             elif tag == 0x30:
-                self.network_rx_bytes = read_uint64(place, 0x30, &p, end)
+                self.network_rx_bytes = read_uint64(location, 0x30, &p, end)
             elif tag == 0x38:
-                self.network_tx_bytes = read_uint64(place, 0x38, &p, end)
+                self.network_tx_bytes = read_uint64(location, 0x38, &p, end)
             elif tag == 0x40:
-                self.block_read_bytes = read_uint64(place, 0x40, &p, end)
+                self.block_read_bytes = read_uint64(location, 0x40, &p, end)
             elif tag == 0x48:
-                self.block_write_bytes = read_uint64(place, 0x48, &p, end)
+                self.block_write_bytes = read_uint64(location, 0x48, &p, end)
             elif tag == 0x50:
-                self.pids = read_uint32(place, 0x50, &p, end)
+                self.pids = read_uint32(location, 0x50, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1480,6 +1648,10 @@ cdef MessageClass* _ContainerTopRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ContainerTopRequest(Message):
+    """id: str
+    ps_args: str
+    """
+
     TYPE = 0x001A
     FRAME_VERSION = None
     __match_args__ = ("id", "ps_args")
@@ -1489,21 +1661,21 @@ cdef class ContainerTopRequest(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.ps_args != default_str:
-            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.ps_args) or write_str(w, p, 0x12, <PyObject*>self.ps_args)
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.ps_args) or write_str(w, p, 0x12, <PyObject*>self.ps_args)
         if <PyObject*>self.id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.id = read_str(place, 0xA, &p, end)
+                self.id = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.ps_args = read_str(place, 0x12, &p, end)
+                self.ps_args = read_str(location, 0x12, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1513,6 +1685,10 @@ cdef MessageClass* _ContainerTopResponse
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ContainerTopResponse(Message):
+    """titles: list[str]
+    processes: list[ProcessRow]
+    """
+
     TYPE = 0x101A
     FRAME_VERSION = None
     __match_args__ = ("titles", "processes")
@@ -1527,20 +1703,20 @@ cdef class ContainerTopResponse(Message):
             p = write_str_list(w, p, 0xA, <PyObject*>self.titles)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
                 if <PyObject*>self.titles == unset:
                     self.titles = []
-                p = read_str_item(place, 0xA, p, end, <list>self.titles)
+                p = read_str_item(location, 0xA, p, end, <list>self.titles)
             elif tag == 0x12:
                 if <PyObject*>self.processes == unset:
                     self.processes = []
-                p = read_message_item(place, 0x12, p, end, <list>self.processes, _ProcessRow)
+                p = read_message_item(location, 0x12, p, end, <list>self.processes, _ProcessRow)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1550,6 +1726,8 @@ cdef MessageClass* _ProcessRow
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ProcessRow(Message):
+    """values: list[str]"""
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("values",)
@@ -1561,16 +1739,16 @@ cdef class ProcessRow(Message):
             p = write_str_list(w, p, 0xA, <PyObject*>self.values)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
                 if <PyObject*>self.values == unset:
                     self.values = []
-                p = read_str_item(place, 0xA, p, end, <list>self.values)
+                p = read_str_item(location, 0xA, p, end, <list>self.values)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1587,8 +1765,8 @@ cdef class PortBindingsChanged(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
-        return skip_all(place, p, end)
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        return skip_all(location, p, end)
 
 
 cdef MessageClass* _PortBindingsRemoved
@@ -1604,8 +1782,8 @@ cdef class PortBindingsRemoved(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
-        return skip_all(place, p, end)
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        return skip_all(location, p, end)
 
 
 cdef MessageClass* _ExecRequest
@@ -1614,6 +1792,21 @@ cdef MessageClass* _ExecRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ExecRequest(Message):
+    """container_id: str  # empty: in the guest itself
+    cmd: list[str]
+    env: dict[str, str]
+    working_dir: str
+    user: str
+    tty: bool
+    stream: bool  # many ExecOutput, the last one with `done`
+    timeout_ms: int  # 0: none; then SIGKILL for all it started
+    detach: bool  # answered at once; goes on when the client goes away
+    stdin: bytes  # all of its standard input
+    tty_width: int
+    tty_height: int
+    detail: bool  # fill the fields of ExecOutput from 100 up; `stream` does too
+    """
+
     TYPE = 0x0020
     FRAME_VERSION = None
     __match_args__ = ("container_id", "cmd", "env", "working_dir", "user", "tty", "stream", "timeout_ms", "detach", "stdin", "tty_width", "tty_height", "detail")
@@ -1650,53 +1843,53 @@ cdef class ExecRequest(Message):
         if <PyObject*>self.tty != Py_False:
             p = write_bool(w, p, 0x30, <PyObject*>self.tty)
         if <PyObject*>self.user != default_str:
-            p = put_short_str(p, w.short_start, 0x2A, <PyObject*>self.user) or write_str(w, p, 0x2A, <PyObject*>self.user)
+            p = prepend_short_str(p, w.short_start, 0x2A, <PyObject*>self.user) or write_str(w, p, 0x2A, <PyObject*>self.user)
         if <PyObject*>self.working_dir != default_str:
-            p = put_short_str(p, w.short_start, 0x22, <PyObject*>self.working_dir) or write_str(w, p, 0x22, <PyObject*>self.working_dir)
+            p = prepend_short_str(p, w.short_start, 0x22, <PyObject*>self.working_dir) or write_str(w, p, 0x22, <PyObject*>self.working_dir)
         if not is_empty_map(<PyObject*>self.env):
             p = write_str_map(w, p, 0x1A, <PyObject*>self.env)
         if not is_empty_list(<PyObject*>self.cmd):
             p = write_str_list(w, p, 0x12, <PyObject*>self.cmd)
         if <PyObject*>self.container_id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.container_id) or write_str(w, p, 0xA, <PyObject*>self.container_id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.container_id) or write_str(w, p, 0xA, <PyObject*>self.container_id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.container_id = read_str(place, 0xA, &p, end)
+                self.container_id = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
                 if <PyObject*>self.cmd == unset:
                     self.cmd = []
-                p = read_str_item(place, 0x12, p, end, <list>self.cmd)
+                p = read_str_item(location, 0x12, p, end, <list>self.cmd)
             elif tag == 0x1A:
                 if <PyObject*>self.env == unset:
                     self.env = {}
-                p = read_str_map(place, 0x1A, p, end, <dict>self.env)
+                p = read_str_map(location, 0x1A, p, end, <dict>self.env)
             elif tag == 0x22:
-                self.working_dir = read_str(place, 0x22, &p, end)
+                self.working_dir = read_str(location, 0x22, &p, end)
             elif tag == 0x2A:
-                self.user = read_str(place, 0x2A, &p, end)
+                self.user = read_str(location, 0x2A, &p, end)
             elif tag == 0x30:
-                self.tty = read_bool(place, 0x30, &p, end)
+                self.tty = read_bool(location, 0x30, &p, end)
             elif tag == 0x320:
-                self.stream = read_bool(place, 0x320, &p, end)
+                self.stream = read_bool(location, 0x320, &p, end)
             elif tag == 0x328:
-                self.timeout_ms = read_uint64(place, 0x328, &p, end)
+                self.timeout_ms = read_uint64(location, 0x328, &p, end)
             elif tag == 0x330:
-                self.detach = read_bool(place, 0x330, &p, end)
+                self.detach = read_bool(location, 0x330, &p, end)
             elif tag == 0x33A:
-                self.stdin = read_bytes(place, 0x33A, &p, end)
+                self.stdin = read_bytes(location, 0x33A, &p, end)
             elif tag == 0x340:
-                self.tty_width = read_uint32(place, 0x340, &p, end)
+                self.tty_width = read_uint32(location, 0x340, &p, end)
             elif tag == 0x348:
-                self.tty_height = read_uint32(place, 0x348, &p, end)
+                self.tty_height = read_uint32(location, 0x348, &p, end)
             elif tag == 0x350:
-                self.detail = read_bool(place, 0x350, &p, end)
+                self.detail = read_bool(location, 0x350, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1706,6 +1899,16 @@ cdef MessageClass* _ExecOutput
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ExecOutput(Message):
+    """stream: str  # `stdout`, `stderr`
+    data: bytes
+    exit_code: int  # -1 where a signal ended it
+    done: bool
+    stderr: bytes  # in the one reply of a call without `stream`
+    signal: int
+    timed_out: bool
+    pid: int  # of a detached command
+    """
+
     TYPE = 0x1020
     FRAME_VERSION = None
     __match_args__ = ("stream", "data", "exit_code", "done", "stderr", "signal", "timed_out", "pid")
@@ -1735,31 +1938,31 @@ cdef class ExecOutput(Message):
         if <PyObject*>self.data != default_bytes:
             p = write_bytes(w, p, 0x12, <PyObject*>self.data)
         if <PyObject*>self.stream != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.stream) or write_str(w, p, 0xA, <PyObject*>self.stream)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.stream) or write_str(w, p, 0xA, <PyObject*>self.stream)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.stream = read_str(place, 0xA, &p, end)
+                self.stream = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.data = read_bytes(place, 0x12, &p, end)
+                self.data = read_bytes(location, 0x12, &p, end)
             elif tag == 0x18:
-                self.exit_code = read_int32(place, 0x18, &p, end)
+                self.exit_code = read_int32(location, 0x18, &p, end)
             elif tag == 0x20:
-                self.done = read_bool(place, 0x20, &p, end)
+                self.done = read_bool(location, 0x20, &p, end)
             elif tag == 0x322:
-                self.stderr = read_bytes(place, 0x322, &p, end)
+                self.stderr = read_bytes(location, 0x322, &p, end)
             elif tag == 0x328:
-                self.signal = read_int32(place, 0x328, &p, end)
+                self.signal = read_int32(location, 0x328, &p, end)
             elif tag == 0x330:
-                self.timed_out = read_bool(place, 0x330, &p, end)
+                self.timed_out = read_bool(location, 0x330, &p, end)
             elif tag == 0x338:
-                self.pid = read_uint32(place, 0x338, &p, end)
+                self.pid = read_uint32(location, 0x338, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1769,6 +1972,18 @@ cdef MessageClass* _ExecStartRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ExecStartRequest(Message):
+    """exec_id: str
+    container_id: str
+    cmd: list[str]
+    env: dict[str, str]
+    working_dir: str
+    user: str
+    tty: bool
+    detach: bool
+    tty_width: int
+    tty_height: int
+    """
+
     TYPE = 0x0022
     FRAME_VERSION = None
     __match_args__ = ("exec_id", "container_id", "cmd", "env", "working_dir", "user", "tty", "detach", "tty_width", "tty_height")
@@ -1794,49 +2009,49 @@ cdef class ExecStartRequest(Message):
         if <PyObject*>self.tty != Py_False:
             p = write_bool(w, p, 0x38, <PyObject*>self.tty)
         if <PyObject*>self.user != default_str:
-            p = put_short_str(p, w.short_start, 0x32, <PyObject*>self.user) or write_str(w, p, 0x32, <PyObject*>self.user)
+            p = prepend_short_str(p, w.short_start, 0x32, <PyObject*>self.user) or write_str(w, p, 0x32, <PyObject*>self.user)
         if <PyObject*>self.working_dir != default_str:
-            p = put_short_str(p, w.short_start, 0x2A, <PyObject*>self.working_dir) or write_str(w, p, 0x2A, <PyObject*>self.working_dir)
+            p = prepend_short_str(p, w.short_start, 0x2A, <PyObject*>self.working_dir) or write_str(w, p, 0x2A, <PyObject*>self.working_dir)
         if not is_empty_map(<PyObject*>self.env):
             p = write_str_map(w, p, 0x22, <PyObject*>self.env)
         if not is_empty_list(<PyObject*>self.cmd):
             p = write_str_list(w, p, 0x1A, <PyObject*>self.cmd)
         if <PyObject*>self.container_id != default_str:
-            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.container_id) or write_str(w, p, 0x12, <PyObject*>self.container_id)
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.container_id) or write_str(w, p, 0x12, <PyObject*>self.container_id)
         if <PyObject*>self.exec_id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.exec_id) or write_str(w, p, 0xA, <PyObject*>self.exec_id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.exec_id) or write_str(w, p, 0xA, <PyObject*>self.exec_id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.exec_id = read_str(place, 0xA, &p, end)
+                self.exec_id = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.container_id = read_str(place, 0x12, &p, end)
+                self.container_id = read_str(location, 0x12, &p, end)
             elif tag == 0x1A:
                 if <PyObject*>self.cmd == unset:
                     self.cmd = []
-                p = read_str_item(place, 0x1A, p, end, <list>self.cmd)
+                p = read_str_item(location, 0x1A, p, end, <list>self.cmd)
             elif tag == 0x22:
                 if <PyObject*>self.env == unset:
                     self.env = {}
-                p = read_str_map(place, 0x22, p, end, <dict>self.env)
+                p = read_str_map(location, 0x22, p, end, <dict>self.env)
             elif tag == 0x2A:
-                self.working_dir = read_str(place, 0x2A, &p, end)
+                self.working_dir = read_str(location, 0x2A, &p, end)
             elif tag == 0x32:
-                self.user = read_str(place, 0x32, &p, end)
+                self.user = read_str(location, 0x32, &p, end)
             elif tag == 0x38:
-                self.tty = read_bool(place, 0x38, &p, end)
+                self.tty = read_bool(location, 0x38, &p, end)
             elif tag == 0x40:
-                self.detach = read_bool(place, 0x40, &p, end)
+                self.detach = read_bool(location, 0x40, &p, end)
             elif tag == 0x48:
-                self.tty_width = read_uint32(place, 0x48, &p, end)
+                self.tty_width = read_uint32(location, 0x48, &p, end)
             elif tag == 0x50:
-                self.tty_height = read_uint32(place, 0x50, &p, end)
+                self.tty_height = read_uint32(location, 0x50, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1846,6 +2061,8 @@ cdef MessageClass* _ExecStartResponse
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ExecStartResponse(Message):
+    """pid: int"""
+
     TYPE = 0x1022
     FRAME_VERSION = None
     __match_args__ = ("pid",)
@@ -1857,14 +2074,14 @@ cdef class ExecStartResponse(Message):
             p = write_uint32(w, p, 0x8, <PyObject*>self.pid)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.pid = read_uint32(place, 0x8, &p, end)
+                self.pid = read_uint32(location, 0x8, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1874,6 +2091,11 @@ cdef MessageClass* _ExecResizeRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ExecResizeRequest(Message):
+    """exec_id: str
+    width: int
+    height: int
+    """
+
     TYPE = 0x0023
     FRAME_VERSION = None
     __match_args__ = ("exec_id", "width", "height")
@@ -1888,21 +2110,21 @@ cdef class ExecResizeRequest(Message):
         if <PyObject*>self.width != default_int:
             p = write_uint32(w, p, 0x10, <PyObject*>self.width)
         if <PyObject*>self.exec_id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.exec_id) or write_str(w, p, 0xA, <PyObject*>self.exec_id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.exec_id) or write_str(w, p, 0xA, <PyObject*>self.exec_id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.exec_id = read_str(place, 0xA, &p, end)
+                self.exec_id = read_str(location, 0xA, &p, end)
             elif tag == 0x10:
-                self.width = read_uint32(place, 0x10, &p, end)
+                self.width = read_uint32(location, 0x10, &p, end)
             elif tag == 0x18:
-                self.height = read_uint32(place, 0x18, &p, end)
+                self.height = read_uint32(location, 0x18, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1912,6 +2134,15 @@ cdef MessageClass* _AttachRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class AttachRequest(Message):
+    """container_id: str
+    attach_stdin: bool
+    attach_stdout: bool
+    attach_stderr: bool
+    tty_width: int
+    tty_height: int
+    exec_id: str
+    """
+
     TYPE = 0x0024
     FRAME_VERSION = None
     __match_args__ = ("container_id", "attach_stdin", "attach_stdout", "attach_stderr", "tty_width", "tty_height", "exec_id")
@@ -1926,7 +2157,7 @@ cdef class AttachRequest(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.exec_id != default_str:
-            p = put_short_str(p, w.short_start, 0x3A, <PyObject*>self.exec_id) or write_str(w, p, 0x3A, <PyObject*>self.exec_id)
+            p = prepend_short_str(p, w.short_start, 0x3A, <PyObject*>self.exec_id) or write_str(w, p, 0x3A, <PyObject*>self.exec_id)
         if <PyObject*>self.tty_height != default_int:
             p = write_uint32(w, p, 0x30, <PyObject*>self.tty_height)
         if <PyObject*>self.tty_width != default_int:
@@ -1938,29 +2169,29 @@ cdef class AttachRequest(Message):
         if <PyObject*>self.attach_stdin != Py_False:
             p = write_bool(w, p, 0x10, <PyObject*>self.attach_stdin)
         if <PyObject*>self.container_id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.container_id) or write_str(w, p, 0xA, <PyObject*>self.container_id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.container_id) or write_str(w, p, 0xA, <PyObject*>self.container_id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.container_id = read_str(place, 0xA, &p, end)
+                self.container_id = read_str(location, 0xA, &p, end)
             elif tag == 0x10:
-                self.attach_stdin = read_bool(place, 0x10, &p, end)
+                self.attach_stdin = read_bool(location, 0x10, &p, end)
             elif tag == 0x18:
-                self.attach_stdout = read_bool(place, 0x18, &p, end)
+                self.attach_stdout = read_bool(location, 0x18, &p, end)
             elif tag == 0x20:
-                self.attach_stderr = read_bool(place, 0x20, &p, end)
+                self.attach_stderr = read_bool(location, 0x20, &p, end)
             elif tag == 0x28:
-                self.tty_width = read_uint32(place, 0x28, &p, end)
+                self.tty_width = read_uint32(location, 0x28, &p, end)
             elif tag == 0x30:
-                self.tty_height = read_uint32(place, 0x30, &p, end)
+                self.tty_height = read_uint32(location, 0x30, &p, end)
             elif tag == 0x3A:
-                self.exec_id = read_str(place, 0x3A, &p, end)
+                self.exec_id = read_str(location, 0x3A, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1970,6 +2201,12 @@ cdef MessageClass* _AttachInput
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class AttachInput(Message):
+    """data: bytes
+    resize: bool
+    width: int
+    height: int
+    """
+
     TYPE = 0x0025
     FRAME_VERSION = None
     __match_args__ = ("data", "resize", "width", "height")
@@ -1990,20 +2227,20 @@ cdef class AttachInput(Message):
             p = write_bytes(w, p, 0xA, <PyObject*>self.data)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.data = read_bytes(place, 0xA, &p, end)
+                self.data = read_bytes(location, 0xA, &p, end)
             elif tag == 0x10:
-                self.resize = read_bool(place, 0x10, &p, end)
+                self.resize = read_bool(location, 0x10, &p, end)
             elif tag == 0x18:
-                self.width = read_uint32(place, 0x18, &p, end)
+                self.width = read_uint32(location, 0x18, &p, end)
             elif tag == 0x20:
-                self.height = read_uint32(place, 0x20, &p, end)
+                self.height = read_uint32(location, 0x20, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -2013,6 +2250,10 @@ cdef MessageClass* _AttachOutput
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class AttachOutput(Message):
+    """stream: str
+    data: bytes
+    """
+
     TYPE = 0x1023
     FRAME_VERSION = None
     __match_args__ = ("stream", "data")
@@ -2024,19 +2265,19 @@ cdef class AttachOutput(Message):
         if <PyObject*>self.data != default_bytes:
             p = write_bytes(w, p, 0x12, <PyObject*>self.data)
         if <PyObject*>self.stream != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.stream) or write_str(w, p, 0xA, <PyObject*>self.stream)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.stream) or write_str(w, p, 0xA, <PyObject*>self.stream)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.stream = read_str(place, 0xA, &p, end)
+                self.stream = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.data = read_bytes(place, 0x12, &p, end)
+                self.data = read_bytes(location, 0x12, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -2046,6 +2287,19 @@ cdef MessageClass* _LogsRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class LogsRequest(Message):
+    """container_id: str
+    follow: bool
+    stdout: bool  # neither: both
+    stderr: bool
+    since: int  # Unix seconds, 0: none
+    until: int
+    timestamps: bool  # each line begins with its time, RFC 3339
+    tail: int  # lines, 0: all
+    stream: bool  # without follow: an entry a line, closed by Empty
+    since_nanos: int  # added to `since`
+    until_nanos: int
+    """
+
     TYPE = 0x0021
     FRAME_VERSION = None
     __match_args__ = ("container_id", "follow", "stdout", "stderr", "since", "until", "timestamps", "tail", "stream", "since_nanos", "until_nanos")
@@ -2084,37 +2338,37 @@ cdef class LogsRequest(Message):
         if <PyObject*>self.follow != Py_False:
             p = write_bool(w, p, 0x10, <PyObject*>self.follow)
         if <PyObject*>self.container_id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.container_id) or write_str(w, p, 0xA, <PyObject*>self.container_id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.container_id) or write_str(w, p, 0xA, <PyObject*>self.container_id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.container_id = read_str(place, 0xA, &p, end)
+                self.container_id = read_str(location, 0xA, &p, end)
             elif tag == 0x10:
-                self.follow = read_bool(place, 0x10, &p, end)
+                self.follow = read_bool(location, 0x10, &p, end)
             elif tag == 0x18:
-                self.stdout = read_bool(place, 0x18, &p, end)
+                self.stdout = read_bool(location, 0x18, &p, end)
             elif tag == 0x20:
-                self.stderr = read_bool(place, 0x20, &p, end)
+                self.stderr = read_bool(location, 0x20, &p, end)
             elif tag == 0x28:
-                self.since = read_int64(place, 0x28, &p, end)
+                self.since = read_int64(location, 0x28, &p, end)
             elif tag == 0x30:
-                self.until = read_int64(place, 0x30, &p, end)
+                self.until = read_int64(location, 0x30, &p, end)
             elif tag == 0x38:
-                self.timestamps = read_bool(place, 0x38, &p, end)
+                self.timestamps = read_bool(location, 0x38, &p, end)
             elif tag == 0x40:
-                self.tail = read_int64(place, 0x40, &p, end)
+                self.tail = read_int64(location, 0x40, &p, end)
             elif tag == 0x320:
-                self.stream = read_bool(place, 0x320, &p, end)
+                self.stream = read_bool(location, 0x320, &p, end)
             elif tag == 0x328:
-                self.since_nanos = read_int64(place, 0x328, &p, end)
+                self.since_nanos = read_int64(location, 0x328, &p, end)
             elif tag == 0x330:
-                self.until_nanos = read_int64(place, 0x330, &p, end)
+                self.until_nanos = read_int64(location, 0x330, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -2124,6 +2378,12 @@ cdef MessageClass* _LogEntry
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class LogEntry(Message):
+    """stream: str
+    data: bytes  # the line, without its newline
+    timestamp: int  # Unix ns
+    partial: bool  # no newline follows: the line goes on in the next entry of this stream, or ends so
+    """
+
     TYPE = 0x1021
     FRAME_VERSION = 1
     __match_args__ = ("stream", "data", "timestamp", "partial")
@@ -2141,23 +2401,23 @@ cdef class LogEntry(Message):
         if <PyObject*>self.data != default_bytes:
             p = write_bytes(w, p, 0x12, <PyObject*>self.data)
         if <PyObject*>self.stream != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.stream) or write_str(w, p, 0xA, <PyObject*>self.stream)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.stream) or write_str(w, p, 0xA, <PyObject*>self.stream)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.stream = read_str(place, 0xA, &p, end)
+                self.stream = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.data = read_bytes(place, 0x12, &p, end)
+                self.data = read_bytes(location, 0x12, &p, end)
             elif tag == 0x18:
-                self.timestamp = read_int64(place, 0x18, &p, end)
+                self.timestamp = read_int64(location, 0x18, &p, end)
             elif tag == 0x320:
-                self.partial = read_bool(place, 0x320, &p, end)
+                self.partial = read_bool(location, 0x320, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -2167,6 +2427,12 @@ cdef MessageClass* _LogEntryV2
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class LogEntryV2(Message):
+    """stream: str
+    data: bytes
+    timestamp: Timestamp | None
+    partial: bool
+    """
+
     TYPE = 0x1021
     FRAME_VERSION = 2
     __match_args__ = ("stream", "data", "timestamp", "partial")
@@ -2183,25 +2449,25 @@ cdef class LogEntryV2(Message):
         if <PyObject*>self.data != default_bytes:
             p = write_bytes(w, p, 0x12, <PyObject*>self.data)
         if <PyObject*>self.stream != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.stream) or write_str(w, p, 0xA, <PyObject*>self.stream)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.stream) or write_str(w, p, 0xA, <PyObject*>self.stream)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.stream = read_str(place, 0xA, &p, end)
+                self.stream = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.data = read_bytes(place, 0x12, &p, end)
+                self.data = read_bytes(location, 0x12, &p, end)
             elif tag == 0x1A:
                 if self.timestamp is None:
                     self.timestamp = new_message(_Timestamp)
-                p = read_message(place, 0x1A, p, end, self.timestamp)
+                p = read_message(location, 0x1A, p, end, self.timestamp)
             elif tag == 0x320:
-                self.partial = read_bool(place, 0x320, &p, end)
+                self.partial = read_bool(location, 0x320, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -2211,6 +2477,11 @@ cdef MessageClass* _ReadFileRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ReadFileRequest(Message):
+    """path: str
+    offset: int
+    limit: int  # 0: all
+    """
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("path", "offset", "limit")
@@ -2225,21 +2496,21 @@ cdef class ReadFileRequest(Message):
         if <PyObject*>self.offset != default_int:
             p = write_int64(w, p, 0x10, <PyObject*>self.offset)
         if <PyObject*>self.path != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.path) or write_str(w, p, 0xA, <PyObject*>self.path)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.path) or write_str(w, p, 0xA, <PyObject*>self.path)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.path = read_str(place, 0xA, &p, end)
+                self.path = read_str(location, 0xA, &p, end)
             elif tag == 0x10:
-                self.offset = read_int64(place, 0x10, &p, end)
+                self.offset = read_int64(location, 0x10, &p, end)
             elif tag == 0x18:
-                self.limit = read_int64(place, 0x18, &p, end)
+                self.limit = read_int64(location, 0x18, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -2249,6 +2520,13 @@ cdef MessageClass* _FileChunk
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class FileChunk(Message):
+    """path: str
+    data: bytes
+    offset: int
+    eof: bool
+    mode: int
+    """
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("path", "data", "offset", "eof", "mode")
@@ -2269,25 +2547,25 @@ cdef class FileChunk(Message):
         if <PyObject*>self.data != default_bytes:
             p = write_bytes(w, p, 0x12, <PyObject*>self.data)
         if <PyObject*>self.path != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.path) or write_str(w, p, 0xA, <PyObject*>self.path)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.path) or write_str(w, p, 0xA, <PyObject*>self.path)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.path = read_str(place, 0xA, &p, end)
+                self.path = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.data = read_bytes(place, 0x12, &p, end)
+                self.data = read_bytes(location, 0x12, &p, end)
             elif tag == 0x18:
-                self.offset = read_int64(place, 0x18, &p, end)
+                self.offset = read_int64(location, 0x18, &p, end)
             elif tag == 0x20:
-                self.eof = read_bool(place, 0x20, &p, end)
+                self.eof = read_bool(location, 0x20, &p, end)
             elif tag == 0x28:
-                self.mode = read_uint32(place, 0x28, &p, end)
+                self.mode = read_uint32(location, 0x28, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -2297,6 +2575,8 @@ cdef MessageClass* _WriteFileResponse
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class WriteFileResponse(Message):
+    """bytes_written: int"""
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("bytes_written",)
@@ -2308,14 +2588,14 @@ cdef class WriteFileResponse(Message):
             p = write_int64(w, p, 0x8, <PyObject*>self.bytes_written)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.bytes_written = read_int64(place, 0x8, &p, end)
+                self.bytes_written = read_int64(location, 0x8, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -2325,6 +2605,10 @@ cdef MessageClass* _StatsRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class StatsRequest(Message):
+    """container_id: str
+    stream: bool
+    """
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("container_id", "stream")
@@ -2336,19 +2620,19 @@ cdef class StatsRequest(Message):
         if <PyObject*>self.stream != Py_False:
             p = write_bool(w, p, 0x10, <PyObject*>self.stream)
         if <PyObject*>self.container_id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.container_id) or write_str(w, p, 0xA, <PyObject*>self.container_id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.container_id) or write_str(w, p, 0xA, <PyObject*>self.container_id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.container_id = read_str(place, 0xA, &p, end)
+                self.container_id = read_str(location, 0xA, &p, end)
             elif tag == 0x10:
-                self.stream = read_bool(place, 0x10, &p, end)
+                self.stream = read_bool(location, 0x10, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -2358,6 +2642,14 @@ cdef MessageClass* _ContainerStats
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ContainerStats(Message):
+    """container_id: str
+    cpu: CpuStats | None
+    memory: MemoryStats | None
+    network: NetworkStats | None
+    block: BlockStats | None
+    timestamp: Timestamp | None
+    """
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("container_id", "cpu", "memory", "network", "block", "timestamp")
@@ -2376,37 +2668,37 @@ cdef class ContainerStats(Message):
         p = write_message(w, p, 0x1A, <PyObject*>self.memory, _MemoryStats)
         p = write_message(w, p, 0x12, <PyObject*>self.cpu, _CpuStats)
         if <PyObject*>self.container_id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.container_id) or write_str(w, p, 0xA, <PyObject*>self.container_id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.container_id) or write_str(w, p, 0xA, <PyObject*>self.container_id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.container_id = read_str(place, 0xA, &p, end)
+                self.container_id = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
                 if self.cpu is None:
                     self.cpu = new_message(_CpuStats)
-                p = read_message(place, 0x12, p, end, self.cpu)
+                p = read_message(location, 0x12, p, end, self.cpu)
             elif tag == 0x1A:
                 if self.memory is None:
                     self.memory = new_message(_MemoryStats)
-                p = read_message(place, 0x1A, p, end, self.memory)
+                p = read_message(location, 0x1A, p, end, self.memory)
             elif tag == 0x22:
                 if self.network is None:
                     self.network = new_message(_NetworkStats)
-                p = read_message(place, 0x22, p, end, self.network)
+                p = read_message(location, 0x22, p, end, self.network)
             elif tag == 0x2A:
                 if self.block is None:
                     self.block = new_message(_BlockStats)
-                p = read_message(place, 0x2A, p, end, self.block)
+                p = read_message(location, 0x2A, p, end, self.block)
             elif tag == 0x32:
                 if self.timestamp is None:
                     self.timestamp = new_message(_Timestamp)
-                p = read_message(place, 0x32, p, end, self.timestamp)
+                p = read_message(location, 0x32, p, end, self.timestamp)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -2416,6 +2708,11 @@ cdef MessageClass* _CpuStats
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class CpuStats(Message):
+    """usage_ns: int
+    system_ns: int
+    usage_percent: float
+    """
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("usage_ns", "system_ns", "usage_percent")
@@ -2432,18 +2729,18 @@ cdef class CpuStats(Message):
             p = write_uint64(w, p, 0x8, <PyObject*>self.usage_ns)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.usage_ns = read_uint64(place, 0x8, &p, end)
+                self.usage_ns = read_uint64(location, 0x8, &p, end)
             elif tag == 0x10:
-                self.system_ns = read_uint64(place, 0x10, &p, end)
+                self.system_ns = read_uint64(location, 0x10, &p, end)
             elif tag == 0x19:
-                self.usage_percent = read_double(place, 0x19, &p, end)
+                self.usage_percent = read_double(location, 0x19, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -2453,6 +2750,12 @@ cdef MessageClass* _MemoryStats
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class MemoryStats(Message):
+    """usage: int
+    limit: int
+    usage_percent: float
+    cache: int
+    """
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("usage", "limit", "usage_percent", "cache")
@@ -2472,20 +2775,20 @@ cdef class MemoryStats(Message):
             p = write_uint64(w, p, 0x8, <PyObject*>self.usage)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.usage = read_uint64(place, 0x8, &p, end)
+                self.usage = read_uint64(location, 0x8, &p, end)
             elif tag == 0x10:
-                self.limit = read_uint64(place, 0x10, &p, end)
+                self.limit = read_uint64(location, 0x10, &p, end)
             elif tag == 0x19:
-                self.usage_percent = read_double(place, 0x19, &p, end)
+                self.usage_percent = read_double(location, 0x19, &p, end)
             elif tag == 0x20:
-                self.cache = read_uint64(place, 0x20, &p, end)
+                self.cache = read_uint64(location, 0x20, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -2495,6 +2798,12 @@ cdef MessageClass* _NetworkStats
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class NetworkStats(Message):
+    """rx_bytes: int
+    tx_bytes: int
+    rx_packets: int
+    tx_packets: int
+    """
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("rx_bytes", "tx_bytes", "rx_packets", "tx_packets")
@@ -2515,20 +2824,20 @@ cdef class NetworkStats(Message):
             p = write_uint64(w, p, 0x8, <PyObject*>self.rx_bytes)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.rx_bytes = read_uint64(place, 0x8, &p, end)
+                self.rx_bytes = read_uint64(location, 0x8, &p, end)
             elif tag == 0x10:
-                self.tx_bytes = read_uint64(place, 0x10, &p, end)
+                self.tx_bytes = read_uint64(location, 0x10, &p, end)
             elif tag == 0x18:
-                self.rx_packets = read_uint64(place, 0x18, &p, end)
+                self.rx_packets = read_uint64(location, 0x18, &p, end)
             elif tag == 0x20:
-                self.tx_packets = read_uint64(place, 0x20, &p, end)
+                self.tx_packets = read_uint64(location, 0x20, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -2538,6 +2847,10 @@ cdef MessageClass* _BlockStats
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class BlockStats(Message):
+    """read_bytes: int
+    write_bytes: int
+    """
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("read_bytes", "write_bytes")
@@ -2552,16 +2865,16 @@ cdef class BlockStats(Message):
             p = write_uint64(w, p, 0x8, <PyObject*>self.read_bytes)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.read_bytes = read_uint64(place, 0x8, &p, end)
+                self.read_bytes = read_uint64(location, 0x8, &p, end)
             elif tag == 0x10:
-                self.write_bytes = read_uint64(place, 0x10, &p, end)
+                self.write_bytes = read_uint64(location, 0x10, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
