@@ -614,12 +614,13 @@ def test_a_second_stop_joins_the_first_and_only_shortens_it(tmp_path: Path) -> N
         await until(lambda: run.calls == [("all", signal.SIGTERM)])
         longer = asyncio.create_task(world.stopper.stop(world.container, 200))
         await asyncio.sleep(0.05)
-        assert world.container.stop is not None
-        assert world.container.stop.deadline < asyncio.get_running_loop().time() + 101
+        pending = world.container.stop
+        assert pending is not None
+        assert pending.deadline < asyncio.get_running_loop().time() + 101
         shorter = asyncio.create_task(world.stopper.stop(world.container, 50))
-        await until(lambda: world.container.stop.deadline < asyncio.get_running_loop().time() + 51)
+        await until(lambda: pending.deadline < asyncio.get_running_loop().time() + 51)
         await asyncio.sleep(0.02)
-        assert not world.container.stop.shortened.is_set()  # it waits again, and does not spin
+        assert not pending.shortened.is_set()  # it waits again, and does not spin
         await world.stopper.stop(world.container, 0.05)
         await asyncio.gather(first, longer, shorter)
         assert run.calls[:3] == [("all", signal.SIGTERM), ("main", signal.SIGKILL), "kill_all"]
