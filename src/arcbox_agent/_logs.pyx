@@ -8,7 +8,7 @@ the caller may choose the thread that waits.
 """
 
 from libc.errno cimport EAGAIN, ENOMEM, errno
-from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memmove
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -65,10 +65,10 @@ cdef struct State:
     int64_t until
     size_t part_limit
     Position here  # of the first byte not yet used up
-    int64_t skip[STREAMS]  # lines that begin before it are not for us
+    int64_t skip[STREAMS]  # lines of this stream that begin before it are left out
     int64_t entries
     int64_t last_stamp
-    # The line that is longer than LINE_WINDOW and being passed on in pieces.
+    # The engine is inside a line longer than LINE_WINDOW, which flows through in pieces.
     bint inside
     bint dropped
     bint more
@@ -96,7 +96,6 @@ cdef int emit(
         state.entries += 1
         state.last_stamp = stamp
     return rc
-
 
 
 cdef int chain_add(State* state, Output* out, int stream, const char* text, size_t n) noexcept nogil:
@@ -289,7 +288,7 @@ cdef int run(
             break
         if got < 0:
             return <int> got
-        # The end of the file, or only of its cached part: the next read tells.
+        # The end of the file, or only of its cached part: the next read shows which.
         cut = nowait and 0 < <size_t> got < want and (at + got) % PAGE == 0
         last = (<size_t> got < want and not cut) or want == 0 or at + got >= end
         inp.stop += got

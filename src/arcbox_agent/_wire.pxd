@@ -63,7 +63,7 @@ cdef extern from "Python.h":
 cdef PyObject* zero         # 0
 cdef PyObject* empty_str    # ""
 cdef PyObject* empty_bytes  # b""
-cdef PyObject* unset        # (): a list or a map that nobody has asked for yet
+cdef PyObject* unset        # (): a list or a map that was never asked for
 
 # Messages of the schema nest less deep than this; the generator checks it.
 cdef enum:
@@ -258,7 +258,6 @@ cdef inline uint8_t* write_double(Writer* w, uint8_t* p, uint32_t tag, PyObject*
         return p
     p = reserve_short(w, p)
     return prepend_tag(prepend_double(p, number), tag)
-
 
 
 # ------------------------------------------------------------------ decoding
