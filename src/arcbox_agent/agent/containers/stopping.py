@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from arcbox_agent.agent.containers.model import Container
-    from arcbox_agent.agent.containers.runtimes.protocol import Running
+    from arcbox_agent.agent.containers.runtimes.protocol import Run
     from arcbox_agent.agent.containers.tasks import Tasks
 
 log = Logger("containers")
@@ -52,7 +52,7 @@ class Stopper:
         await asyncio.wait([watcher])
 
     async def _stop(
-        self, container: Container, run: Running, watcher: asyncio.Task[None], stop: Stop, gently: bool
+        self, container: Container, run: Run, watcher: asyncio.Task[None], stop: Stop, gently: bool
     ) -> None:
         loop = asyncio.get_running_loop()
         if gently:
@@ -81,13 +81,14 @@ class Stopper:
     def kill(self, container: Container, sig: int) -> None:
         """Send one signal to the main process.  ConflictError: it does not run."""
         container.check(Trigger.KILL)
-        if container.run is None or not container.run.send_signal(sig):
+        assert container.run is not None
+        if not container.run.send_signal(sig):
             raise refusal(container.life.state, Trigger.KILL, container.id)
         if sig == signal.SIGKILL and container.stop is not None:
             # A Stop that is under way ends its patience with the rest, too.
             container.stop.shorten(asyncio.get_running_loop().time())
 
-    async def end_leftovers(self, container: Container, run: Running) -> None:
+    async def end_leftovers(self, container: Container, run: Run) -> None:
         """After the main process's end: end what it left behind.
 
         A Stop leaves it the rest of its time to end by itself.  Then it is killed.
