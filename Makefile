@@ -49,8 +49,12 @@ vm-bench: $(STAMPS)/test $(STAMPS)/debian ## boot to first answer, round trip ov
 vm-soak: $(STAMPS)/test $(STAMPS)/debian ## the soak in a virtual machine, over vsock (SECONDS=600 SEED=7)
 	@$(BIN)/python -m tests.vm.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(SOAK_ARGS)
 
-check: $(STAMPS)/test ## generated files up to date, types (mypy --strict), stubs against the compiled modules
+check: $(STAMPS)/check ## generated files up to date, lint, format, types, stubs against the compiled modules
 	$(BIN)/python tools/generate_messages.py --check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@# cython-lint starts pycodestyle by its name.
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint src
 	$(BIN)/python -m mypy
 	$(BIN)/python -m mypy.stubtest --concise --ignore-disjoint-bases --allowlist tools/stubtest-allowlist.txt \
 	    --ignore-unused-allowlist $(patsubst src/arcbox_agent/%.pyi,arcbox_agent.%,$(wildcard src/arcbox_agent/_*.pyi))
@@ -71,7 +75,7 @@ install: $(STAMPS)/run ## .venv/bin/arcbox-agent and .venv/bin/arcboxctl, to try
 	@echo 'Ready: $(BIN)/arcbox-agent and $(BIN)/arcboxctl'
 
 clean: ## away with everything that was built, .venv too
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
 	rm -f src/arcbox_agent/*.so
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
@@ -100,6 +104,12 @@ $(STAMPS)/test: $(STAMPS)/run pyproject.toml
 	@echo '==> Installing what the tests need'
 	@ARCBOX_PREBUILT=1; export ARCBOX_PREBUILT; \
 	    $(PIP_INSTALL) --no-build-isolation -e '.[test]' $(QUIETER)
+	@touch $@
+
+$(STAMPS)/check: $(STAMPS)/test pyproject.toml
+	@echo '==> Installing what the checks need'
+	@ARCBOX_PREBUILT=1; export ARCBOX_PREBUILT; \
+	    $(PIP_INSTALL) --no-build-isolation -e '.[test,check]' $(QUIETER)
 	@touch $@
 
 $(STAMPS)/debian: tools/apt-packages.txt tools/setup-debian.sh | $(STAMPS)/venv

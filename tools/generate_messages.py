@@ -279,7 +279,8 @@ def _merge(message: Declaration) -> Iterator[str]:
         if field.message and field.repeated:
             yield f"                if <PyObject*>self.{field.name} == unset:"
             yield f"                    self.{field.name} = []"
-            yield f"                p = read_message_item(place, {tag}, p, end, <list>self.{field.name}, _{field.message})"
+            item = f"<list>self.{field.name}, _{field.message}"
+            yield f"                p = read_message_item(place, {tag}, p, end, {item})"
         elif field.message:
             yield f"                if self.{field.name} is None:"
             yield f"                    self.{field.name} = new_message(_{field.message})"

@@ -13,7 +13,7 @@ import pytest
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "host.md"
 ADDRESS = "unix:///run/arcbox-agent.sock"
 
-BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.M | re.S)
+BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def examples():

@@ -144,7 +144,11 @@ def test_a_signal_is_sent_by_name_or_number(client: sync.Client, name: str, numb
 
 
 def test_kill_signals_the_main_process_alone(client: sync.Client) -> None:
-    script = "trap 'echo got' USR1; sh -c 'trap \"echo child\" USR1; echo ready; sleep 1 & wait; wait' & while :; do wait && break; done"
+    script = (
+        "trap 'echo got' USR1; "
+        "sh -c 'trap \"echo child\" USR1; echo ready; sleep 1 & wait; wait' & "
+        "while :; do wait && break; done"
+    )
     id = client.create_container(cmd=["sh", "-c", script]).id
     client.start_container(id)
     eventually(lambda: b"ready" in [entry.data for entry in client.logs(id)])

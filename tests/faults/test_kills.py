@@ -51,7 +51,7 @@ def test_an_agent_killed_at_any_moment_lists_the_truth_and_loses_no_line(world: 
 async def _killed_again_and_again(world: World, choice: random.Random) -> None:
     agent = world.agent
     killed = time.clock_gettime(time.CLOCK_BOOTTIME)
-    for number in range(KILLS):
+    for _ in range(KILLS):
         agent.start()
         if choice.random() < 0.2:
             # While it starts, and finds again what was there.

@@ -32,7 +32,7 @@ stamps = st.one_of(
         st.one_of(st.just(b""), st.integers(0, 11).map(lambda n: b"." + b"123456789012"[:n])),
         st.sampled_from(b"Tt "),
         zones,
-    ),  # fmt: skip
+    ),
     st.integers(0, 59).map(lambda s: b"2026-11-23T17:45:%02d.5Z" % s),
 )
 texts = st.one_of(
@@ -72,7 +72,7 @@ lines = st.one_of(
         st.lists(escapes, max_size=5),
         st.sampled_from([b"\\n", b""]),
         st.sampled_from([b"", b',"attrs":{"a":[1,"}"]}', b', "x" : null ']),
-    ).map(lambda line: line.replace(b"\n", b"")),  # fmt: skip
+    ).map(lambda line: line.replace(b"\n", b"")),
     texts,
     st.sampled_from([b"{", b"[", b"2026", b'{"log":"x"}', b"{}"]),
 )

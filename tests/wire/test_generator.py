@@ -9,7 +9,8 @@ import pytest
 
 from tools import generate_messages
 
-HEAD = 'syntax = "proto3";\npackage arcbox.agent;\nimport "google/protobuf/descriptor.proto";\n' + (
+HEAD = (
+    'syntax = "proto3";\npackage arcbox.agent;\nimport "google/protobuf/descriptor.proto";\n'
     "extend google.protobuf.MessageOptions {\n"
     "  optional uint32 type = 50001;\n"
     "  optional uint32 frame_version = 50002;\n"

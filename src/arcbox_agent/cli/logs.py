@@ -137,7 +137,7 @@ def _show_file(
         stdout=stdout or not stderr,
         stderr=stderr or not stdout,
         # 0 lines means all there; the file is opened none the less, so that a wrong path is told.
-        tail=tail if tail else 0,
+        tail=tail or 0,
         since=since,
         until=until,
         timestamps=timestamps and not session.json,
