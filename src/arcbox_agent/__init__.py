@@ -5,8 +5,8 @@
     async with arcbox_agent.connect("vsock://3:1024") as client:
         print(await client.ping())
 
-Nothing is imported before it is asked for: in the guest the agent starts on the
-same package, and pays for no client.
+A name is imported on first use: the agent in the guest starts from the same package and
+must not pay for the client.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 
 __all__ = ["Client", "__version__", "connect", "errors", "sync", "wire"]
 
-#: Public name -> the module it is in.  A module's own name stands for the module.
+#: Public name -> the module that has it.  A module's own name stands for the module.
 _HOMES = {
     "Client": "arcbox_agent.client",
     "connect": "arcbox_agent.client",
@@ -30,16 +30,18 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+if not TYPE_CHECKING:
+    # Hidden from type checkers, for which it would make every misspelt name right.
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
 
-    home = _HOMES[name]
-    module = import_module(home)
-    value: object = module if home == f"{__name__}.{name}" else getattr(module, name)
-    globals()[name] = value
-    return value
+        home = _HOMES[name]
+        module = import_module(home)
+        value: object = module if home == f"{__name__}.{name}" else getattr(module, name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

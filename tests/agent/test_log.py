@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from arcbox_agent.agent.observe import log
-from arcbox_agent.agent.observe.log import EveryMinute, Logger, Sink, quote
+from arcbox_agent.agent.observe.log import Logger, Sink, quote
+from arcbox_agent.agent.observe.rate import OncePerMinute
 from arcbox_agent.wire import AttachRequest, CreateContainerRequest, RemoveContainerRequest
 from tests.agent.peer import Peer, eventually
 from tests.conftest import REPOSITORY
@@ -173,19 +174,38 @@ def test_a_reader_that_is_gone_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> 
     os.close(writing)
 
 
-def test_what_comes_too_often_passes_once_a_minute_with_how_many_were_silent() -> None:
-    gate = EveryMinute(interval=3600)
-    assert [gate.passes("a") for _ in range(3)] == [0, None, None]
-    assert gate.passes("b") == 0
+def test_what_comes_too_often_is_admitted_once_a_minute_with_how_many_were_suppressed() -> None:
+    gate = OncePerMinute(interval=3600)
+    assert [gate.admit("a") for _ in range(3)] == [0, None, None]
+    assert gate.admit("b") == 0
     gate.interval = 0
-    assert gate.passes("a") == 2
-    assert gate.passes("a") == 0
+    assert gate.admit("a") == 2
+    assert gate.admit("a") == 0
 
 
-def test_kinds_without_number_are_silent_and_cost_nothing() -> None:
-    gate = EveryMinute(interval=3600)
-    passed = [gate.passes(str(i)) for i in range(1000)]
+def test_keys_without_number_are_suppressed_and_cost_nothing() -> None:
+    gate = OncePerMinute(interval=3600)
+    passed = [gate.admit(str(i)) for i in range(1000)]
     assert passed == [0] * gate.MOST_KEYS + [None] * (1000 - gate.MOST_KEYS)
+
+
+def test_a_line_says_how_many_like_it_were_suppressed() -> None:
+    gate = OncePerMinute(interval=3600)
+    lines: list[tuple[str, dict[str, object]]] = []
+
+    def write(message: str, **values: object) -> None:
+        lines.append((message, values))
+
+    for number in range(3):
+        gate.log(write, "refused", "also_refused", "uid 7", number=number)
+    gate.log(write, "refused", "also_refused", "uid 8", number=3)
+    gate.interval = 0
+    gate.log(write, "refused", "also_refused", "uid 7", number=4)
+    assert lines == [
+        ("refused", {"number": 0, "also_refused": 0}),
+        ("refused", {"number": 3, "also_refused": 0}),
+        ("refused", {"number": 4, "also_refused": 2}),
+    ]
 
 
 def test_a_clock_that_cannot_be_set_is_told_once_a_minute() -> None:

@@ -6,6 +6,7 @@ import gc
 import inspect
 import os
 import pickle
+import pydoc
 import signal
 import subprocess
 import sys
@@ -35,24 +36,56 @@ def _no_thread_is_left():
     assert client_threads() == []
 
 
-def test_both_clients_have_the_same_methods_with_the_same_arguments():
-    def methods(cls):
+def methods(client):
+    return {
+        name: method
+        for name, method in inspect.getmembers(client, inspect.isfunction)
+        if not name.startswith("_") and name not in ("close", "aclose")
+    }
+
+
+def test_both_clients_have_the_same_methods_with_the_same_arguments_and_docstrings():
+    def shown(client):
         return {
-            name: inspect.signature(method).parameters
-            for name, method in vars(cls).items()
-            if not name.startswith("_") and name not in ("close", "aclose")
+            name: [(p.name, p.kind, p.default, p.annotation) for p in inspect.signature(method).parameters.values()]
+            + [inspect.getdoc(method)]
+            for name, method in methods(client).items()
         }
 
-    def parameters(of):
-        return {
-            name: [(p.name, p.kind, p.default, p.annotation) for p in parameters.values()]
-            for name, parameters in methods(of).items()
-        }
-
-    assert parameters(sync.Client) == parameters(arcbox_agent.Client)
+    assert shown(sync.Client) == shown(arcbox_agent.Client)
+    assert all(inspect.getdoc(method) for method in methods(sync.Client).values())
     assert list(inspect.signature(sync.connect).parameters.values()) == list(
         inspect.signature(arcbox_agent.connect).parameters.values()
     )
+
+
+def test_help_shows_every_keyword_with_its_default_and_what_the_blocking_client_returns():
+    assert str(inspect.signature(sync.Client.logs)).replace("'", "") == (
+        "(self, container: str, *, follow: bool = False, tail: int = 0, since: Time | None = None, "
+        "until: Time | None = None, stdout: bool = False, stderr: bool = False, timestamps: bool = False) "
+        "-> BlockingStream[LogEntry]"
+    )
+    assert list(inspect.signature(sync.Client.exec).parameters) == [
+        *("self", "cmd", "check", "output_limit", "tty", "tty_width", "tty_height", "timeout"),
+        *("container", "env", "working_dir", "user", "stdin"),
+    ]
+    assert str(inspect.signature(sync.connect)).replace("'", "").endswith("-> Client")
+    assert "exec_detached(self, cmd: " in pydoc.plain(pydoc.render_doc(sync.Client))
+
+
+def test_a_misspelt_keyword_is_refused_before_anything_is_sent():
+    with server(answer_pings) as agent, sync.connect(agent.address) as client:
+        for call, what in (
+            (client.exec, ["true"]),
+            (client.exec_stream, ["true"]),
+            (client.exec_detached, ["true"]),
+            (client.logs, "web"),
+        ):
+            with pytest.raises(TypeError, match="unexpected keyword argument 'contaner'"):
+                call(what, contaner="web")
+        # A detached command has no terminal.
+        with pytest.raises(TypeError, match="unexpected keyword argument 'tty'"):
+            client.exec_detached(["sh"], tty=True)
 
 
 def test_a_call_is_a_function_call():

@@ -22,6 +22,7 @@ from arcbox_agent.agent.processes.children import (
     SpawnSpec,
     start_time_of,
 )
+from arcbox_agent.agent.processes.lanes import Lanes
 
 from .support import Counts, children, null, open_descriptors, run
 
@@ -33,7 +34,7 @@ def spec(*argv: str, **more: object) -> SpawnSpec:
 
 def test_a_process_ends_with_its_exit_code() -> None:
     async def main() -> None:
-        processes = Processes(asyncio.get_running_loop())
+        processes = Processes(asyncio.get_running_loop(), Lanes())
         process = await processes.spawn(spec("/bin/sh", "-c", "exit 42"))
         assert await process.wait() == ExitStatus(42)
         assert process.pidfd == -1
@@ -45,7 +46,7 @@ def test_a_process_ends_with_its_exit_code() -> None:
 
 def test_a_process_ends_by_a_signal() -> None:
     async def main() -> None:
-        processes = Processes(asyncio.get_running_loop())
+        processes = Processes(asyncio.get_running_loop(), Lanes())
         process = await processes.spawn(spec("/bin/sleep", "60"))
         assert process.start_time == start_time_of(process.pid)
         assert process.send_signal(signal.SIGTERM)
@@ -60,7 +61,7 @@ def test_a_process_ends_by_a_signal() -> None:
 
 def test_many_may_wait_and_one_that_gives_up_disturbs_no_other() -> None:
     async def main() -> None:
-        processes = Processes(asyncio.get_running_loop())
+        processes = Processes(asyncio.get_running_loop(), Lanes())
         process = await processes.spawn(spec("/bin/sleep", "60"))
         waiters = [asyncio.create_task(process.wait()) for _ in range(5)]
         await asyncio.sleep(0)
@@ -95,7 +96,7 @@ def test_many_may_wait_and_one_that_gives_up_disturbs_no_other() -> None:
 )
 def test_a_failed_spawn_says_why_and_leaves_nothing(more: dict[str, object], number: int, step: str) -> None:
     async def main() -> None:
-        processes = Processes(asyncio.get_running_loop())
+        processes = Processes(asyncio.get_running_loop(), Lanes())
         await (await processes.spawn(spec("/bin/true"))).wait()  # the thread's own descriptors are open now
         before = open_descriptors(), children()
         argv = more.pop("argv")
@@ -110,7 +111,7 @@ def test_a_failed_spawn_says_why_and_leaves_nothing(more: dict[str, object], num
 
 def test_a_thousand_spawns_leave_no_descriptor_and_no_zombie() -> None:
     async def main() -> None:
-        processes = Processes(asyncio.get_running_loop())
+        processes = Processes(asyncio.get_running_loop(), Lanes())
         await asyncio.gather(*[(await processes.spawn(spec("/bin/true"))).wait() for _ in range(20)])
         before = open_descriptors(), children()
 
@@ -128,7 +129,7 @@ def test_a_thousand_spawns_leave_no_descriptor_and_no_zombie() -> None:
 
 def test_a_spawn_whose_caller_gives_up_leaves_no_process() -> None:
     async def main() -> None:
-        processes = Processes(asyncio.get_running_loop())
+        processes = Processes(asyncio.get_running_loop(), Lanes())
         before = open_descriptors(), children()
         for turns in range(1, 10):
             task = asyncio.create_task(processes.spawn(spec("/bin/sleep", "60")))
@@ -149,7 +150,7 @@ def test_a_spawn_whose_caller_gives_up_leaves_no_process() -> None:
 
 def test_the_program_sees_three_descriptors_default_signals_and_nothing_of_the_agent() -> None:
     async def main() -> bytes:
-        processes = Processes(asyncio.get_running_loop())
+        processes = Processes(asyncio.get_running_loop(), Lanes())
         extra = os.open("/etc/passwd", os.O_RDONLY)
         os.set_inheritable(extra, True)
         old = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -186,11 +187,11 @@ def test_the_program_sees_three_descriptors_default_signals_and_nothing_of_the_a
 def test_a_running_process_can_be_adopted_and_its_exit_is_told() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        first = Processes(loop)
+        first = Processes(loop, Lanes())
         process = await first.spawn(spec("/bin/sh", "-c", "read x </dev/tty; sleep 0.2; exit 7"))
         pid, start_time = process.pid, process.start_time
         await first.close()
-        second = Processes(loop)
+        second = Processes(loop, Lanes())
         assert second.adopt(pid, start_time + 1) is None
         adopted = second.adopt(pid, start_time)
         assert adopted is not None
@@ -205,7 +206,7 @@ def test_a_process_of_another_parent_can_be_adopted() -> None:
     """The grandchild's parent takes its status; the kernel tells it to us too."""
 
     async def main() -> None:
-        processes = Processes(asyncio.get_running_loop())
+        processes = Processes(asyncio.get_running_loop(), Lanes())
         reader, writer = os.pipe2(os.O_CLOEXEC)
         parent = await processes.spawn(
             SpawnSpec(
@@ -238,7 +239,7 @@ def test_orphans_are_reaped_and_the_status_of_an_owned_child_is_not() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         metrics = Counts()
-        processes = Processes(loop, metrics)
+        processes = Processes(loop, Lanes(), metrics)
         processes.watch_orphans()
 
         async def one(n: int) -> None:
@@ -260,7 +261,7 @@ def test_orphans_are_reaped_and_the_status_of_an_owned_child_is_not() -> None:
 
 def test_a_spawn_with_other_ids_leaves_the_agent_as_it_was() -> None:
     async def main() -> bytes:
-        processes = Processes(asyncio.get_running_loop())
+        processes = Processes(asyncio.get_running_loop(), Lanes())
         reader, writer = os.pipe2(os.O_CLOEXEC)
         process = await processes.spawn(
             SpawnSpec(["/usr/bin/id"], stdio=(null(), writer, null()), ids=(4242, 4343, (4444, 4545)))
@@ -296,7 +297,7 @@ async def stopped_before_its_program(uid: int) -> int:
 
 def test_no_user_can_write_into_the_agent_by_a_child_that_has_no_program_yet() -> None:
     async def main() -> None:
-        processes = Processes(asyncio.get_running_loop())
+        processes = Processes(asyncio.get_running_loop(), Lanes())
         searching = spec("/bin/true", programs=SEARCHING, ids=(STRANGER, STRANGER, ()))
         spawning = asyncio.create_task(processes.spawn(searching))
         child = await stopped_before_its_program(STRANGER)
@@ -315,7 +316,7 @@ def test_no_user_can_write_into_the_agent_by_a_child_that_has_no_program_yet() -
 
 def test_a_child_that_its_user_stops_before_it_has_its_program_holds_no_other_up() -> None:
     async def main() -> None:
-        processes = Processes(asyncio.get_running_loop())
+        processes = Processes(asyncio.get_running_loop(), Lanes())
         searching = spec("/bin/true", programs=SEARCHING, ids=(STRANGER, STRANGER, ()))
         spawning = asyncio.create_task(processes.spawn(searching))
         await stopped_before_its_program(STRANGER)
@@ -327,7 +328,7 @@ def test_a_child_that_its_user_stops_before_it_has_its_program_holds_no_other_up
 
 def test_the_pid_file_holds_the_childs_own_stat_line(tmp_path: os.PathLike[str]) -> None:
     async def main() -> None:
-        processes = Processes(asyncio.get_running_loop())
+        processes = Processes(asyncio.get_running_loop(), Lanes())
         path = os.path.join(tmp_path, "pid")
         process = await processes.spawn(
             spec("/bin/sleep", "60", pid_fd=os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC))
@@ -347,7 +348,7 @@ def test_the_pid_file_holds_the_childs_own_stat_line(tmp_path: os.PathLike[str])
 
 def test_wherever_the_descriptors_run_out_nothing_is_left_of_a_spawn() -> None:
     async def main() -> None:
-        processes = Processes(asyncio.get_running_loop())
+        processes = Processes(asyncio.get_running_loop(), Lanes())
         assert await (await processes.spawn(spec("/bin/true"))).wait() == ExitStatus(0)  # the threads are there now
         before, limits = open_descriptors(), resource.getrlimit(resource.RLIMIT_NOFILE)
         refused = started = 0

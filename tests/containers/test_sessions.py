@@ -21,6 +21,7 @@ from arcbox_agent import sync
 from arcbox_agent.agent.processes.cgroups import Cgroup, find_parent
 from arcbox_agent.agent.processes.children import Processes, SpawnSpec
 from arcbox_agent.agent.processes.descendants import Session
+from arcbox_agent.agent.processes.lanes import Lanes
 from tools.stress.agent import AgentProcess
 
 from .support import alive, eventually, lines_of, null, run
@@ -136,7 +137,7 @@ def test_a_container_from_before_there_were_cgroups_is_stopped_with_all_it_start
 
 def test_a_session_whose_number_is_a_strangers_now_has_nothing_of_ours() -> None:
     async def main() -> None:
-        processes = Processes(asyncio.get_running_loop())
+        processes = Processes(asyncio.get_running_loop(), Lanes())
         fd = null()
         process = await processes.spawn(SpawnSpec(["/bin/sleep", "1000"], stdio=(fd, fd, fd)))
         assert Session(process.pid, process.start_time).pids() == {process.pid}
@@ -161,7 +162,7 @@ def test_a_cgroup_is_killed_below_itself_too_and_removed() -> None:
     inner.create()
 
     async def main() -> None:
-        processes = Processes(asyncio.get_running_loop())
+        processes = Processes(asyncio.get_running_loop(), Lanes())
         spawned = []
         for cgroup in (top, inner):
             fd = null()

@@ -17,7 +17,7 @@ import pytest
 
 import arcbox_agent
 from arcbox_agent import sync, wire
-from arcbox_agent.agent.containers.runtimes.process.runtime import THREADS
+from arcbox_agent.agent.processes.lanes import DISK_THREADS
 
 from .support import alive, eventually, lines_of, run
 
@@ -252,7 +252,7 @@ def test_the_agent_ends_though_a_container_cannot_be_killed(start_agent: Callabl
 def hang_on_the_disk(agent: Any, client: sync.Client, connections: ExitStack) -> list[Path]:
     """Every thread that writes records opens a FIFO that nobody reads, and so hangs; which FIFOs."""
     fifos = []
-    for _ in range(THREADS):
+    for _ in range(DISK_THREADS):
         id = client.create_container(cmd=["true"]).id
         # Where a record is written first.
         fifos.append(agent.state_dir / "containers" / f"{id}.json.tmp")
@@ -261,7 +261,7 @@ def hang_on_the_disk(agent: Any, client: sync.Client, connections: ExitStack) ->
         starting.connect(str(agent.socket_path))
         starting.sendall(wire.encode_message(wire.StartContainerRequest(id=id)))
     threads = Path(f"/proc/{agent.process.pid}/task")
-    eventually(lambda: sum("fifo_open" in each.read_text() for each in threads.glob("*/stack")) == THREADS)
+    eventually(lambda: sum("fifo_open" in each.read_text() for each in threads.glob("*/stack")) == DISK_THREADS)
     return fifos
 
 

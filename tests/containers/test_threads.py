@@ -13,7 +13,7 @@ SOURCE = Path(__file__).resolve().parents[2] / "src"
 AS_ANOTHER = """
 import asyncio, errno, os, resource, sys, threading, time
 from arcbox_agent.agent.processes.children import Processes, SpawnError, SpawnSpec
-from arcbox_agent.agent.processes.lanes import Threads
+from arcbox_agent.agent.processes.lanes import Lanes, Threads
 
 os.setresuid(*[0x5A5A0000 + os.getpid()] * 3)
 _, most = resource.getrlimit(resource.RLIMIT_NPROC)
@@ -48,7 +48,7 @@ assert done == ["taken"]
 
 SPAWN = """
 async def main():
-    processes = Processes(asyncio.get_running_loop())
+    processes = Processes(asyncio.get_running_loop(), Lanes())
     null = os.open("/dev/null", os.O_RDWR)
     def spec(program):
         return SpawnSpec([program], stdio=(os.dup(null),) * 3)

@@ -18,9 +18,10 @@ import pytest
 
 from arcbox_agent import connect, sync
 from arcbox_agent._spawn import exit_status
-from arcbox_agent.agent.processes import keeper as keeper_module
+from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.processes.children import Processes
 from arcbox_agent.agent.processes.keeper import Keeper
+from arcbox_agent.agent.processes.lanes import Lanes
 from tests.containers.support import eventually
 from tools.stress.agent import PATIENCE, AgentProcess
 
@@ -28,14 +29,15 @@ from tools.stress.agent import PATIENCE, AgentProcess
 @asynccontextmanager
 async def agents() -> AsyncIterator[tuple[Callable[[], Awaitable[Keeper]], Processes]]:
     """`next_agent()`: the keeper's other side, anew, as each agent makes it."""
-    processes = Processes(asyncio.get_running_loop())
+    lanes = Lanes()
+    processes = Processes(asyncio.get_running_loop(), lanes)
     with tempfile.TemporaryDirectory(prefix="arcbox-") as directory:
         keepers: list[Keeper] = []
 
         async def next_agent() -> Keeper:
             if keepers:
                 await keepers[-1].close()
-            keepers.append(Keeper(str(Path(directory) / "keeper.sock"), processes))
+            keepers.append(Keeper(str(Path(directory) / "keeper.sock"), processes, lanes))
             return keepers[-1]
 
         try:
@@ -226,7 +228,7 @@ def test_it_keeps_what_came_in_several_calls_and_no_more_than_it_may() -> None:
 
 def test_a_keeper_that_was_slow_once_still_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
-        monkeypatch.setattr(keeper_module, "PATIENCE", 0.5)
+        monkeypatch.setattr(budget, "KEEPER_REPLY", 0.5)
         async with agents() as (next_agent, processes):
             keeper = await next_agent()
             reading, writing = os.pipe()

@@ -17,6 +17,7 @@ from arcbox_agent.agent.containers.store import Store
 from arcbox_agent.agent.metrics import Metrics
 from arcbox_agent.agent.processes import cgroups
 from arcbox_agent.agent.processes.children import Processes, SpawnSpec
+from arcbox_agent.agent.processes.lanes import Lanes
 from tests.containers.support import eventually
 from tools.stress.agent import PATIENCE, AgentProcess
 
@@ -86,16 +87,17 @@ async def _exit_codes(agent: AgentProcess) -> tuple[int, int, int]:
 def test_what_could_not_be_killed_when_its_run_ended_is_killed_when_that_is_cleaned_up(tmp_path: Path) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        processes, capture = Processes(loop), Capture(Settings(), Metrics())
+        lanes = Lanes()
+        processes, capture = Processes(loop, lanes), Capture(Settings(), Metrics())
         store = Store(str(tmp_path), str(tmp_path))
-        runtime = ProcessRuntime(store, processes, capture, str(tmp_path), str(tmp_path))
+        runtime = ProcessRuntime(store, processes, lanes, capture, str(tmp_path), str(tmp_path))
         parent = cgroups.find_parent(_cgroup_name(str(tmp_path)))
         assert parent is not None, "this test needs cgroup2"
         left = cgroups.Cgroup(f"{parent}/x")
         left.create()
         null = os.open("/dev/null", os.O_RDWR)
         process = await processes.spawn(SpawnSpec(["/bin/sleep", "1000"], stdio=(null,) * 3, cgroup_fd=left.open()))
-        await runtime.in_thread(runtime.clean, "x", left)
+        await lanes.disk(runtime.clean, "x", left)
         async with asyncio.timeout(PATIENCE):
             assert (await process.wait()).signal == signal.SIGKILL
         assert not os.path.exists(left.path)

@@ -21,7 +21,7 @@ import pytest
 
 from arcbox_agent._capture import CaptureLog, Source
 from arcbox_agent.agent.config.table import Settings
-from arcbox_agent.agent.containers.output import capture as capture_module
+from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.containers.output.capture import Capture
 from arcbox_agent.agent.metrics import Metrics
 from arcbox_agent.logs import read_log
@@ -147,7 +147,7 @@ def test_finish_waits_no_longer_than_it_may_for_one_who_holds_the_output_open(tm
 def test_a_disk_that_hangs_does_not_keep_the_capture_from_closing(
     tmp_path: Path, run_async: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capture_module, "PATIENCE", 0.2)
+    monkeypatch.setattr(budget, "CAPTURE_ENDED", 0.2)
     begun, hangs = threading.Event(), threading.Event()
 
     def hang(_: object) -> None:

@@ -19,8 +19,8 @@ import pytest
 
 from arcbox_agent import _inotify, _logs, wire
 from arcbox_agent.agent.config.table import Settings
-from arcbox_agent.agent.logs import follower
-from arcbox_agent.agent.logs.cursor import Cursor
+from arcbox_agent.agent.logs import flow
+from arcbox_agent.agent.logs.cursor import BLOCKED, MORE, Cursor
 from arcbox_agent.agent.logs.follower import Follow, Followers, Options
 from arcbox_agent.agent.logs.inotify import Inotify
 from arcbox_agent.agent.metrics import Metrics
@@ -119,7 +119,7 @@ def test_many_followers_share_one_reader_and_the_slow_one_catches_up_alone(
 ) -> None:
     log = tmp_path / "web.log"
     lines = 20_000
-    monkeypatch.setattr(follower, "RING_LIMIT", 1 << 18)  # less than that
+    monkeypatch.setattr(flow, "RING_LIMIT", 1 << 18)  # less than that
 
     async def scenario() -> None:
         log.touch()
@@ -192,17 +192,17 @@ def test_tail_and_follow_meet_without_a_gap(tmp_path: Path, run_async: Any) -> N
             writer = start("log_writer_process", log, 2, lines, "rotate once")
             await until(lambda: log.stat().st_size > 0 if log.exists() else False)
             found: list[list[bytes]] = []
-            tasks = []
+            tasks, follows = [], []
             while writer.poll() is None:
                 found.append([])
                 options = Options(tail=100, stderr=len(found) % 2 == 0)
-                tasks.append(
-                    asyncio.create_task(collect(all_of_them.follow(str(log), options, lambda: over), found[-1]))
-                )
+                follows.append(all_of_them.follow(str(log), options, lambda: over))
+                tasks.append(asyncio.create_task(collect(follows[-1], found[-1])))
                 await asyncio.sleep(0.2)
             await asyncio.sleep(0.1)
             over = True
-            all_of_them.wake_all()
+            for follow in follows:
+                follow.wake()
             await asyncio.gather(*tasks)
             assert tasks
             for index, each in enumerate(found):
@@ -400,7 +400,7 @@ class SlowRead:
                 # As where the page cache has it, which a read on tmpfs could not ask for.
                 return read(cursor, False, end)
             if nowait:
-                return _logs.BLOCKED, cursor.engine.nothing
+                return BLOCKED, cursor.engine.nothing
             self.begun.set()
             assert self._go.wait(60)
             result = read(cursor, nowait, end)
@@ -464,7 +464,7 @@ def test_a_follower_whose_read_a_thread_has_done_can_be_let_go(
             task = asyncio.create_task(collect(alone, found))
             await until(lambda: found)
             monkeypatch.setattr(Cursor, "read", slow.stand_in())
-            monkeypatch.setattr(follower, "RING_LIMIT", 1 << 10)
+            monkeypatch.setattr(flow, "RING_LIMIT", 1 << 10)
             add(log, *lines)
             await until(slow.begun.is_set)
             # Another comes, further on than the thread will be, and before the first has taken what is read.
@@ -511,7 +511,7 @@ def test_a_rotated_file_is_left_only_at_its_end(tmp_path: Path) -> None:
     found: list[bytes] = []
     while len(found) < 2:
         status, output = cursor.read()
-        assert output or status == _logs.MORE, "the end was told too early"
+        assert output or status is MORE, "the end was told too early"
         found += [entry.data for entry in output]
     assert found == [b"first", b"second"]
 
@@ -520,7 +520,7 @@ def test_a_slow_follower_that_was_left_alone_survives_a_truncation(
     tmp_path: Path, run_async: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = tmp_path / "web.log"
-    monkeypatch.setattr(follower, "RING_LIMIT", 1 << 10)
+    monkeypatch.setattr(flow, "RING_LIMIT", 1 << 10)
     text = b"x" * 1000
 
     async def scenario() -> None:

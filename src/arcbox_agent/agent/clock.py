@@ -15,7 +15,8 @@ import os
 import struct
 import time
 
-from arcbox_agent.agent.observe.log import EveryMinute, Logger
+from arcbox_agent.agent.observe.log import Logger
+from arcbox_agent.agent.observe.rate import OncePerMinute
 from arcbox_agent.errors import BadRequestError
 
 TYPE_CHECKING = False
@@ -32,7 +33,7 @@ EARLIEST, LATEST = 946_684_800, 7_258_118_400
 
 
 #: A host sends its time with every ping.
-_refused_log = EveryMinute()
+_refused_log = OncePerMinute()
 
 
 def follow_host(timestamp: int, metrics: Metrics) -> bool:
@@ -49,8 +50,7 @@ def follow_host(timestamp: int, metrics: Metrics) -> bool:
         time.clock_settime(time.CLOCK_REALTIME, timestamp)
     except OSError as error:
         # The ping is answered all the same: it asked how the agent is.
-        if (silent := _refused_log.passes()) is not None:
-            log.warning("cannot set the clock", behind=f"{behind:.3f}", error=error, also_refused=silent)
+        _refused_log.log(log.warning, "cannot set the clock", "also_refused", behind=f"{behind:.3f}", error=error)
         metrics.add("clock_refused")
         return False
     metrics.add("clock_set")

@@ -21,7 +21,7 @@ import uvloop
 from arcbox_agent import __version__
 from arcbox_agent.agent import config
 from arcbox_agent.agent.commands.commands import Commands
-from arcbox_agent.agent.config import directories
+from arcbox_agent.agent.config import budget, directories
 from arcbox_agent.agent.containers.output.capture import Capture
 from arcbox_agent.agent.containers.service import Containers
 from arcbox_agent.agent.logs.follower import Followers
@@ -30,7 +30,7 @@ from arcbox_agent.agent.observe import log as agent_log
 from arcbox_agent.agent.observe.log import LEVELS, Logger, handle_loop_exception, write_stderr
 from arcbox_agent.agent.observe.notify import Notifier
 from arcbox_agent.agent.processes.children import Processes
-from arcbox_agent.agent.processes.lanes import Threads
+from arcbox_agent.agent.processes.lanes import Lanes
 from arcbox_agent.agent.routes import ROUTES
 from arcbox_agent.agent.serving.listeners import Listener, open_listeners, open_unix
 from arcbox_agent.agent.serving.metrics_endpoint import MetricsEndpoint
@@ -51,9 +51,6 @@ EXIT_OK = 0
 EXIT_FAILED = 1  # the log says why
 EXIT_USAGE = 2  # a setting is wrong: fix it, starting again does not help
 
-#: At the end: how long what threads do may take.
-THREADS_PATIENCE = 2.0
-
 
 class Agent:
     """One agent: its settings, its parts, and its end.
@@ -69,10 +66,12 @@ class Agent:
         self.notifier = Notifier()
         self.metrics = Metrics()
         self.loop: AbstractEventLoop = asyncio.get_running_loop()
-        self.processes = Processes(self.loop, self.metrics)
+        self.lanes = Lanes()
+        self.lanes.become_default()
+        self.processes = Processes(self.loop, self.lanes, self.metrics)
         self.capture = Capture(settings, self.metrics)
-        self.containers = Containers(settings, self.metrics, self.processes, self.capture)
-        self.commands = Commands(settings, self.metrics, self.processes, self.containers)
+        self.containers = Containers(settings, self.metrics, self.processes, self.lanes, self.capture)
+        self.commands = Commands(settings, self.metrics, self.processes, self.lanes, self.containers)
         self.followers = Followers(settings, self.metrics)
         self.server: Server = Server(self, self.loop, ROUTES)
         self._metrics_endpoint: MetricsEndpoint | None = None
@@ -122,7 +121,11 @@ class Agent:
             self.notifier.stopping("stopping")
             log.info("stopping", action=self.action, timeout=self._stop_timeout)
         finally:
-            await self.stop(self._stop_timeout)
+            try:
+                await self.stop(self._stop_timeout)
+            finally:
+                # Whatever failed: threads that wait for work would keep the process from ending.
+                self.lanes.close()
 
     def request_stop(self, action: str = "exit", timeout: float | None = None) -> bool:
         """Ask for the end: `exit`, `poweroff` or `reboot`; what runs has `timeout` seconds.
@@ -246,8 +249,6 @@ def _end_machine(action: str, settings: Settings) -> int:
 def _run_loop(settings: Settings) -> tuple[int, str]:
     """Exit code, and what is to happen next: Agent.action."""
     loop = uvloop.new_event_loop()
-    executor = Threads(thread_name_prefix="loop")
-    loop.set_default_executor(executor)
     loop.set_exception_handler(handle_loop_exception)
     asyncio.set_event_loop(loop)
     try:
@@ -261,9 +262,8 @@ def _run_loop(settings: Settings) -> tuple[int, str]:
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
         # Not shutdown_default_executor: it waits for ever where a file system hangs, and in one thread
-        # more, which there may not be.
-        executor.shutdown(wait=False, cancel_futures=True)
-        _threads_left(THREADS_PATIENCE)
+        # more, which there may not be.  Agent.run has closed the lanes.
+        _threads_left(budget.THREADS_ENDED)
         asyncio.set_event_loop(None)
         loop.close()
 

@@ -10,18 +10,17 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from arcbox_agent import wire
+from arcbox_agent.client.keywords import expands
 from arcbox_agent.errors import DecodeError, EncodeError, FrameError, UnsupportedError
 
 if TYPE_CHECKING:
-    from arcbox_agent.wire import ExecOutput, Frame, LogEntry
+    from typing import Unpack
 
-#: A point in time: Unix seconds (a Decimal has room for every nanosecond of them, a
-#: float has not), or a datetime (one without a zone is local time).
-Time = datetime | int | float | Decimal
+    from arcbox_agent.client.keywords import CommandOptions, Time
+    from arcbox_agent.wire import ExecOutput, Frame, LogEntry
 
 M = TypeVar("M", bound=wire.Message)
 T = TypeVar("T")
@@ -131,13 +130,13 @@ def check_is_known(request: wire.Message, agent: AgentKind) -> None:
 def logs_request(
     container: str,
     *,
-    follow: bool,
-    tail: int,
-    since: Time | None,
-    until: Time | None,
-    stdout: bool,
-    stderr: bool,
-    timestamps: bool,
+    follow: bool = False,
+    tail: int = 0,
+    since: Time | None = None,
+    until: Time | None = None,
+    stdout: bool = False,
+    stderr: bool = False,
+    timestamps: bool = False,
 ) -> wire.LogsRequest:
     since_seconds, since_nanos = seconds_and_nanos(since)
     until_seconds, until_nanos = seconds_and_nanos(until)
@@ -156,36 +155,55 @@ def logs_request(
     )
 
 
-def exec_request(
+def command_request(
     cmd: Iterable[str],
     *,
-    container: str,
-    env: Mapping[str, str] | None,
-    working_dir: str,
-    user: str,
-    tty: bool,
-    tty_width: int,
-    tty_height: int,
-    stdin: bytes,
-    timeout: float | None,
-    detach: bool = False,
+    container: str = "",
+    env: Mapping[str, str] | None = None,
+    working_dir: str = "",
+    user: str = "",
+    stdin: bytes = b"",
 ) -> wire.ExecRequest:
+    """A command, as far as it does not matter who reads its output."""
     return wire.ExecRequest(
         container_id=container,
         cmd=words("ExecRequest.cmd", cmd),
         env=text_map(env),
         working_dir=working_dir,
         user=user,
-        tty=tty,
-        stream=not detach,
-        # Upwards: 0 would be no limit at all.
-        timeout_ms=0 if timeout is None else max(1, whole("ExecRequest.timeout_ms", timeout * 1000)),
-        detach=detach,
         stdin=stdin,
-        tty_width=tty_width,
-        tty_height=tty_height,
         detail=True,
     )
+
+
+@expands(command_request)
+def exec_request(
+    cmd: Iterable[str],
+    *,
+    tty: bool = False,
+    tty_width: int = 0,
+    tty_height: int = 0,
+    timeout: float | None = None,
+    **options: Unpack[CommandOptions],
+) -> wire.ExecRequest:
+    """A command whose output this client reads.  `timeout`: seconds."""
+    request = command_request(cmd, **options)
+    request.stream = True
+    request.tty = tty
+    request.tty_width = tty_width
+    request.tty_height = tty_height
+    if timeout is not None:
+        # At least 1 ms: 0 would be no limit at all.
+        request.timeout_ms = max(1, whole("ExecRequest.timeout_ms", timeout * 1000))
+    return request
+
+
+@expands(command_request)
+def detached_request(cmd: Iterable[str], **options: Unpack[CommandOptions]) -> wire.ExecRequest:
+    """A command that goes on without this client."""
+    request = command_request(cmd, **options)
+    request.detach = True
+    return request
 
 
 # ------------------------------------------------------------------- replies

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Literal
 
 from arcbox_agent.address import parse_address
-from arcbox_agent.client.client import DEFAULT_OUTPUT_LIMIT, DEFAULT_TIMEOUT, Client
+from arcbox_agent.client.client import Client
 from arcbox_agent.client.connection import Connection, open_connection
 from arcbox_agent.client.transport import is_lasting
 from arcbox_agent.errors import CallTimeoutError, ConnectError, ConnectionLostError
@@ -20,6 +20,9 @@ from arcbox_agent.wire import MAX_FRAME_SIZE
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+DEFAULT_TIMEOUT = 30.0
+DEFAULT_OUTPUT_LIMIT = 64 * 1024 * 1024
 
 #: Between two tries of `wait`, in seconds: at first, and at most.
 FIRST_PAUSE, LAST_PAUSE = 0.02, 0.5

@@ -18,6 +18,7 @@ import struct
 import sys
 import termios
 
+from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.containers.runtimes.protocol import Place, reason
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.processes import cgroups, environment, users
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.containers.service import Containers
     from arcbox_agent.agent.metrics import Metrics
     from arcbox_agent.agent.processes.children import ExitStatus, Process, Processes
+    from arcbox_agent.agent.processes.lanes import Lanes
     from arcbox_agent.wire import ExecRequest
 
 log = Logger("exec")
@@ -41,10 +43,8 @@ log = Logger("exec")
 #: What a pipe is to hold; over fs.pipe-max-size or fs.pipe-user-pages-soft it stays smaller.
 PIPE_SIZES = (1 << 20, 1 << 18)
 
-#: After the process has ended and all it wrote itself is read: how long nothing must come,
-#: and how long, and how much, something may come from others that hold its output open.
-QUIET = 0.1
-CHATTER = 1.0
+#: After the process has ended and all it wrote itself is read: how much may still come from
+#: others that hold its output open.
 CHATTER_BYTES = 1 << 20
 
 #: Reads without a wait after which the other tasks of the loop get their turn.
@@ -54,11 +54,8 @@ TURN = 8
 SPARE_CGROUPS = 8
 
 #: How often, and how many seconds apart, it is tried to kill what a command started.
-KILL_ATTEMPTS = 50
 KILL_PAUSE = 0.1
-
-#: At the agent's end: how long all that is being started or ended may take.
-PATIENCE = 2.0
+KILL_ATTEMPTS = round(budget.COMMAND_KILLED / KILL_PAUSE)
 
 #: Control-D: at the beginning of a line the end of a terminal's input, else only that of the line.
 END_OF_TRANSMISSION = b"\x04"
@@ -186,7 +183,7 @@ class Command:
             if any(output.owed for output in self._outputs):
                 continue
             now = self._loop.time()
-            left = min(last_read + QUIET, self._ended_at + CHATTER) - now
+            left = min(last_read + budget.COMMAND_QUIET, self._ended_at + budget.COMMAND_CHATTER) - now
             if left <= 0 or chatter > CHATTER_BYTES:
                 break
             if not got_any:
@@ -252,8 +249,11 @@ class Command:
 class Commands:
     """All commands that run for clients."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, processes: Processes, containers: Containers) -> None:
+    def __init__(
+        self, settings: Settings, metrics: Metrics, processes: Processes, lanes: Lanes, containers: Containers
+    ) -> None:
         self._settings = settings
+        self._lanes = lanes
         self._metrics = metrics
         self._processes = processes
         self._containers = containers
@@ -315,7 +315,7 @@ class Commands:
         try:
             process = await self._processes.prepare_and_spawn(lambda: _prepare(request, place(), preparation, stderr))
         except SpawnError as error:
-            await self._containers.runtime.in_thread(preparation.undo)
+            await self._lanes.disk(preparation.undo)
             words = reason(error, request.cmd[0], preparation.cwd, ())
             if error.step == "exec":
                 # As 0.0.1-alpha.1 says it, and then which program.
@@ -323,7 +323,7 @@ class Commands:
             raise AgentFailedError(f"exec failed: {words}") from error
         except Exception as error:
             # Where it is to run could not be found out, or what it needs not be opened.
-            await self._containers.runtime.in_thread(preparation.undo)
+            await self._lanes.disk(preparation.undo)
             if isinstance(error, OSError):
                 raise _failed(error) from error
             raise
@@ -418,7 +418,7 @@ class Commands:
         command.process.send_signal(signal.SIGKILL)
         for attempt in range(KILL_ATTEMPTS):
             try:
-                await self._containers.runtime.in_signal_thread(command.scope.kill)
+                await self._lanes.signals(command.scope.kill)
                 return
             except OSError as error:
                 # No descriptor left, most likely: there will be one again.
@@ -428,7 +428,7 @@ class Commands:
 
     async def _remove_scope(self, scope: Scope | None) -> None:
         if scope is not None:
-            await self._containers.runtime.in_thread(_remove, scope)
+            await self._lanes.disk(_remove, scope)
 
     def _end_later(self, work: Awaitable[None], among: set[asyncio.Task[None]] | None = None) -> None:
         async def run() -> None:
@@ -442,7 +442,7 @@ class Commands:
     async def close(self) -> None:
         """Every client is gone by now; waits, not for long, until what they started is."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + PATIENCE
+        deadline = loop.time() + budget.COMMANDS_ENDED
         # In this order: what was started for nobody is then being ended.
         for tasks in (self._starting, self._endings):
             if tasks:
@@ -452,7 +452,7 @@ class Commands:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
         for scope in self._spare:
-            await self._containers.runtime.in_signal_thread(_remove, scope)
+            await self._lanes.signals(_remove, scope)
         self._spare.clear()
 
 

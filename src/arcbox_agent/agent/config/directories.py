@@ -7,6 +7,7 @@ import fcntl
 import os
 import time
 
+from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.errors import ConfigError
 
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.config.table import Settings
 
 log = Logger("agent")
-
-#: How long a lock may be held by what is only left of an agent.
-LOCK_PATIENCE = 3.0
 
 #: What can be done, by what went wrong.
 _ADVICE = {
@@ -89,7 +87,7 @@ def _option(setting: str) -> str:
 
 def _lock(setting: str, path: str) -> int:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    deadline = time.monotonic() + LOCK_PATIENCE
+    deadline = time.monotonic() + budget.DIRECTORY_LOCK
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

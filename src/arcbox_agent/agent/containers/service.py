@@ -7,6 +7,7 @@ import os
 import signal as signals
 import time
 
+from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.containers import ids
 from arcbox_agent.agent.containers import record as states
 from arcbox_agent.agent.containers.model import Container, Exit
@@ -14,7 +15,7 @@ from arcbox_agent.agent.containers.record import Record
 from arcbox_agent.agent.containers.runtimes.process.runtime import ProcessRuntime
 from arcbox_agent.agent.containers.runtimes.protocol import system_reason
 from arcbox_agent.agent.containers.store import Store
-from arcbox_agent.agent.containers.supervisor import KILL_PATIENCE, Supervisor, fail
+from arcbox_agent.agent.containers.supervisor import Supervisor, fail
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.processes import environment
 from arcbox_agent.errors import (
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.containers.runtimes.protocol import Place
     from arcbox_agent.agent.metrics import Metrics
     from arcbox_agent.agent.processes.children import Processes
+    from arcbox_agent.agent.processes.lanes import Lanes
     from arcbox_agent.wire import CreateContainerRequest
 
 log = Logger("containers")
@@ -52,11 +54,14 @@ AT_ONCE = 64
 class Containers:
     """See the module."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, processes: Processes, capture: Capture) -> None:
+    def __init__(
+        self, settings: Settings, metrics: Metrics, processes: Processes, lanes: Lanes, capture: Capture
+    ) -> None:
         self._settings = settings
+        self._lanes = lanes
         self._store = Store(settings.state_dir, settings.run_dir)
-        self.runtime = ProcessRuntime(self._store, processes, capture, settings.state_dir, settings.run_dir)
-        self._supervisor = Supervisor(self._store, self.runtime, metrics, self.runtime.in_thread)
+        self.runtime = ProcessRuntime(self._store, processes, lanes, capture, settings.state_dir, settings.run_dir)
+        self._supervisor = Supervisor(self._store, self.runtime, metrics, lanes)
         self._containers: dict[str, Container] = {}
         self._names: dict[str, Container] = {}
         #: Creates under way: how many, and their ids and names.
@@ -75,10 +80,9 @@ class Containers:
 
     async def open(self) -> None:
         """Load what is on disk, and find again what still runs."""
-        in_thread = self.runtime.in_thread
         try:
-            await in_thread(self._store.prepare)
-            records = await in_thread(self._store.load)
+            await self._lanes.disk(self._store.prepare)
+            records = await self._lanes.disk(self._store.load)
         except OSError as error:
             raise ConfigError("state_dir", f"{error.filename}: {error.strerror}") from error
         await self.runtime.open()
@@ -90,7 +94,7 @@ class Containers:
         # Only now: what was found again tells what belongs to nobody.
         known, running = list(self._containers), [each.id for each in self.list()]
         try:
-            await in_thread(self._store.sweep, known)
+            await self._lanes.disk(self._store.sweep, known)
             await self.runtime.sweep(known, running)
         except OSError as error:
             log.error("what former containers left cannot be removed", error=error)
@@ -115,11 +119,11 @@ class Containers:
 
         The next one's turn comes when one is dead, or has had its share of the time: one that
         does not heed SIGTERM holds up no other for longer.  Then all have until `timeout`, and what
-        was killed then has KILL_PATIENCE to be gone: where a disk hangs it may never be.
+        was killed then has budget.CONTAINERS_KILLED to be gone: where a disk hangs it may never be.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        given_up = loop.time() - KILL_PATIENCE
+        given_up = loop.time() - budget.CONTAINERS_KILLED
         running = [
             each
             for each in self._containers.values()
@@ -138,7 +142,7 @@ class Containers:
             stopping.append(loop.create_task(stop(container)))
             await asyncio.wait(stopping[-1:], timeout=timeout / len(running))
         if stopping:
-            patience = max(0.0, deadline - loop.time()) + KILL_PATIENCE
+            patience = max(0.0, deadline - loop.time()) + budget.CONTAINERS_KILLED
             ended, hanging = await asyncio.wait(stopping, timeout=patience)
             if hanging:
                 log.error("containers that cannot be ended are left", containers=len(hanging))
@@ -213,7 +217,7 @@ class Containers:
         self, record: Record, request: CreateContainerRequest, wanted: set[str]
     ) -> tuple[Container, Sequence[str]]:
         try:
-            await self.runtime.in_thread(self.runtime.check, record, request.mounts)
+            await self._lanes.disk(self.runtime.check, record, request.mounts)
             for warning in record.warnings:
                 log.warning("container created, but not as asked", container=record.id, warning=warning)
             container = Container(record, self._store.log_path(record.id))

@@ -11,6 +11,7 @@ import signal
 import time
 from contextvars import Context
 
+from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.containers import record as states
 from arcbox_agent.agent.containers.model import Exit
 from arcbox_agent.agent.containers.runtimes.protocol import NotStarted, StartError, system_reason
@@ -27,33 +28,26 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.containers.runtimes.protocol import Running, Runtime
     from arcbox_agent.agent.containers.store import Store
     from arcbox_agent.agent.processes.children import Counter
+    from arcbox_agent.agent.processes.lanes import Lanes
 
     T = TypeVar("T")
 
 log = Logger("containers")
 
-#: How long the rest of the output is waited for, when the processes are gone.
-DRAIN = 2.0
-#: How long to wait for what was killed to be gone: only the kernel can hold it up.
-KILL_PATIENCE = 10.0
 #: How often to look whether everything is gone: from, and up to.
 LOOK_FIRST, LOOK_LAST = 0.002, 0.05
 #: How often what could not be written is tried again.
 RETRY = 1.0
-#: At the agent's end: how long a start, a removal or a record under way may take to come to its end.
-SETTLE = 3.0
 
 
 class Supervisor:
     """Carries containers from state to state.  Knows nothing of the other containers."""
 
-    def __init__(
-        self, store: Store, runtime: Runtime, metrics: Counter, in_thread: Callable[..., Coroutine[Any, Any, Any]]
-    ) -> None:
+    def __init__(self, store: Store, runtime: Runtime, metrics: Counter, lanes: Lanes) -> None:
         self._store = store
         self._runtime = runtime
         self._metrics = metrics
-        self._in_thread = in_thread
+        self._lanes = lanes
         self._tasks: set[asyncio.Task[Any]] = set()
         #: Whose main process has ended, and who are not `stopped` yet.
         self._ending: set[Container] = set()
@@ -153,7 +147,7 @@ class Supervisor:
         except Exception as error:  # the container must become `stopped` whatever happens
             log.exception("the end of a container went wrong", error, container=container.id)
         try:
-            complete = await running.finish_output(DRAIN)
+            complete = await running.finish_output(budget.OUTPUT_DRAINED)
         except Exception as error:
             log.exception("the output of a container cannot be finished", error, container=container.id)
         if not complete:
@@ -209,7 +203,7 @@ class Supervisor:
                 break
             await asyncio.sleep(min(pause, left))
             pause = min(pause * 2, LOOK_LAST)
-        give_up = loop.time() + KILL_PATIENCE
+        give_up = loop.time() + budget.CONTAINERS_KILLED
         pause = LOOK_FIRST
         while await running.alive():
             try:
@@ -304,7 +298,7 @@ class Supervisor:
             pass  # a full disk must not keep anybody from making room
         try:
             await self._runtime.remove(record)
-            await self._in_thread(self._store.remove, record.id)
+            await self._lanes.disk(self._store.remove, record.id)
         except OSError as error:
             record.state = before
             await self._write_or_retry(container)
@@ -373,7 +367,7 @@ class Supervisor:
                 pass
 
         waiting = [self.spawn_task(settled(each)) for each in containers if each.lock.locked()]
-        if waiting and (await asyncio.wait(waiting, timeout=SETTLE))[1]:
+        if waiting and (await asyncio.wait(waiting, timeout=budget.CONTAINERS_SETTLED))[1]:
             log.error("a start, a removal or a record hangs: left to the next agent")
 
     async def close(self) -> None:
@@ -383,7 +377,7 @@ class Supervisor:
             if container.stop_deadline is not None:
                 container.stop_deadline = asyncio.get_running_loop().time()
         ending = [container.watcher for container in self._ending if container.watcher is not None]
-        if ending and (await asyncio.wait(ending, timeout=SETTLE))[1]:
+        if ending and (await asyncio.wait(ending, timeout=budget.CONTAINERS_ENDED))[1]:
             log.error("the end of a container hangs: left to the next agent")
         tasks = [task for task in self._tasks if not task.done()]
         for task in tasks:
@@ -400,13 +394,13 @@ class Supervisor:
             except OSError:
                 try:
                     # It may have its name already: what was refused must not be there after a restart.
-                    await self._in_thread(self._store.remove, container.id)
+                    await self._lanes.disk(self._store.remove, container.id)
                 except OSError as error:
                     log.error("a record that was not written whole stays", container=container.id, error=error)
                 raise
 
     async def _write(self, container: Container, durable: bool = True) -> None:
-        await self._in_thread(self._store.write, container.record, container.record.encode(), durable)
+        await self._lanes.disk(self._store.write, container.record, container.record.encode(), durable)
         self._dirty.discard(container)
 
     async def _write_or_retry(self, container: Container, durable: bool = True) -> bool:

@@ -20,6 +20,7 @@ import sys
 import time
 
 from arcbox_agent import _guest
+from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.guest import power
 from arcbox_agent.agent.observe.log import Logger
 
@@ -77,14 +78,10 @@ def supervise(run: Callable[[], int]) -> NoReturn:
         power.end_of_machine("reboot")
 
 
-#: Seconds for a console to take what is on its way: a serial one takes 11 KB a second.
-_CONSOLE_PATIENCE = 5.0
-
-
 def _wait_for_console() -> None:
     """The log drops what stderr has no room for, as it must not block the loop.  Here is none."""
     try:
-        select.select([], [2], [], _CONSOLE_PATIENCE)
+        select.select([], [2], [], budget.CONSOLE)
     except OSError:
         pass  # no console at all
 
@@ -232,11 +229,6 @@ def _raise_loopback() -> None:
 
 # ------------------------------------------------------------------------ vsock
 
-#: A virtio device shows up well within this once its drivers are there.
-_VSOCK_PATIENCE = 10.0
-_MODPROBE_PATIENCE = 30.0
-_KILL_PATIENCE = 2.0
-
 #: Each after those that it needs; where below the modules' directory it is.  With the
 #: hypervisor's random numbers, which a restored guest cannot do without (clock.py).
 MODULES = (
@@ -264,7 +256,7 @@ def _bring_up_vsock() -> None:
     if _local_cid() == _NO_CID:
         if not _modprobe():
             _load_by_hand()
-        deadline = time.monotonic() + _VSOCK_PATIENCE
+        deadline = time.monotonic() + budget.VSOCK
         while _local_cid() == _NO_CID and time.monotonic() < deadline:
             time.sleep(0.01)
     cid = _local_cid()
@@ -302,7 +294,7 @@ def _modprobe() -> bool:
     # One by one, as not every modprobe takes several; one that is built in is no error.
     for name in names:
         pid = os.posix_spawn(program, [program, "-q", name], {"PATH": "/sbin:/usr/sbin:/bin:/usr/bin"})
-        _wait_for(pid, _MODPROBE_PATIENCE)
+        _wait_for(pid, budget.MODPROBE)
     return True
 
 
@@ -315,7 +307,7 @@ def _wait_for(pid: int, seconds: float) -> None:
             log.warning("modprobe hangs: killed", seconds=seconds)
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             # One that hangs in a driver does not hear it: it is left, and reaped with the orphans.
-            ready, _, _ = select.select([pidfd], [], [], _KILL_PATIENCE)
+            ready, _, _ = select.select([pidfd], [], [], budget.MODPROBE_KILLED)
         if ready:
             os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
     finally:

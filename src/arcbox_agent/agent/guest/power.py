@@ -12,6 +12,7 @@ import threading
 import time
 
 from arcbox_agent import _guest
+from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.errors import AgentFailedError
 
@@ -27,12 +28,6 @@ RB_POWER_OFF = 0x4321FEDC
 RB_DISABLE_CAD = 0
 
 _COMMANDS = {"poweroff": RB_POWER_OFF, "reboot": RB_AUTOBOOT}
-
-#: What processes that are no containers have between SIGTERM and SIGKILL.
-_LAST_GRACE = 2.0
-
-#: How long a disk may take for what is still to be written; then it hangs, and so would the machine.
-_DISK_PATIENCE = 30.0
 
 _MS_RDONLY, _MS_REMOUNT = 1, 32
 #: What a file system must have for it to matter whether it was left in order.
@@ -91,7 +86,7 @@ def perform(action: str, is_init: bool) -> NoReturn:
     if not command:
         end_of_machine(action)
     log.info("asking init", command=" ".join(command))
-    _within(_DISK_PATIENCE, os.sync)
+    _within(budget.DISKS, os.sync)
     os.execv(command[0], command)
 
 
@@ -99,7 +94,7 @@ def end_of_machine(action: str) -> NoReturn:
     """Ends every process, brings the disks in order, and asks the kernel."""
     log.info("the machine ends", action=action)
     _end_all_processes()
-    _within(_DISK_PATIENCE, _bring_disks_in_order)
+    _within(budget.DISKS, _bring_disks_in_order)
     while True:
         try:
             _guest.reboot(_COMMANDS[action])
@@ -112,7 +107,7 @@ def end_of_machine(action: str) -> NoReturn:
 def _end_all_processes() -> None:
     if os.getpid() != 1:
         return  # kill(-1) would leave out the one that is PID 1, and hit what is not ours
-    for number, patience in ((signal.SIGTERM, _LAST_GRACE), (signal.SIGKILL, 1.0)):
+    for number, patience in ((signal.SIGTERM, budget.PROCESSES_TERMINATED), (signal.SIGKILL, budget.PROCESSES_KILLED)):
         try:
             os.kill(-1, number)
         except ProcessLookupError:

@@ -84,7 +84,7 @@ async def _all_in_one(agent: Agent, container: Container, options: Options, call
     limit = agent.settings.max_frame_size - _OVERHEAD - len(options.trace)
     text = bytearray()
     # However many ask: to collect for all at once would only have them closed for it (max_queued_total).
-    async with agent.followers.whole:
+    async with agent.followers.whole_reads:
         reader = options.reader(container.log_path, output="text", unended=container.output_is_over())
         try:
             while (piece := await read_on(reader)) is not None:

@@ -5,13 +5,17 @@ It follows the file, not who writes it, so any writer will do.
 
 from __future__ import annotations
 
-from arcbox_agent._logs import CHANGED, END, Engine
+import enum
+
+from arcbox_agent import _logs
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.logs.files import LogFile, find, look, open_if_there, open_neighbour, place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from arcbox_agent._logs import Engine
 
 log = Logger("logs")
 
@@ -20,6 +24,20 @@ log = Logger("logs")
 TARGET = 131072
 #: Bytes looked at in one read, where filters let little through.
 BUDGET = 1 << 20
+
+
+class Read(enum.Enum):
+    """How a read ended; the values are those of Engine.read."""
+
+    MORE = _logs.MORE  # there is more to read now
+    END = _logs.END  # that was all for now
+    BLOCKED = _logs.BLOCKED  # only with nowait: the rest has to wait for the disk
+    CHANGED = _logs.CHANGED  # the file was truncated, or is not the one to read on in
+
+
+#: By the engine's number.
+_READS = tuple(Read)
+MORE, END, BLOCKED, CHANGED = _READS
 
 
 class Cursor:
@@ -57,10 +75,10 @@ class Cursor:
             and not other.engine.open
         )
 
-    def read(self, nowait: bool = False, end: int | None = None) -> tuple[int, Any]:
-        """The next output: `(MORE | END | BLOCKED, output)`; END with none: that is all for now.
+    def read(self, nowait: bool = False, end: int | None = None) -> tuple[Read, Any]:
+        """The next output: `(MORE | END | BLOCKED, output)`; END without output: that is all for now.
 
-        end: read no further in the present file.
+        end: read no further in the present file.  OSError: the log cannot be read.
         """
         while True:
             if self.file is None:
@@ -70,30 +88,34 @@ class Cursor:
                 self._enter(first)
             file = self.file
             assert file is not None
-            status, output = self.engine.read(file.fd, end=end, target=TARGET, budget=BUDGET, nowait=nowait)
-            if status == CHANGED:
+            status, output = self._read(file, nowait, end)
+            if status is CHANGED:
                 return self._begin_again()
-            if status != END or output or (end is not None and self.engine.offset >= end):
+            if status is not END or output or (end is not None and self.engine.offset >= end):
                 return status, output
             if file.size() < self.engine.offset:
                 return self._begin_again()
             status, output = self._go_on(file, nowait)
-            if status != CHANGED:
+            if status is not CHANGED:
                 return status, output
             end = None
             if output:
                 return END, output
 
-    def _begin_again(self) -> tuple[int, Any]:
-        # Truncated: what was not read before is gone, what comes is new.
+    def _read(self, file: LogFile, nowait: bool, end: int | None = None) -> tuple[Read, Any]:
+        number, output = self.engine.read(file.fd, end=end, target=TARGET, budget=BUDGET, nowait=nowait)
+        return _READS[number], output
+
+    def _begin_again(self) -> tuple[Read, Any]:
+        # The file was truncated: what was not read before is gone, and what comes is new.
         output = self.engine.cut()
         self.engine.seek(0)
         # What was truncated may have been copied first.
         self._older = self._look_at_older()
-        return (0, output)
+        return MORE, output
 
-    def _go_on(self, file: LogFile, nowait: bool) -> tuple[int, Any]:
-        """At the file's end: CHANGED where there is a newer one to go on with."""
+    def _go_on(self, file: LogFile, nowait: bool) -> tuple[Read, Any]:
+        """At the file's end: CHANGED if there is a newer one to go on with."""
         if file.is_same(look(self.path)):
             self.next_file = None
             return END, self.engine.nothing
@@ -102,12 +124,12 @@ class Cursor:
             return END, self.engine.nothing
         newer = self._begun(newer)
         if newer.size() == 0:
-            # Made, but its writer may not have left the old one yet.
+            # It exists, but its writer may not have left the old file yet.
             self.next_file = newer
             return END, self.engine.nothing
         # The writer has left the old file, so this is its true end.
-        status, output = self.engine.read(file.fd, target=TARGET, budget=BUDGET, nowait=nowait)
-        if output or status != END:
+        status, output = self._read(file, nowait)
+        if output or status is not END:
             return status, output
         output = self.engine.end_file(file.fd)
         if find(self.path, file) is None:

@@ -202,36 +202,6 @@ def _places(error: BaseException) -> str:
     return "\n".join(places)
 
 
-class EveryMinute:
-    """Lets an event that may come thousands of times a second be logged once a minute.
-
-    `passes(key)` is None while the event must be silent, else how many were silent
-    since the last one that was not.
-    """
-
-    __slots__ = ("_seen", "interval")
-
-    #: Kinds of one event (a peer each, for instance) that are told apart.
-    MOST_KEYS = 64
-
-    def __init__(self, interval: float = 60.0) -> None:
-        self.interval = interval
-        self._seen: dict[str, tuple[float, int]] = {}
-
-    def passes(self, key: str = "") -> int | None:
-        now = time.monotonic()
-        last, silent = self._seen.get(key, (float("-inf"), 0))
-        if now - last < self.interval:
-            self._seen[key] = (last, silent + 1)
-            return None
-        if key not in self._seen and len(self._seen) >= self.MOST_KEYS:
-            self._seen = {k: seen for k, seen in self._seen.items() if now - seen[0] < self.interval}
-            if len(self._seen) >= self.MOST_KEYS:
-                return None
-        self._seen[key] = (now, 0)
-        return silent
-
-
 def handle_loop_exception(loop: AbstractEventLoop, context: dict[str, Any]) -> None:
     """What asyncio and uvloop call for an exception that nobody caught."""
     error = context.get("exception")

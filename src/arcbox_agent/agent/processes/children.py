@@ -16,13 +16,15 @@ import signal
 from contextvars import Context
 
 from arcbox_agent._spawn import SpawnError, exit_status, spawn, take_status
+from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.observe.log import Logger
-from arcbox_agent.agent.processes.lanes import Threads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Protocol
+
+    from arcbox_agent.agent.processes.lanes import Lanes
 
     class Counter(Protocol):
         def add(self, name: str, n: int = 1, /) -> object: ...
@@ -30,17 +32,12 @@ if TYPE_CHECKING:
 
 __all__ = ["ExitStatus", "Process", "Processes", "SpawnError", "SpawnSpec", "start_time_of"]
 
-#: Spawns that run at once.  More wait in line: a spawn is short, unless a file system hangs.
-SPAWN_THREADS = 8
-
 log = Logger("processes")
 
 #: How long a spawn may take before it is looked whether its child was stopped, and how often from then on.
 STOPPED_LOOK = 1.0
 
-#: How long to ask the kernel for the exit status of an adopted process whose parent has yet to
-#: take it, and how often.
-ADOPTED_STATUS_WAIT = 2.0
+#: How often the kernel is asked for the exit status of an adopted process whose parent has yet to take it.
 ADOPTED_STATUS_STEP = 0.01
 
 # As the agent itself was started.  It raises its own limit on descriptors; its children get what
@@ -274,7 +271,7 @@ class Process:
             taken = take_status(self.pidfd)
         except ChildProcessError:
             self._owner._forget(self)
-            self._ask_kernel(self._owner.loop.time() + ADOPTED_STATUS_WAIT)
+            self._ask_kernel(self._owner.loop.time() + budget.ADOPTED_STATUS)
             return
         if taken is not None:
             self._owner._forget(self)
@@ -309,10 +306,10 @@ class Process:
 class Processes:
     """All processes of the agent."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, metrics: Counter | None = None) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, lanes: Lanes, metrics: Counter | None = None) -> None:
         self.loop = loop
+        self._lanes = lanes
         self._metrics = metrics
-        self._executor: Threads | None = None
         self._owned: dict[int, Process] = {}
         #: Spawns that run at present, each by a number of its own: a child of theirs is not known yet.
         self._in_flight: set[int] = set()
@@ -344,8 +341,6 @@ class Processes:
             if undo is not None:
                 undo()
             raise SpawnError(errno.ESHUTDOWN, "clone")
-        if self._executor is None:
-            self._executor = Threads(SPAWN_THREADS, thread_name_prefix="spawn")
         self._tickets += 1
         ticket = self._tickets
         self._in_flight.add(ticket)
@@ -353,7 +348,7 @@ class Processes:
             self._looked_at = self._tickets
             self._look_timer = self.loop.call_later(STOPPED_LOOK, self._look_for_stopped, context=Context())
         try:
-            future = self.loop.run_in_executor(self._executor, run)
+            future = self._lanes.spawn(run)
         except OSError as error:
             self._landed(ticket)
             self._count("spawn_failures")
@@ -446,8 +441,6 @@ class Processes:
             self._look_timer.cancel()
         for process in list(self._owned.values()):
             self.release(process)
-        if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _look_for_stopped(self) -> None:
         """Kills a child that was stopped before it came to its program.

@@ -20,9 +20,10 @@ import socket
 import sys
 from contextvars import Context
 
-from arcbox_agent.agent.observe.log import EveryMinute, Logger
+from arcbox_agent.agent.config import budget
+from arcbox_agent.agent.observe.log import Logger
+from arcbox_agent.agent.observe.rate import OncePerMinute
 from arcbox_agent.agent.processes.children import SpawnError, SpawnSpec
-from arcbox_agent.agent.processes.lanes import Threads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,21 +31,20 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from arcbox_agent.agent.processes.children import Processes
+    from arcbox_agent.agent.processes.lanes import Lanes
 
     T = TypeVar("T")
 
 log = Logger("keeper")
 
-#: A keeper that answers no sooner is none.
-PATIENCE = 5.0
 #: How long after a keeper could not be started it is tried again; and where only descriptors
 #: were missing, or memory, of which there may soon be some.
 RETRY = 60.0
 RETRY_SOON = 0.2
 SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 #: While there are no descriptors to receive what is kept: how often, and how far apart, it is asked for again.
-ATTEMPTS = 100
 PAUSE = 0.05
+ATTEMPTS = round(budget.KEEPER_FETCH / PAUSE)
 MOST_EACH = 8
 REPLY = 65536
 #: Stands for a reply whose descriptors there was no room for.
@@ -54,16 +54,15 @@ CUT = b"cut"
 class Keeper:
     """`path`: its socket, in the run directory."""
 
-    def __init__(self, path: str, processes: Processes) -> None:
+    def __init__(self, path: str, processes: Processes, lanes: Lanes) -> None:
         self._path = path
         self._processes = processes
+        self._lanes = lanes
         self._socket: socket.socket | None = None
-        # One thread: requests are short, go out one after the other, and never hold up the loop.
-        self._executor: Threads | None = None
         self._starting = asyncio.Lock()
         self._not_before = 0.0
-        self._full_log = EveryMinute()
-        self._missing_log = EveryMinute()
+        self._full_log = OncePerMinute()
+        self._missing_log = OncePerMinute()
         #: For a keeper that could not be reached yet: with which order each goes there.
         self._put_by: dict[str, tuple[bytes, list[int]]] = {}
         self._offering: asyncio.Task[None] | None = None
@@ -99,8 +98,10 @@ class Keeper:
 
     async def _hand_over(self, packet: bytes, fds: Sequence[int]) -> None:
         reply, _ = await self._ask(packet, fds)
-        if reply == b"full" and (silent := self._full_log.passes()) is not None:
-            log.warning("the keeper has no room for more descriptors", key=packet[1:].decode(), also_refused=silent)
+        if reply == b"full":
+            self._full_log.log(
+                log.warning, "the keeper has no room for more descriptors", "also_refused", key=packet[1:].decode()
+            )
 
     async def _offer(self) -> None:
         """Bring what was put by to a keeper as soon as one can be started."""
@@ -139,12 +140,8 @@ class Keeper:
             self._offering.cancel()
         for key in list(self._put_by):
             self._close_put_by(key)
-        if self._executor is not None:
-            # Behind the request that may still be under way.
-            await self._in_thread(self._disconnect)
-            executor, self._executor = self._executor, None
-            if executor is not None:
-                executor.shutdown(wait=False)
+        # In the lane: behind the request that may still be under way.
+        await self._in_thread(self._disconnect)
 
     # --------------------------------------------------------------- private
 
@@ -184,12 +181,12 @@ class Keeper:
                     os.close(fd)
             soon = isinstance(reason, (OSError, SpawnError)) and reason.errno in SHORT_OF
             self._not_before = now + (RETRY_SOON / 2 if soon else RETRY)
-            if (silent := self._missing_log.passes()) is not None:
-                log.error(
-                    "no keeper: output and exit codes may be lost where the agent is killed",
-                    reason=reason,
-                    also_tried=silent,
-                )
+            self._missing_log.log(
+                log.error,
+                "no keeper: output and exit codes may be lost where the agent is killed",
+                "also_tried",
+                reason=reason,
+            )
             return False
 
     def _is_there(self) -> bool:
@@ -219,7 +216,7 @@ class Keeper:
 
     def _connect(self) -> bool:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        connection.settimeout(PATIENCE)
+        connection.settimeout(budget.KEEPER_REPLY)
         try:
             connection.connect(self._path)
         except OSError:
@@ -273,7 +270,5 @@ class Keeper:
                 os.close(fd)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        if self._executor is None:
-            self._executor = Threads(1, thread_name_prefix="keeper")
         # Shielded: a call that is cancelled must not leave its descriptors or its reply behind.
-        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._executor, work))
+        return await asyncio.shield(self._lanes.keeper(work))

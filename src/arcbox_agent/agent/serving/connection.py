@@ -29,6 +29,7 @@ from sys import byteorder
 from termios import FIONREAD
 from types import CoroutineType
 
+from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.config.access import NEEDS
 from arcbox_agent.agent.observe.log import Logger, current_call
 from arcbox_agent.agent.serving.call import Call
@@ -76,9 +77,6 @@ FRAME_COST = 128
 
 #: The longest text of an Error, in characters.
 ERROR_TEXT = 8 << 10
-
-#: How long a connection that is being closed waits for its peer to take the last replies.
-LINGER = 5.0
 
 #: How often it is tried to send where there is no descriptor left to wait with.
 LOOK_AGAIN = 0.02
@@ -491,11 +489,11 @@ class Connection(Protocol):
         if self._lost:
             return False
         if self._closing_since:
-            if now - self._closing_since > LINGER:
+            if now - self._closing_since > budget.CONNECTION_CLOSED:
                 self.abort()
                 return False
             return True
-        if self._refusal is not None and now - self._last_request > LINGER:
+        if self._refusal is not None and now - self._last_request > budget.CONNECTION_CLOSED:
             self.abort()
             return False
         if (self._ended or self._paused) and self._peer_is_gone():
@@ -648,8 +646,7 @@ class Connection(Protocol):
         """Log why a connection is closed.  A peer can bring that about as often as it connects."""
         # By who, not by which of their processes: those can be any number.
         who = self.peer.partition(" pid ")[0]
-        if (silent := self._server.closed_log.passes(f"{what} {who}")) is not None:
-            log.warning(what, peer=self.peer, **values, also_closed=silent)
+        self._server.closed_log.log(log.warning, what, "also_closed", f"{what} {who}", peer=self.peer, **values)
 
     def _cancel_task(self) -> None:
         # In a moment: a task that is cancelled before its first step never takes it, and so

@@ -20,7 +20,8 @@ import struct
 from arcbox_agent.address import UnixAddress, VsockAddress, parse_listen
 from arcbox_agent.agent.config.access import MODES
 from arcbox_agent.agent.config.table import parse_listen_or_activated
-from arcbox_agent.agent.observe.log import EveryMinute, Logger
+from arcbox_agent.agent.observe.log import Logger
+from arcbox_agent.agent.observe.rate import OncePerMinute
 from arcbox_agent.errors import ConfigError
 
 TYPE_CHECKING = False
@@ -80,8 +81,8 @@ class Listener:
         self.connections = 0
         self._back_off = 0.0
         self._timer: TimerHandle | None = None
-        self._error_log = EveryMinute()
-        self._refused_log = EveryMinute()
+        self._error_log = OncePerMinute()
+        self._refused_log = OncePerMinute()
 
     def start(
         self,
@@ -131,14 +132,14 @@ class Listener:
         self._metrics.add("accept_errors")
         shortest, longest = BACK_OFF
         self._back_off = min(max(self._back_off * 2, shortest), longest)
-        if (silent := self._error_log.passes()) is not None:
-            log.error(
-                "cannot accept connections, trying again",
-                listener=self.address,
-                error=error,
-                advice=_ADVICE.get(error.errno or 0, "see the error"),
-                also_failed=silent,
-            )
+        self._error_log.log(
+            log.error,
+            "cannot accept connections, trying again",
+            "also_failed",
+            listener=self.address,
+            error=error,
+            advice=_ADVICE.get(error.errno or 0, "see the error"),
+        )
         self._loop.remove_reader(self._sock.fileno())
         self._timer = self._loop.call_later(self._back_off, self._resume)
 
@@ -163,14 +164,15 @@ class Listener:
         self._metrics.add("connections_refused_peer")
         # By who, not by which of their processes: those can be any number.
         who = peer.partition(" pid ")[0]
-        if (silent := self._refused_log.passes(who)) is not None:
-            log.warning(
-                "connection refused: peer is not allowed",
-                peer=peer,
-                listener=self.address,
-                setting=setting,
-                also_refused=silent,
-            )
+        self._refused_log.log(
+            log.warning,
+            "connection refused: peer is not allowed",
+            "also_refused",
+            who,
+            peer=peer,
+            listener=self.address,
+            setting=setting,
+        )
         return None
 
     def close(self) -> None:

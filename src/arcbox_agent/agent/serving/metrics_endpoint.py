@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from asyncio import Protocol
 
-from arcbox_agent.agent.observe.log import EveryMinute, Logger
+from arcbox_agent.agent.observe.log import Logger
+from arcbox_agent.agent.observe.rate import OncePerMinute
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,12 +38,13 @@ class MetricsEndpoint:
         self.metrics = metrics
         self.scrapers: set[_Scraper] = set()
         self._joining: set[Task[None]] = set()
-        self._refused_log = EveryMinute()
+        self._refused_log = OncePerMinute()
 
     def accept(self, sock: socket.socket, peer: str, listener: Listener) -> None:
         if len(self.scrapers) >= MAX_SCRAPERS:
-            if (silent := self._refused_log.passes()) is not None:
-                log.warning("scraper refused: too many", peer=peer, most=MAX_SCRAPERS, also_refused=silent)
+            self._refused_log.log(
+                log.warning, "scraper refused: too many", "also_refused", peer=peer, most=MAX_SCRAPERS
+            )
             sock.close()
             return
         scraper = _Scraper(self)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from asyncio import Event
 
-from arcbox_agent.agent.observe.log import EveryMinute, Logger
+from arcbox_agent.agent.config import budget
+from arcbox_agent.agent.observe.log import Logger
+from arcbox_agent.agent.observe.rate import OncePerMinute
 from arcbox_agent.agent.serving.connection import Connection
 from arcbox_agent.errors import BusyError
 from arcbox_agent.wire import encode_error
@@ -68,8 +70,8 @@ class Server:
         self._held = 0
         self._joining: set[Task[None]] = set()
         self._changed = Event()  # set when a connection or a task has ended
-        self._limit_log = EveryMinute()
-        self.closed_log = EveryMinute()  # of connections that did what they must not
+        self._limit_log = OncePerMinute()
+        self.closed_log = OncePerMinute()  # of connections that did what they must not
         agent.metrics.gauge("connections", lambda: len(self.connections), "Connections now.")
         agent.metrics.gauge("requests_running", lambda: len(self.running), "Requests that run in a task now.")
         agent.metrics.gauge("queued_bytes", self.queued_bytes, "Replies not yet taken by their peers.")
@@ -87,8 +89,7 @@ class Server:
         refusal = None
         if len(self.connections) - len(self._refusing) >= self.max_connections:
             self.counters["connections_refused_limit"] += 1
-            if (silent := self._limit_log.passes()) is not None:
-                log.warning("connection refused: max_connections reached", peer=peer, also_refused=silent)
+            self._limit_log.log(log.warning, "connection refused: max_connections reached", "also_refused", peer=peer)
             refusal = BusyError(f"the agent's bound of {self.max_connections} connections is reached (max_connections)")
             if len(self._refusing) >= MOST_REFUSALS:
                 _send_and_close(sock, encode_error(refusal.code, refusal.message))
@@ -184,11 +185,11 @@ class Server:
         for connection in list(self.connections):
             connection.cancel()
         # A cancelled call still answers and cleans up; then its connection closes.
-        await self._until_no_connection(self.now() + 2.0)
+        await self._until_no_connection(self.now() + budget.CALLS_CANCELLED)
         for connection in list(self.connections):
             connection.cancel()
             connection.abort()
-        await self._until_no_connection(self.now() + 2.0)
+        await self._until_no_connection(self.now() + budget.CONNECTIONS_ABORTED)
         if self._watch_timer is not None:
             self._watch_timer.cancel()
 

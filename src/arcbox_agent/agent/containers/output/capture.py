@@ -19,6 +19,7 @@ import threading
 from collections import deque
 
 from arcbox_agent._capture import CaptureLog, Pump, Source
+from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.observe.log import Logger
 
 TYPE_CHECKING = False
@@ -33,9 +34,6 @@ log = Logger("capture")
 #: What a container may write while the pump is busy elsewhere.  Over
 #: fs.pipe-user-pages-soft, or fs.pipe-max-size, less is granted.
 PIPE_SIZES = (1 << 20, 1 << 18, 1 << 16)
-
-#: At the agent's end: how long the thread may be busy with a disk.
-PATIENCE = 5.0
 
 
 class CaptureHandle:
@@ -129,7 +127,7 @@ class Capture:
             return
         self._stopping = True
         self._pump.wake()
-        if not (await asyncio.wait((self._ended,), timeout=PATIENCE))[0]:
+        if not (await asyncio.wait((self._ended,), timeout=budget.CAPTURE_ENDED))[0]:
             log.error("the disk of the logs hangs: what is on its way is left to the next agent")
             return
         thread.join()

@@ -21,6 +21,7 @@ import termios
 import time
 
 from arcbox_agent._spawn import STEPS, exit_status
+from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.containers.record import STARTING
 from arcbox_agent.agent.containers.runtimes.process import mounts
 from arcbox_agent.agent.containers.runtimes.protocol import NotStarted, Place, StartError, reason, system_reason
@@ -29,13 +30,11 @@ from arcbox_agent.agent.processes import cgroups, environment, users
 from arcbox_agent.agent.processes.children import LOST, ExitStatus, SpawnError, SpawnSpec, fields_of, start_time_of
 from arcbox_agent.agent.processes.descendants import Session
 from arcbox_agent.agent.processes.keeper import SHORT_OF, Keeper
-from arcbox_agent.agent.processes.lanes import Threads
 from arcbox_agent.errors import BadRequestError, ConflictError, RequestError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from typing import TypeVar
 
     from arcbox_agent.agent.containers.output.capture import Capture, CaptureHandle
     from arcbox_agent.agent.containers.record import Record
@@ -43,23 +42,10 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.containers.store import Store
     from arcbox_agent.agent.processes.cgroups import Cgroup
     from arcbox_agent.agent.processes.children import Process, Processes
+    from arcbox_agent.agent.processes.lanes import Lanes
     from arcbox_agent.wire import Mount
 
-    T = TypeVar("T")
-
 log = Logger("containers")
-
-#: For small work on files; the spawns have threads of their own.
-THREADS = 4
-
-#: For signals, for looking what there is to be sent one, and for empty cgroups: work on kernel memory.
-SIGNAL_THREADS = 2
-
-#: How long a new agent waits for a spawn that the old one left under way.
-SPAWN_PATIENCE = 30.0
-
-#: How long a new agent waits for descriptors to take over what runs.
-DESCRIPTORS_PATIENCE = 10.0
 
 #: The agent's cgroup for its commands; an id cannot begin with a dot.
 COMMANDS = ".commands"
@@ -101,20 +87,20 @@ class ProcessRun:
         return self.process is not None and self.process.send_signal(sig)
 
     async def signal_all(self, sig: int) -> None:
-        await self._runtime.in_signal_thread(self.scope.send_signal, sig)
+        await self._runtime.lanes.signals(self.scope.send_signal, sig)
 
     async def kill_all(self) -> None:
-        await self._runtime.in_signal_thread(self.scope.kill)
+        await self._runtime.lanes.signals(self.scope.kill)
 
     async def alive(self) -> bool:
-        return await self._runtime.in_signal_thread(self.scope.alive)
+        return await self._runtime.lanes.signals(self.scope.alive)
 
     async def finish_output(self, timeout: float) -> bool:
         return self._handle is None or await self._handle.finish(timeout)
 
     async def close(self) -> None:
         await self._runtime.keeper.drop(self.id)
-        await self._runtime.in_thread(self._runtime.clean, self.id, self.scope)
+        await self._runtime.lanes.disk(self._runtime.clean, self.id, self.scope)
 
 
 class ProcessRuntime:
@@ -122,27 +108,21 @@ class ProcessRuntime:
 
     name = "process"
 
-    def __init__(self, store: Store, processes: Processes, capture: Capture, state_dir: str, run_dir: str) -> None:
+    def __init__(
+        self, store: Store, processes: Processes, lanes: Lanes, capture: Capture, state_dir: str, run_dir: str
+    ) -> None:
         self._store = store
         self._processes = processes
+        self.lanes = lanes
         self._capture = capture
-        self.keeper = Keeper(os.path.join(run_dir, "keeper.sock"), processes)
-        self._executor = Threads(THREADS, thread_name_prefix="containers")
-        self._signal_executor = Threads(SIGNAL_THREADS, thread_name_prefix="signals")
+        self.keeper = Keeper(os.path.join(run_dir, "keeper.sock"), processes, lanes)
         self._cgroup_name = _cgroup_name(state_dir)
         self._parent: str | None = None
         self._kept: set[str] = set()
         self.boot_id = _read_boot_id()
 
-    async def in_thread(self, work: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
-
-    async def in_signal_thread(self, work: Callable[..., T], *arguments: object) -> T:
-        """For what never waits for a disk: one that hangs must keep nothing from being ended, nor the agent."""
-        return await asyncio.get_running_loop().run_in_executor(self._signal_executor, work, *arguments)
-
     async def open(self) -> None:
-        self._parent = await self.in_thread(cgroups.find_parent, self._cgroup_name)
+        self._parent = await self.lanes.disk(cgroups.find_parent, self._cgroup_name)
         if self._parent is None:
             log.warning("no cgroup2 that can be written: processes are followed by session and parent")
         self._kept = set(await self.keeper.start())
@@ -152,15 +132,13 @@ class ProcessRuntime:
         for key in self._kept - alive:
             await self.keeper.drop(key)
         self._kept.clear()
-        await self.in_thread(self._sweep_run_dirs, keep - alive)
-        await self.in_thread(self._sweep_cgroups, keep)
+        await self.lanes.disk(self._sweep_run_dirs, keep - alive)
+        await self.lanes.disk(self._sweep_cgroups, keep)
 
     async def close(self) -> None:
         await self.keeper.close()
         if self._parent is not None:
-            await self.in_signal_thread(_remove_if_empty, (os.path.join(self._parent, COMMANDS), self._parent))
-        for executor in (self._executor, self._signal_executor):
-            executor.shutdown(wait=False, cancel_futures=True)
+            await self.lanes.signals(_remove_if_empty, (os.path.join(self._parent, COMMANDS), self._parent))
 
     def command_scope(self) -> Cgroup | None:
         """Where commands in the guest itself get their cgroups."""
@@ -193,10 +171,10 @@ class ProcessRuntime:
     async def start(self, record: Record) -> Running:
         preparation = _Preparation()
         try:
-            spec = await self.in_thread(self._prepare, record, preparation)
+            spec = await self.lanes.disk(self._prepare, record, preparation)
         except Exception as error:
             preparation.close()
-            await self.in_thread(self.clean, record.id, preparation.cgroup)
+            await self.lanes.disk(self.clean, record.id, preparation.cgroup)
             if isinstance(error, RequestError):
                 raise StartError(str(error)) from error
             if isinstance(error, OSError):
@@ -223,7 +201,7 @@ class ProcessRuntime:
             if handle is not None:
                 await handle.finish(0)
             await self.keeper.drop(record.id)
-            await self.in_thread(self.clean, record.id, scope)
+            await self.lanes.disk(self.clean, record.id, scope)
             if isinstance(error, SpawnError):
                 targets = [entry[2] for entry in record.mounts]
                 raise StartError(reason(error, record.command[0], record.working_dir, targets)) from error
@@ -348,7 +326,7 @@ class ProcessRuntime:
     # ------------------------------------------------------------- recover
 
     async def recover(self, record: Record) -> Running | NotStarted:
-        deadline = time.monotonic() + DESCRIPTORS_PATIENCE
+        deadline = time.monotonic() + budget.DESCRIPTORS
         while True:
             try:
                 return await self._recover(record)
@@ -364,11 +342,11 @@ class ProcessRuntime:
         try:
             if record.boot_id != self.boot_id:
                 return ProcessRun(self, record.id, 0, 0, None, Session(0, 1 << 62), None)
-            found = await self.in_thread(_read_pid_file, os.path.join(path, "pid"))
+            found = await self.lanes.disk(_read_pid_file, os.path.join(path, "pid"))
             if found is None and record.state == STARTING:
                 found = NotStarted("the agent was killed while it started the container")
             if isinstance(found, NotStarted):
-                await self.in_thread(self.clean, record.id, self._cgroup(record.id))
+                await self.lanes.disk(self.clean, record.id, self._cgroup(record.id))
                 return found
             pid, start_time = found or (record.pid, record.start_time)
             handle = await self._attach_again(record, path, fds)
@@ -450,7 +428,7 @@ class ProcessRuntime:
 
     async def release(self, record: Record) -> None:
         await self.keeper.drop(record.id)
-        await self.in_thread(self.clean, record.id, self._cgroup(record.id))
+        await self.lanes.disk(self.clean, record.id, self._cgroup(record.id))
 
     async def remove(self, record: Record) -> None:
         await self._capture.forget(record.id)
@@ -551,9 +529,8 @@ def _open_mount_namespace(pid: int, start_time: int) -> int:
 def _end(scope: Scope) -> bool:
     """Whether nothing is left of it."""
     scope.kill()
-    for _ in range(100):
-        if not scope.alive():
-            break
+    give_up = time.monotonic() + budget.LEFTOVERS_KILLED
+    while scope.alive() and time.monotonic() < give_up:
         time.sleep(0.01)
     return scope.remove()
 
@@ -575,7 +552,7 @@ def _read_pid_file(path: str) -> tuple[int, int] | NotStarted | None:
     except FileNotFoundError:
         return None
     try:
-        deadline = time.monotonic() + SPAWN_PATIENCE
+        deadline = time.monotonic() + budget.FORMER_SPAWN
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

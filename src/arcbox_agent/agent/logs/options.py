@@ -1,0 +1,60 @@
+"""What a client wants of a log."""
+
+from __future__ import annotations
+
+from arcbox_agent.logs.reader import LogReader
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class Options:
+    """What a client wants of a log, in the words of LogReader; follows with equal keys share a flow.
+
+    `version`, `trace`: of the frames that the client is sent.
+    """
+
+    __slots__ = ("since", "stderr", "stdout", "tail", "timestamps", "trace", "until", "version")
+
+    def __init__(
+        self,
+        *,
+        version: int = 1,
+        trace: bytes = b"",
+        stdout: bool = True,
+        stderr: bool = True,
+        tail: int = 0,
+        since: int | None = None,
+        until: int | None = None,
+        timestamps: bool = False,
+    ) -> None:
+        self.version = version
+        self.trace = trace
+        self.stdout = stdout
+        self.stderr = stderr
+        self.tail = tail
+        self.since = since
+        self.until = until
+        self.timestamps = timestamps
+
+    def key(self, path: str) -> tuple[Any, ...]:
+        """All that tells one flow from another: a tail only says where a follow begins."""
+        return path, self.version, self.stdout, self.stderr, self.since, self.until, self.timestamps
+
+    def reader(
+        self, path: str, output: str = "", trace: bytes = b"", unended: bool = False, keep_open: bool = False
+    ) -> LogReader:
+        return LogReader(
+            path,
+            output=output or f"v{self.version}",
+            trace=trace,
+            stdout=self.stdout,
+            stderr=self.stderr,
+            tail=self.tail,
+            since=self.since,
+            until=self.until,
+            timestamps=self.timestamps,
+            unended=unended,
+            keep_open=keep_open,
+        )

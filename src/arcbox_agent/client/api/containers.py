@@ -1,0 +1,104 @@
+"""Calls for a container's life."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from arcbox_agent import wire
+from arcbox_agent.client import calls
+from arcbox_agent.client.caller import Caller
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from arcbox_agent.wire import ContainerInfo, CreateContainerResponse, Mount, WaitContainerResponse
+
+
+class ContainerCalls(Caller):
+    async def create_container(
+        self,
+        *,
+        name: str = "",
+        image: str = "",
+        cmd: Iterable[str] = (),
+        entrypoint: Iterable[str] = (),
+        env: Mapping[str, str] | None = None,
+        working_dir: str = "",
+        user: str = "",
+        mounts: Sequence[Mount] = (),
+        tty: bool = False,
+        open_stdin: bool = False,
+        rootfs: str = "",
+        id: str = "",
+        timeout: float | None = None,
+    ) -> CreateContainerResponse:
+        """Create a container without starting it.
+
+        The reply has the container's `id`, and in `warnings` what was asked for and will
+        not be done.  `id`: an id to use instead of one that the agent makes.  `rootfs`: a
+        directory of the guest that becomes the container's root.
+        """
+        request = wire.CreateContainerRequest(
+            name=name,
+            image=image,
+            cmd=calls.words("CreateContainerRequest.cmd", cmd),
+            entrypoint=calls.words("CreateContainerRequest.entrypoint", entrypoint),
+            env=calls.text_map(env),
+            working_dir=working_dir,
+            user=user,
+            mounts=list(mounts),
+            tty=tty,
+            open_stdin=open_stdin,
+            rootfs=rootfs,
+            id=id,
+            detail=True,
+        )
+        return await self.call(request, wire.CreateContainerResponse, timeout=timeout)
+
+    async def start_container(self, id: str, *, timeout: float | None = None) -> None:
+        """Start a container that was created, or has ended."""
+        await self.call(wire.StartContainerRequest(id=id), wire.Empty, timeout=timeout)
+
+    async def stop_container(self, id: str, *, timeout: float = 10) -> None:
+        """Send SIGTERM, and SIGKILL after `timeout` seconds.
+
+        Returns when every process of the container is dead.
+        """
+        request = wire.StopContainerRequest(id=id, timeout=calls.whole("StopContainerRequest.timeout", timeout))
+        await self.call(request, wire.Empty, timeout=self._added_to(timeout), long=True)
+
+    async def kill_container(self, id: str, *, signal: str | int = "KILL", timeout: float | None = None) -> None:
+        """Send a signal.  `signal`: its name, with or without SIG, or its number."""
+        request = wire.KillContainerRequest(id=id, signal=str(int(signal)) if isinstance(signal, int) else signal)
+        await self.call(request, wire.Empty, timeout=timeout)
+
+    async def wait_container(
+        self, id: str, *, condition: str = "not-running", timeout: float | None = None
+    ) -> WaitContainerResponse:
+        """Wait for a container, and return how it ended.
+
+        `condition`: `not-running`, `next-exit` or `removed`.  Without a `timeout` the wait
+        has no limit.
+        """
+        request = wire.WaitContainerRequest(id=id, condition=condition)
+        return await self._call(
+            request,
+            wire.WaitContainerResponse,
+            seconds=timeout,
+            long=True,
+            # A second request for the next exit could wait for a later one.
+            repeatable=condition in ("", "not-running"),
+        )
+
+    async def remove_container(self, id: str, *, force: bool = False, timeout: float | None = None) -> None:
+        """Remove a container; with `force` a running one too, which is killed."""
+        request = wire.RemoveContainerRequest(id=id, force=force)
+        await self.call(request, wire.Empty, timeout=timeout, long=force)
+
+    async def list_containers(
+        self, *, all: bool = False, filter: str = "", timeout: float | None = None
+    ) -> list[ContainerInfo]:
+        """The running containers; with `all` the others too.  `filter`: only this id, id prefix or name."""
+        request = wire.ListContainersRequest(all=all, detail=True, filter=filter)
+        reply = await self.call(request, wire.ListContainersResponse, timeout=timeout, repeatable=True)
+        return reply.containers
