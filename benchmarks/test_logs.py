@@ -37,6 +37,7 @@ class Box:
         self.agent.start()
         self.agent.wait_until_it_answers()
         self.containers = 0
+        self.id = ""
         self.new_log()
 
     def new_log(self) -> Path:
@@ -279,7 +280,7 @@ def test_append_to_frame(compare: Compare, box: Box) -> None:
         def gnu_tail() -> float:
             path = box.directory / "tail.log"
             path.touch()
-            command = ["tail", "-n0", "-f", path]
+            command = ["tail", "-n0", "-f", str(path)]
             with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0) as tail, path.open("ab", 0) as file:
                 assert tail.stdout is not None
                 time.sleep(0.2)

@@ -19,9 +19,11 @@ import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import pytest
+
+T = TypeVar("T")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -136,8 +138,12 @@ class RunningAgent:
         self.wait_until_it_answers()
 
 
+#: The fixture `start_agent`.
+StartAgent = Callable[..., RunningAgent]
+
+
 @pytest.fixture
-def start_agent() -> Iterator[Callable[..., RunningAgent]]:
+def start_agent() -> Iterator[StartAgent]:
     """`start_agent(listen=[...], NAME=VALUE, ...)`: settings as in docs/configuration.md.
 
     Containers are stopped with the agent, unless the test says `containers_at_exit="leave"`.
@@ -169,12 +175,18 @@ def start_agent() -> Iterator[Callable[..., RunningAgent]]:
 
 
 @pytest.fixture
-def agent(start_agent: Callable[..., RunningAgent]) -> Iterator[RunningAgent]:
+def agent(start_agent: StartAgent) -> Iterator[RunningAgent]:
     agent = start_agent()
     yield agent
     if agent.process.poll() is None:
         agent.stop()
     assert agent.process.returncode == 0, f"the agent ended with {agent.process.returncode}:\n{agent.log()}"
+
+
+class RunAsync(Protocol):
+    """The fixture `run_async`."""
+
+    def __call__(self, coroutine: Coroutine[Any, Any, T]) -> T: ...
 
 
 def _uvloop() -> asyncio.AbstractEventLoop:
@@ -190,17 +202,17 @@ _LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 
 
 @pytest.fixture(params=sorted(_LOOPS))
-def run_async(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], Any]:
+def run_async(request: pytest.FixtureRequest) -> RunAsync:
     """`run_async(coroutine)`: its result.
 
     Fails on what the loop would only have logged (an exception in a callback, one
     that was never retrieved), and on what hangs.
     """
 
-    def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    def run(coroutine: Coroutine[Any, Any, T]) -> T:
         unhandled: list[dict[str, Any]] = []
 
-        async def bounded() -> Any:
+        async def bounded() -> T:
             asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
             async with asyncio.timeout(PATIENCE):
                 return await coroutine

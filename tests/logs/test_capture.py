@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from arcbox_agent._capture import CaptureLog, Source
-from arcbox_agent.agent.config.table import Settings
 from arcbox_agent.agent.config import budget
+from arcbox_agent.agent.config.table import Settings
 from arcbox_agent.agent.containers.output.capture import Capture
 from arcbox_agent.agent.metrics import Metrics
 from arcbox_agent.logs import read_log

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -216,7 +217,7 @@ def test_frames_decode_to_the_judges_entries(content: bytes, timestamps: bool) -
         frames = encode(version, content, timestamps=timestamps, trace=(trace or "").encode())
         whole = bytearray()
         for entry in expected:
-            stamp: object = entry.timestamp
+            stamp: Any = entry.timestamp
             if version == "v2":
                 seconds, nanos = divmod(entry.timestamp, 10**9)
                 stamp = wire.Timestamp(seconds=seconds, nanos=nanos) if entry.timestamp else None

@@ -200,7 +200,8 @@ def test_a_follow_delivers_lines_as_they_come_and_ends_with_the_container(agent:
 
 def test_ten_thousand_lines_at_full_speed_are_followed_whole(agent: RunningAgent, client: Any) -> None:
     id = run(client, "seq 1 300000; seq 1 1000 >&2")
-    out, err = [], []
+    out: list[int] = []
+    err: list[int] = []
     for entry in client.logs(id, follow=True):
         (out if entry.stream == "stdout" else err).append(int(entry.data))
     assert out == list(range(1, 300001))
