@@ -125,8 +125,10 @@ cdef enum:
     SPOOL_FULL = 1048576
     # With a log that cannot be written, so much waits for better times; then it is dropped.
     SPOOL_LIMIT = 4194304
-    INPUT = LINE_WINDOW
     PREFIX = STAMP_LENGTH + 14  # ` stdout F:end `
+    # Bytes looked at at once.  One line of them, with its prefix and a newline, is not longer than
+    # LINE_WINDOW.
+    INPUT = LINE_WINDOW - PREFIX - 1
     OUTPUT = 2 * LINE_WINDOW
     EVENTS = 64
 

@@ -4,8 +4,11 @@ from libc.stdint cimport int64_t
 from libc.string cimport memcmp, memcpy
 
 # Why these numbers:
-#   LINE_WINDOW  a line up to this long is looked at whole; a longer one flows
-#                through in pieces, so that a line of any length costs the same memory.
+#   LINE_WINDOW  The contract of writer and reader.  The capture writes no line longer than
+#                this, its newline included, and a reader takes a line of this length only
+#                when it is whole: so what a crash left of a line is never delivered, and
+#                can be cut away.  A longer line of another writer flows through in pieces,
+#                so that a line of any length costs the same memory.
 #   PART_LIMIT   the longest text of one entry; what is longer is delivered in parts.
 #   STAMP_LENGTH `2026-11-23T17:45:12.255151664Z`
 cdef enum:

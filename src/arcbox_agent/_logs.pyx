@@ -104,6 +104,14 @@ cdef struct Chain:
     bint begun  # a part of it was delivered
 
 
+# A line's beginning, or any other offset of a file, and what lies before it.
+cdef struct Position:
+    int64_t offset
+    int back  # so far before the offset a read begins
+    int overlap_length
+    char overlap[OVERLAP]  # what is to be found there
+
+
 # All that stays between two reads.
 cdef struct State:
     int mode
@@ -115,7 +123,7 @@ cdef struct State:
     size_t part_limit
     char* trace
     size_t trace_length
-    int64_t offset  # of the first byte not yet used up
+    Position here  # of the first byte not yet used up
     int64_t skip[STREAMS]  # lines that begin before it are not for us
     int64_t entries
     int64_t last_stamp
@@ -125,11 +133,13 @@ cdef struct State:
     bint more
     bint unended
     int stream
+    # Where it began, and how its stream's chain and `entries` stood there.
+    Position line
+    bint line_open
+    size_t line_length
+    int64_t line_entries
     Minute minute
     Chain chains[STREAMS]
-    int back  # so far before the offset the next read begins
-    int overlap_length
-    char overlap[OVERLAP]  # what is to be found there
 
 
 cdef int emit(
@@ -177,7 +187,8 @@ cdef int emit(
             p = put_u32(p, LOG_ENTRY)
             p[0] = <char> (state.trace_length >> 8)
             p[1] = <char> (state.trace_length & 0xFF)
-            memcpy(p + 2, state.trace, state.trace_length)
+            if state.trace_length:  # else there is no address to copy from
+                memcpy(p + 2, state.trace, state.trace_length)
             p += 2 + state.trace_length
         p[0] = 0x0A
         p[1] = 6
@@ -319,6 +330,22 @@ cdef struct Input:
     ssize_t last  # where the last line before start begins; below 0: not in here
 
 
+cdef void remember(Position* position, const Position* start, const Input* inp) noexcept nogil:
+    """Note what lies before inp.start.  `start`: where this read began."""
+    cdef size_t back
+    if inp.last < 0:
+        # Nothing is used up yet.
+        if position is not start:
+            position[0] = start[0]
+        return
+    back = inp.start - <size_t> inp.last
+    if back > BACK:
+        back = OVERLAP
+    position.back = <int> back
+    position.overlap_length = <int> back if back < OVERLAP else OVERLAP
+    memcpy(position.overlap, inp.data + inp.start - back, position.overlap_length)
+
+
 cdef int take_lines(State* state, Input* inp, Output* out, size_t target) noexcept nogil:
     """Use up the whole lines of the input, until there is no more or target bytes came out.
 
@@ -329,7 +356,7 @@ cdef int take_lines(State* state, Input* inp, Output* out, size_t target) noexce
     cdef size_t n
     cdef Line line
     cdef int rc
-    cdef int64_t base = state.offset - <int64_t> inp.start  # of inp.data[0]
+    cdef int64_t base = state.here.offset - <int64_t> inp.start  # of inp.data[0]
     while out.length < target:
         n = inp.stop - inp.start
         if n == 0:
@@ -358,6 +385,12 @@ cdef int take_lines(State* state, Input* inp, Output* out, size_t target) noexce
             state.more = line.more
             state.unended = line.unended
             state.inside = newline is NULL
+            if state.inside:
+                remember(&state.line, &state.here, inp)
+                state.line.offset = base + <int64_t> inp.start
+                state.line_open = state.chains[line.stream].open
+                state.line_length = state.chains[line.stream].length
+                state.line_entries = state.entries
             if not state.dropped:
                 chain_open(state, &line)
                 rc = chain_add(state, out, line.stream, line.text, line.length)
@@ -367,19 +400,19 @@ cdef int take_lines(State* state, Input* inp, Output* out, size_t target) noexce
             return rc
         inp.last = <ssize_t> inp.start
         inp.start += n + (newline is not NULL)
-        state.offset = base + <int64_t> inp.start
+        state.here.offset = base + <int64_t> inp.start
     return 0
 
 
 cdef int run(
     State* state, Input* inp, Output* out, int fd, int64_t end, size_t target, int64_t budget, bint nowait,
 ) noexcept nogil:
-    """Read from state.offset on; how it ended (_MORE.._CHANGED), or -errno."""
-    cdef size_t want, keep, room
+    """Read from state.here.offset on; how it ended (_MORE.._CHANGED), or -errno."""
+    cdef size_t want, keep
     cdef ssize_t got
     cdef int rc
     cdef bint first = True, last = False, cut
-    cdef int64_t at = state.offset - state.back  # of the next byte to read
+    cdef int64_t at = state.here.offset - state.here.back  # of the next byte to read
     inp.start = inp.stop = 0
     inp.last = -1
     while True:
@@ -412,11 +445,11 @@ cdef int run(
         budget -= got
         if first:
             first = False
-            if cut and got < state.back:
+            if cut and got < state.here.back:
                 return _BLOCKED
-            if got < state.back or memcmp(inp.data, state.overlap, state.overlap_length) != 0:
+            if got < state.here.back or memcmp(inp.data, state.here.overlap, state.here.overlap_length) != 0:
                 return _CHANGED
-            inp.start = state.back
+            inp.start = state.here.back
         rc = take_lines(state, inp, out, target)
         if rc < 0:
             return rc
@@ -429,13 +462,7 @@ cdef int run(
         if budget <= 0:
             rc = _MORE
             break
-    if inp.start > 0 and (inp.last >= 0 or state.back == 0):
-        keep = inp.start - inp.last if inp.last >= 0 else inp.start
-        if keep > BACK:
-            keep = OVERLAP
-        state.back = <int> keep
-        state.overlap_length = <int> keep if keep < OVERLAP else OVERLAP
-        memcpy(state.overlap, inp.data + inp.start - keep, state.overlap_length)
+    remember(&state.here, &state.here, inp)
     return rc
 
 
@@ -567,7 +594,7 @@ cdef class Engine:
     @property
     def offset(self):
         """Where the next read begins: always the beginning of a line, but inside a very long one."""
-        return self.state.offset
+        return self.state.here.offset
 
     @property
     def entries(self):
@@ -598,11 +625,38 @@ cdef class Engine:
         skip: for each of stdout, stderr and plain lines, the offset before which they are left out.
         """
         cdef int stream
-        self.state.offset = offset
-        self.state.back = self.state.overlap_length = 0
+        self.state.here.offset = offset
+        self.state.here.back = self.state.here.overlap_length = 0
         self.state.inside = False
         for stream in range(STREAMS):
             self.state.skip[stream] = 0 if skip is None else skip[stream]
+
+    @property
+    def line_offset(self):
+        """Where the very long line began whose end is missing; None: nothing was read of such a line."""
+        return self.state.line.offset if self.state.inside else None
+
+    def step_back(self):
+        """Go back to `line_offset`: the end of the file from there on was cut away.
+
+        Returns the rest of the line where parts of it were given already; what was only
+        read is forgotten.
+        """
+        cdef Chain* chain = &self.state.chains[self.state.stream]
+        cdef object output = self.nothing
+        if self.state.inside:
+            if self.state.entries != self.state.line_entries:
+                output = self.cut()
+            elif not self.state.dropped:
+                chain.open = self.state.line_open
+                chain.length = self.state.line_length
+                if not chain.open:
+                    free(chain.data)
+                    chain.data = NULL
+                    chain.capacity = 0
+            self.state.inside = False
+            self.state.here = self.state.line
+        return output
 
     def clone(self):
         """Another engine in the same state."""
@@ -703,7 +757,7 @@ cdef class Engine:
     cdef int last_line(self, Buffers buffers, int fd, int64_t end, bint more):
         cdef Line line
         cdef ssize_t got = 0
-        cdef int64_t size = end - self.state.offset
+        cdef int64_t size = end - self.state.here.offset
         cdef int rc = 0
         if self.state.inside:
             self.state.inside = False
@@ -714,16 +768,16 @@ cdef class Engine:
             size = LINE_WINDOW
         if size > 0:
             with nogil:
-                got = read_at(fd, buffers.input.data, <size_t> size, self.state.offset, False)
+                got = read_at(fd, buffers.input.data, <size_t> size, self.state.here.offset, False)
         if got < 0:
             return <int> got
         if got and memchr(buffers.input.data, c"\n", got) is NULL:
             parse_line(buffers.input.data, got, True, &self.state.minute, buffers.input.scratch, &line)
-            if wanted(&self.state, &line, self.state.offset):
+            if wanted(&self.state, &line, self.state.here.offset):
                 line.more = line.more or more
                 rc = take_line(&self.state, &buffers.output, &line)
-            self.state.offset += got
-            self.state.back = self.state.overlap_length = 0
+            self.state.here.offset += got
+            self.state.here.back = self.state.here.overlap_length = 0
         return rc
 
 

@@ -87,6 +87,12 @@ class Capturing:
         return self.capture.attach("web", str(self.log), str(self.directory), fifos, master)
 
 
+def write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
 async def until(condition: Callable[[], object]) -> None:
     while not condition():
         await asyncio.sleep(0.005)
@@ -221,6 +227,26 @@ def test_a_terminal_that_was_closed_and_opened_again_is_captured_on(tmp_path: Pa
     run_async(scenario())
     expected = b"".join(b"%d %d\r\n" % (number, line) for number in range(3) for line in range(100))
     assert content(tmp_path / "logs" / "web.log")["stdout"] == expected
+
+
+def test_no_line_of_a_log_is_longer_than_what_its_reader_takes_whole(tmp_path: Path, run_async: Any) -> None:
+    window = 262_144  # LINE_WINDOW, in _lines.pxd
+    lengths = [*range(window - 46, window - 38), *range(window - 1, window + 2), 3 * window]
+    text = b"".join(bytes([97 + i]) * length + b"\n" for i, length in enumerate(lengths)) + b"z" * 2 * window
+
+    async def scenario() -> None:
+        async with Capturing(tmp_path) as box:
+            handle = box.attach()
+            await handle.ready()
+            fd = os.open(box.fifos["stdout"], os.O_WRONLY)
+            await asyncio.to_thread(write_all, fd, text)
+            os.close(fd)
+            assert await handle.finish(20)
+
+    run_async(scenario())
+    log = tmp_path / "logs" / "web.log"
+    assert content(log)["stdout"] == text
+    assert window - 45 <= max(len(line) + 1 for line in _lines(log)) <= window
 
 
 def test_rotation_keeps_so_many_files_and_loses_nothing_between_them(tmp_path: Path, run_async: Any) -> None:

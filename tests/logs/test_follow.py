@@ -20,10 +20,11 @@ import pytest
 from arcbox_agent import _inotify, _logs, wire
 from arcbox_agent.agent.config.table import Settings
 from arcbox_agent.agent.logs import flow
-from arcbox_agent.agent.logs.cursor import BLOCKED, MORE, Cursor
+from arcbox_agent.agent.logs.cursor import BLOCKED, END, MORE, Cursor
 from arcbox_agent.agent.logs.follower import Follow, Followers, Options
 from arcbox_agent.agent.logs.inotify import Inotify
 from arcbox_agent.agent.metrics import Metrics
+from arcbox_agent.logs.files import open_if_there
 from tests.logs.log_writer_process import line
 from tests.logs.test_capture import start, until
 
@@ -61,6 +62,65 @@ async def collect(follow: Follow, into: list[bytes]) -> None:
             into.extend(bytes(entry.data) for entry in entries(frames))
     finally:
         follow.close()
+
+
+def cursor_on(log: Path) -> Cursor:
+    return Cursor(str(log), _logs.Engine(), open_if_there(str(log)))
+
+
+def read_all(cursor: Cursor) -> list[tuple[bytes, bool]]:
+    found: list[tuple[bytes, bool]] = []
+    while True:
+        status, entries = cursor.read()
+        found += [(entry.data, entry.partial) for entry in entries]
+        if status is END and not entries:
+            return found
+
+
+#: Around the longest line that a reader waits for, and far behind it.
+LONG_LINES = [*range(262_103, 262_107), *range(262_143, 262_146), 300_000]
+
+
+@pytest.mark.parametrize("length", LONG_LINES)
+def test_a_torn_line_that_is_cut_away_and_written_again_comes_once(tmp_path: Path, length: int) -> None:
+    log = tmp_path / "web.log"
+    before = STAMP + b" stdout F one\n" + STAMP + b" stdout P two, "
+    whole = STAMP + b" stdout F " + b"x" * length + b"\n"
+    log.write_bytes(before + b"\n" + whole[:-1])
+    cursor = cursor_on(log)
+    assert read_all(cursor) == [(b"one", False)]
+    os.truncate(log, len(before) + 1)
+    assert read_all(cursor) == []
+    with log.open("ab") as file:
+        file.write(whole)
+    assert read_all(cursor) == [(b"two, " + b"x" * length, False)]
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_a_file_truncated_before_its_torn_line_is_read_from_its_beginning(tmp_path: Path, kept: int) -> None:
+    log = tmp_path / "web.log"
+    short = STAMP + b" stdout F one\n"
+    log.write_bytes(short * 2 + STAMP + b" stdout F " + b"x" * 300_000)
+    cursor = cursor_on(log)
+    assert read_all(cursor) == [(b"one", False)] * 2
+    # The new lines reach just as far: only what they say tells that they are others.
+    other = STAMP + b" stdout F two\n"
+    log.write_bytes(short * kept + other * (2 - kept) + STAMP + b" stdout F three\n")
+    again = [] if kept == 2 else [(b"one", False)] * kept + [(b"two", False)] * (2 - kept)
+    assert read_all(cursor) == [*again, (b"three", False)]
+
+
+def test_parts_of_a_torn_line_that_were_given_end_where_it_was_cut(tmp_path: Path) -> None:
+    log = tmp_path / "web.log"
+    short = STAMP + b" stdout F one\n"
+    log.write_bytes(short + STAMP + b" stdout F " + b"x" * (3 << 19))
+    cursor = cursor_on(log)
+    assert read_all(cursor) == [(b"one", False), (b"x" * (1 << 20), True)]
+    os.truncate(log, len(short))
+    assert read_all(cursor) == [(b"x" * (1 << 19), False)]
+    with log.open("ab") as file:
+        file.write(short)
+    assert read_all(cursor) == [(b"one", False)]
 
 
 @pytest.mark.parametrize("fault", ["none", "rotate", "recreate", "truncate"])

@@ -90,11 +90,11 @@ class Cursor:
             assert file is not None
             status, output = self._read(file, nowait, end)
             if status is CHANGED:
-                return self._begin_again()
+                return self._begin_again(file)
             if status is not END or output or (end is not None and self.engine.offset >= end):
                 return status, output
             if file.size() < self.engine.offset:
-                return self._begin_again()
+                return self._begin_again(file)
             status, output = self._go_on(file, nowait)
             if status is not CHANGED:
                 return status, output
@@ -106,8 +106,12 @@ class Cursor:
         number, output = self.engine.read(file.fd, end=end, target=TARGET, budget=BUDGET, nowait=nowait)
         return _READS[number], output
 
-    def _begin_again(self) -> tuple[Read, Any]:
+    def _begin_again(self, file: LogFile) -> tuple[Read, Any]:
         # The file was truncated: what was not read before is gone, and what comes is new.
+        line = self.engine.line_offset
+        if line is not None and file.size() >= line:
+            # Only an unfinished line was cut away.  Where more was, the next read finds that.
+            return MORE, self.engine.step_back()
         output = self.engine.cut()
         self.engine.seek(0)
         # What was truncated may have been copied first.
