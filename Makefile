@@ -25,7 +25,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test vm-test vm vm-bench vm-soak check bench soak build install clean
+.PHONY: help demo test test-quick coverage vm-test vm vm-bench vm-soak check check-sanitized mutants bench soak build install clean
 
 help: ## this list
 	@echo 'make TARGET [PYTHON=python3.12]'; echo
@@ -36,6 +36,21 @@ demo: $(STAMPS)/run ## the agent and arcboxctl at work: a container's life, its 
 
 test: $(STAMPS)/test $(STAMPS)/debian ## every test (PYTEST_ARGS=... goes to pytest)
 	@$(BIN)/python -m pytest --durations=15 $(PYTEST_ARGS)
+
+# Fewer kills, examples and seconds of the tests that go by chance; nothing that is marked slow.
+QUICK := ARCBOX_WIRE_EXAMPLES=5 ARCBOX_LOGS_EXAMPLES=20 ARCBOX_LOGS_SOAK_SECONDS=1 ARCBOX_CAPTURE_KILLS=1 \
+    ARCBOX_FUZZ_SECONDS=1
+
+test-quick: $(STAMPS)/test ## the tests without virtual machines and without the slow ones, two at a time
+	@$(QUICK) $(BIN)/python -m pytest --ignore=tests/vm -m 'not slow' -n 2 --dist loadfile \
+	    --durations=15 $(PYTEST_ARGS)
+
+coverage: $(STAMPS)/test ## what test-quick reaches of the Python code, its processes included: build/coverage/html
+	@rm -rf build/coverage && mkdir -p build/coverage
+	@$(QUICK) $(BIN)/python -m coverage run -m pytest --ignore=tests/vm -m 'not slow' $(PYTEST_ARGS)
+	@$(BIN)/python -m coverage combine --quiet
+	@$(BIN)/python -m coverage html --quiet
+	@$(BIN)/python -m coverage report
 
 vm-test: $(STAMPS)/test $(STAMPS)/debian ## the tests in a virtual machine alone
 	@$(BIN)/python -m pytest tests/vm --durations=15 $(PYTEST_ARGS)
@@ -56,8 +71,16 @@ check: $(STAMPS)/check ## generated files up to date, lint, format, types, stubs
 	@# cython-lint starts pycodestyle by its name.
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint src
 	$(BIN)/python -m mypy
+	@# With its own directory as the root: so it reads the package as one that is installed.
+	$(BIN)/pyright --project tests/typing --pythonpath $(BIN)/python
 	$(BIN)/python -m mypy.stubtest --concise --ignore-disjoint-bases --allowlist tools/stubtest-allowlist.txt \
 	    --ignore-unused-allowlist $(patsubst src/arcbox_agent/%.pyi,arcbox_agent.%,$(wildcard src/arcbox_agent/_*.pyi))
+
+check-sanitized: $(STAMPS)/test ## the compiled modules under AddressSanitizer and UndefinedBehaviorSanitizer
+	@$(BIN)/python -m tools.sanitized
+
+mutants: $(STAMPS)/test ## faults put in one by one: which of them the tests do not notice
+	@$(BIN)/python -m tools.mutants
 
 bench: $(STAMPS)/test ## the figures, each with its rival in the same run (BENCH_ARGS=...)
 	@$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-quiet $(BENCH_ARGS)

@@ -23,12 +23,14 @@ from typing import Any, Protocol, TypeVar
 
 import pytest
 
+from tools.pace import patience
+
 T = TypeVar("T")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 #: Only what hangs takes this long; a loaded machine does not.
-PATIENCE = 60.0
+PATIENCE = patience(60.0)
 
 #: A V1 PingRequest("ping"), as in docs/protocol.md: needs none of our own code to be right.
 PING = bytes.fromhex("0000000a000000010a0470696e67")
@@ -38,7 +40,9 @@ PING = bytes.fromhex("0000000a000000010a0470696e67")
 #: of AF_VSOCK instead of the unix socket.
 OVER_VSOCK = os.environ.get("ARCBOX_TEST_TRANSPORT") == "vsock"
 
-_vsock_ports = itertools.count(20000)
+#: Ports of a range of this process's own: several may run tests at once (pytest -n).
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_vsock_ports = itertools.count(20000 + 1000 * _WORKER)
 
 
 _NOT_ROOT = "not root: the tests that mount, change users, limit with cgroups or boot a guest fail"

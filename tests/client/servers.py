@@ -16,7 +16,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-PATIENCE = 30.0
+from tools.pace import patience
+
+PATIENCE = patience(30.0)
 
 #: What a server does with one accepted connection.
 Serve = Callable[[socket.socket], object]
