@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +11,8 @@ import pytest
 from arcbox_agent.agent.config.access import Access
 from arcbox_agent.agent.config.table import Settings
 from arcbox_agent.agent.metrics import Metrics
-from arcbox_agent.agent.routes import Route
 from arcbox_agent.agent.serving.listeners import open_listeners
+from arcbox_agent.agent.serving.route import Route
 from arcbox_agent.agent.serving.server import Server
 from arcbox_agent.message_types import MessageType
 from arcbox_agent.wire import (
@@ -29,16 +28,16 @@ from arcbox_agent.wire import (
 from tests.agent.peer import Peer
 
 
-def fails_at_once(agent: Any, request: Any, call: Any) -> Any:
+def fails_at_once(request: Any, call: Any) -> Any:
     raise KeyError("a fault")
 
 
-async def fails_later(agent: Any, request: Any, call: Any) -> Any:
+async def fails_later(request: Any, call: Any) -> Any:
     await asyncio.sleep(0.01)
     raise KeyError("a fault")
 
 
-def answers_what_it_must_not(agent: Any, request: Any, call: Any) -> Any:
+def answers_what_it_must_not(request: Any, call: Any) -> Any:
     return PingResponse(version=5)  # type: ignore[arg-type]
 
 
@@ -64,12 +63,11 @@ def test_its_request_gets_500_and_the_connection_lives(
         settings = Settings(listen=[f"unix:{tmp_path}/s"])
         metrics = Metrics()
         loop = asyncio.get_running_loop()
-        agent: Any = SimpleNamespace(settings=settings, metrics=metrics, version="1")
-        server = Server(agent, loop, ROUTES)
-        server.listeners = open_listeners(settings, {})
-        for listener in server.listeners:
-            listener.start(loop, settings, metrics, server.accept)
+        server = Server(settings, metrics, "1", ROUTES)
+        (listener,) = open_listeners(settings, {})
+        listener.start(loop, settings, metrics, server.accept)
         replies = await asyncio.to_thread(talk)
+        await listener.close()
         await server.close(loop.time() + 5)
         return replies, metrics.counters["handler_failures"]
 

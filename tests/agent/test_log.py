@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from arcbox_agent.agent.observe import log
+from arcbox_agent.agent.observe.asyncio_log import AsyncioLogger
 from arcbox_agent.agent.observe.log import Logger, Sink, quote
 from arcbox_agent.agent.observe.rate import OncePerMinute
 from arcbox_agent.wire import AttachRequest, CreateContainerRequest, RemoveContainerRequest
@@ -246,7 +247,7 @@ def test_what_goes_on_after_a_request_is_not_logged_as_part_of_it(start_agent: S
 
 
 def test_what_asyncio_reports_is_a_line_of_the_agents_log(pipe: int) -> None:
-    logger = log.AsyncioLogger()
+    logger = AsyncioLogger()
     logger.warning("Executing %s took %.3f seconds", "x", 1.5)
     logger.error("two\nlines")
     logger.log(31, "between two levels")

@@ -11,16 +11,14 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from arcbox_agent.agent.config.access import MODES
+from arcbox_agent.agent.agent import Agent
 from arcbox_agent.agent.config.directories import prepare
 from arcbox_agent.agent.config.table import Settings
-from arcbox_agent.agent.daemon import Agent
-from arcbox_agent.agent.handlers.power import shutdown
-from arcbox_agent.agent.serving.call import Call
-from arcbox_agent.agent.serving.connection import Connection
+from arcbox_agent.agent.handlers.power import Power
 from arcbox_agent.errors import AgentFailedError
 from arcbox_agent.wire import (
     CreateContainerRequest,
@@ -139,14 +137,13 @@ def test_a_wait_whose_turn_comes_while_the_agent_ends_does_not_hold_it_up(start_
 def test_a_machine_that_is_ending_another_way_is_not_said_to_do_it_this_way(tmp_path: Path) -> None:
     async def main() -> None:
         agent = Agent(Settings(state_dir=str(tmp_path / "state"), run_dir=str(tmp_path / "run"), init=True))
-        here, there = socket.socketpair()
-        with here, there:
-            call = Call(Connection(agent.server, here, "uid 0", MODES["full"]), None)
-            for reboot in (False, False):
-                assert shutdown(agent, ShutdownRequest(reboot=reboot), call) == ShutdownResponse(accepted=True)
-            with pytest.raises(AgentFailedError, match="failed to reboot: the agent is ending already, with poweroff"):
-                shutdown(agent, ShutdownRequest(reboot=True), call)
-            assert agent.action == "poweroff"
+        call: Any = None  # the handler needs nothing of it
+        power = Power(agent.settings, agent.request_stop)
+        for reboot in (False, False):
+            assert power.shutdown(ShutdownRequest(reboot=reboot), call) == ShutdownResponse(accepted=True)
+        with pytest.raises(AgentFailedError, match="failed to reboot: the agent is ending already, with poweroff"):
+            power.shutdown(ShutdownRequest(reboot=True), call)
+        assert agent.action == "poweroff"
         await agent.stop(0)
 
     asyncio.run(main())

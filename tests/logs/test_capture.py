@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from arcbox_agent._capture import CaptureLog, Source
+from arcbox_agent._log_file import CaptureLog
+from arcbox_agent._pump import Source
 from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.config.table import Settings
 from arcbox_agent.agent.containers.output.capture import Capture
@@ -518,7 +519,7 @@ def test_a_gap_is_told_once_whenever_the_agent_is_killed(tmp_path: Path, run_asy
         async with Capturing(tmp_path) as box:
             box.log.parent.mkdir()
             box.log.write_bytes(before + (gap if told else b""))
-            # magic, inode, offset, skip, lost bytes, lost lines, open, cut: as _capture.pyx draws it
+            # magic, inode, offset, skip, lost bytes, lost lines, open, cut: as _spool.pyx draws it
             mark = (0x31504253, box.log.stat().st_ino, len(before), 0, 700, 7, 0, 0)
             (tmp_path / "stdout.spool").write_bytes(struct.pack("=QQqqqqQQ", *mark) + b"behind\n")
             assert await box.attach().finish(10)

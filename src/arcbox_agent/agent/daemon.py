@@ -1,9 +1,6 @@
-"""The daemon: start, wiring, signals, end.  No logic of its own.
+"""The process: its settings, locks, event loop, signals and exit codes.
 
-    main -> settings -> directories and their lock -> event loop -> Agent.run
-
-Everything is built in Agent.start, in the order in which one part needs another, and
-taken down in Agent.stop in the opposite order.
+main -> settings -> directories and their lock -> event loop -> Agent.run
 """
 
 from __future__ import annotations
@@ -20,26 +17,16 @@ import uvloop
 
 from arcbox_agent import __version__
 from arcbox_agent.agent import config
-from arcbox_agent.agent.commands.commands import Commands
+from arcbox_agent.agent.agent import Agent
 from arcbox_agent.agent.config import budget, directories
-from arcbox_agent.agent.containers.output.capture import Capture
-from arcbox_agent.agent.containers.service import Containers
-from arcbox_agent.agent.logs.follower import Followers
-from arcbox_agent.agent.metrics import Metrics
 from arcbox_agent.agent.observe import log as agent_log
-from arcbox_agent.agent.observe.log import LEVELS, Logger, handle_loop_exception, write_stderr
-from arcbox_agent.agent.observe.notify import Notifier
-from arcbox_agent.agent.processes.children import Processes
-from arcbox_agent.agent.processes.lanes import Lanes
-from arcbox_agent.agent.routes import ROUTES
-from arcbox_agent.agent.serving.listeners import Listener, open_listeners, open_unix
-from arcbox_agent.agent.serving.metrics_endpoint import MetricsEndpoint
-from arcbox_agent.agent.serving.server import Server
+from arcbox_agent.agent.observe.asyncio_log import handle_loop_exception
+from arcbox_agent.agent.observe.log import LEVELS, Logger, write_stderr
 from arcbox_agent.errors import ConfigError, RequestError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop, TimerHandle
+    from asyncio import AbstractEventLoop
     from collections.abc import Sequence
 
     from arcbox_agent.agent.config.table import Settings
@@ -50,132 +37,6 @@ log = Logger("agent")
 EXIT_OK = 0
 EXIT_FAILED = 1  # the log says why
 EXIT_USAGE = 2  # a setting is wrong: fix it, starting again does not help
-
-
-class Agent:
-    """One agent: its settings, its parts, and its end.
-
-    `action`: what happens when it has ended: `exit`, `poweroff` or `reboot`.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.version = __version__
-        self.started_at = time.monotonic()
-        self.action = "exit"
-        self.notifier = Notifier()
-        self.metrics = Metrics()
-        self.loop: AbstractEventLoop = asyncio.get_running_loop()
-        self.lanes = Lanes()
-        self.lanes.become_default()
-        self.processes = Processes(self.loop, self.lanes, self.metrics)
-        self.capture = Capture(settings, self.metrics)
-        self.containers = Containers(settings, self.metrics, self.processes, self.lanes, self.capture)
-        self.commands = Commands(settings, self.metrics, self.processes, self.lanes, self.containers)
-        self.followers = Followers(settings, self.metrics)
-        self.server: Server = Server(self, self.loop, ROUTES)
-        self._metrics_endpoint: MetricsEndpoint | None = None
-        self._metrics_listener: Listener | None = None
-        self._watchdog: TimerHandle | None = None
-        self._stop_asked = asyncio.Event()
-        self._stop_timeout = settings.shutdown_timeout
-
-    async def start(self) -> None:
-        """Build the parts, then open the doors."""
-        agent_log.on_drop = self._count_dropped_line
-        self.metrics.gauge(
-            "uptime_seconds", lambda: time.monotonic() - self.started_at, "Seconds since the agent started."
-        )
-        await self.capture.start()
-        await self.containers.open()
-        if os.getpid() == 1:
-            # Not before: a container that ended while PID 1 started again is a zombie of nobody's
-            # until it is found again, and its exit code is still to be had.
-            self.processes.watch_orphans()
-        await self.followers.start()
-        listeners = open_listeners(self.settings)
-        self.server.listeners = listeners
-        for listener in listeners:
-            listener.start(self.loop, self.settings, self.metrics, self.server.accept)
-            log.info("listening", address=listener.address, mode=listener.mode)
-        if self.settings.metrics_listen:
-            self._serve_metrics(self.settings.metrics_listen)
-
-    def _serve_metrics(self, where: str) -> None:
-        address = config.unix_address(where)
-        self._metrics_endpoint = MetricsEndpoint(self.loop, self.metrics)
-        self._metrics_listener = Listener(open_unix(address), where, "read-only", address.path)
-        self._metrics_listener.start(self.loop, self.settings, self.metrics, self._metrics_endpoint.accept)
-        log.info("serving metrics", address=where)
-
-    def _count_dropped_line(self) -> None:
-        self.metrics.add("log_lines_dropped")
-
-    async def run(self) -> None:
-        """Start, serve until somebody asks for the end, stop."""
-        try:
-            await self.start()
-            self.notifier.ready(f"listening on {', '.join(each.address for each in self.server.listeners)}")
-            self._feed_watchdog()
-            await self._stop_asked.wait()
-            self.notifier.stopping("stopping")
-            log.info("stopping", action=self.action, timeout=self._stop_timeout)
-        finally:
-            try:
-                await self.stop(self._stop_timeout)
-            finally:
-                # Whatever failed: threads that wait for work would keep the process from ending.
-                self.lanes.close()
-
-    def request_stop(self, action: str = "exit", timeout: float | None = None) -> bool:
-        """Ask for the end: `exit`, `poweroff` or `reboot`; what runs has `timeout` seconds.
-
-        False: it is ending already, and not that way.
-        """
-        if self._stop_asked.is_set():
-            return self.action == action
-        self.action = action
-        if timeout is not None:
-            self._stop_timeout = timeout
-        self._stop_asked.set()
-        return True
-
-    async def stop(self, timeout: float) -> None:
-        """Take all down again, whatever of it was built.  Running calls have `timeout` seconds.
-
-        Where the machine ends, the containers have the same seconds, beside the calls: it
-        is for them that the host gave a time.  Else they are stopped, if they are, after
-        the calls have ended, and have `stop_timeout`.
-        """
-        deadline = self.loop.time() + timeout
-        if self.action == "exit":
-            await self.server.close(deadline)
-        else:
-            await asyncio.gather(self.server.close(deadline), self.containers.stop_all(timeout))
-        await self.followers.close()
-        await self.commands.close()
-        await self.containers.close(
-            stop=self.action != "exit" or self.settings.containers_at_exit == "stop",
-            deadline=self.loop.time() + self.settings.stop_timeout,
-        )
-        await self.capture.close()
-        await self.processes.close()
-        if self._metrics_listener is not None:
-            self._metrics_listener.close()
-        if self._metrics_endpoint is not None:
-            self._metrics_endpoint.close()
-        if self._watchdog is not None:
-            self._watchdog.cancel()
-
-    def _feed_watchdog(self) -> None:
-        # From the loop's own timer: when the loop hangs, so does this, which is the point.
-        interval = self.notifier.watchdog_interval
-        if interval:
-            self.notifier.alive()
-            self._watchdog = self.loop.call_later(interval, self._feed_watchdog)
-
-
-# ------------------------------------------------------------------ the process
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -29,7 +29,7 @@ from __future__ import annotations
 import sys
 from types import CoroutineType, FunctionType, GeneratorType, ModuleType
 
-from arcbox_agent.agent.observe.log import AsyncioLogger
+from arcbox_agent.agent.observe.asyncio_log import AsyncioLogger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -128,8 +128,10 @@ def import_event_loop() -> None:
     try:
         sys.modules |= modules
         sys.modules["ssl"] = None  # type: ignore[assignment]
+        import asyncio  # noqa: F401
 
         sys.modules["ssl"] = modules["ssl"]
+        import uvloop  # noqa: F401
     finally:
         for name in stand_ins:
             if sys.modules.get(name) is modules[name] or sys.modules.get(name, ...) is None:

@@ -1,66 +1,68 @@
-"""The dispatch table: which handler answers which request, and what it needs.
-
-A handler is a function `(agent, request, call)`.  What it returns is the reply, or a
-coroutine for it, which runs as the one task of its connection: the connection's next
-request waits for it, and no other connection does.
-"""
+"""The dispatch table: which handler answers which request, and what it needs."""
 
 from __future__ import annotations
 
+from arcbox_agent import wire
 from arcbox_agent.agent.config.access import Access
-from arcbox_agent.agent.handlers import agent_info, containers, exec, logs, power, runtime, system
-from arcbox_agent.message_types import MessageType
-from arcbox_agent.wire import (
-    AgentInfoRequest,
-    CreateContainerRequest,
-    ExecRequest,
-    KillContainerRequest,
-    ListContainersRequest,
-    LogsRequest,
-    PingRequest,
-    RemoveContainerRequest,
-    RuntimeEnsureRequest,
-    RuntimeStatusRequest,
-    ShutdownRequest,
-    StartContainerRequest,
-    StopContainerRequest,
-    WaitContainerRequest,
-)
+from arcbox_agent.agent.handlers import runtime
+from arcbox_agent.agent.handlers.agent_info import Info
+from arcbox_agent.agent.handlers.containers import Lifecycle
+from arcbox_agent.agent.handlers.exec import Exec
+from arcbox_agent.agent.handlers.logs import Logs
+from arcbox_agent.agent.handlers.power import Power
+from arcbox_agent.agent.handlers.system import System
+from arcbox_agent.agent.serving.route import Route
+from arcbox_agent.message_types import MessageType as Type
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
+    from collections.abc import Callable, Sequence
 
-    from arcbox_agent.wire import Message
-
-
-class Route:
-    """How a request is answered.  `request` None: its payload is not looked at."""
-
-    __slots__ = ("access", "handler", "request")
-
-    def __init__(self, handler: Callable[..., Any], request: type[Message] | None, access: Access) -> None:
-        self.handler = handler
-        self.request = request
-        self.access = access
+    from arcbox_agent.agent.commands.commands import Commands
+    from arcbox_agent.agent.config.table import Settings
+    from arcbox_agent.agent.containers.service import Containers
+    from arcbox_agent.agent.logs.follower import Followers
+    from arcbox_agent.agent.metrics import Metrics
+    from arcbox_agent.agent.serving.listeners import Listener
 
 
-ROUTES: dict[int, Route] = {
-    MessageType.PING_REQUEST: Route(system.ping, PingRequest, Access.READ),
-    # 0.0.1-alpha.1 does not look at the payload either.
-    MessageType.GET_SYSTEM_INFO_REQUEST: Route(system.system_info, None, Access.READ),
-    MessageType.CREATE_CONTAINER_REQUEST: Route(containers.create, CreateContainerRequest, Access.CONTROL),
-    MessageType.START_CONTAINER_REQUEST: Route(containers.start, StartContainerRequest, Access.CONTROL),
-    MessageType.STOP_CONTAINER_REQUEST: Route(containers.stop, StopContainerRequest, Access.CONTROL),
-    MessageType.REMOVE_CONTAINER_REQUEST: Route(containers.remove, RemoveContainerRequest, Access.CONTROL),
-    MessageType.LIST_CONTAINERS_REQUEST: Route(containers.list, ListContainersRequest, Access.READ),
-    MessageType.KILL_CONTAINER_REQUEST: Route(containers.kill, KillContainerRequest, Access.CONTROL),
-    MessageType.WAIT_CONTAINER_REQUEST: Route(containers.wait, WaitContainerRequest, Access.READ),
-    MessageType.EXEC_REQUEST: Route(exec.exec, ExecRequest, Access.EXEC),
-    MessageType.LOGS_REQUEST: Route(logs.logs, LogsRequest, Access.READ),
-    MessageType.RUNTIME_ENSURE_REQUEST: Route(runtime.ensure_runtime, RuntimeEnsureRequest, Access.CONTROL),
-    MessageType.RUNTIME_STATUS_REQUEST: Route(runtime.runtime_status, RuntimeStatusRequest, Access.READ),
-    MessageType.SHUTDOWN_REQUEST: Route(power.shutdown, ShutdownRequest, Access.CONTROL),
-    MessageType.AGENT_INFO_REQUEST: Route(agent_info.agent_info, AgentInfoRequest, Access.READ),
-}
+def bind(
+    settings: Settings,
+    metrics: Metrics,
+    version: str,
+    listeners: Sequence[Listener],
+    containers: Containers,
+    commands: Commands,
+    followers: Followers,
+    end: Callable[[str, float | None], str],
+) -> dict[int, Route]:
+    """The table, with each handler bound to the parts that it uses.  `end`: see Agent.request_stop."""
+    features: list[str] = []
+    info = Info(settings, metrics, version, features, listeners)
+    system = System(settings, metrics, version, features)
+    container = Lifecycle(containers)
+    exec = Exec(commands, settings)
+    logs = Logs(containers, followers, settings)
+    power = Power(settings, end)
+    read, control = Access.READ, Access.CONTROL
+    routes: dict[int, Route] = {
+        Type.PING_REQUEST: Route(system.ping, wire.PingRequest, read),
+        # 0.0.1-alpha.1 does not look at the payload either.
+        Type.GET_SYSTEM_INFO_REQUEST: Route(system.info, None, read),
+        Type.CREATE_CONTAINER_REQUEST: Route(container.create, wire.CreateContainerRequest, control),
+        Type.START_CONTAINER_REQUEST: Route(container.start, wire.StartContainerRequest, control),
+        Type.STOP_CONTAINER_REQUEST: Route(container.stop, wire.StopContainerRequest, control),
+        Type.REMOVE_CONTAINER_REQUEST: Route(container.remove, wire.RemoveContainerRequest, control),
+        Type.LIST_CONTAINERS_REQUEST: Route(container.list, wire.ListContainersRequest, read),
+        Type.KILL_CONTAINER_REQUEST: Route(container.kill, wire.KillContainerRequest, control),
+        Type.WAIT_CONTAINER_REQUEST: Route(container.wait, wire.WaitContainerRequest, read),
+        Type.EXEC_REQUEST: Route(exec.run, wire.ExecRequest, Access.EXEC),
+        Type.LOGS_REQUEST: Route(logs.read, wire.LogsRequest, read),
+        Type.RUNTIME_ENSURE_REQUEST: Route(runtime.ensure_runtime, wire.RuntimeEnsureRequest, control),
+        Type.RUNTIME_STATUS_REQUEST: Route(runtime.runtime_status, wire.RuntimeStatusRequest, read),
+        Type.SHUTDOWN_REQUEST: Route(power.shutdown, wire.ShutdownRequest, control),
+        Type.AGENT_INFO_REQUEST: Route(info.agent_info, wire.AgentInfoRequest, read),
+    }
+    # What this agent serves, by the names of the requests.
+    features += sorted(Type(type).name.lower().removesuffix("_request") for type in routes)
+    return routes

@@ -1,73 +1,68 @@
-"""A container in memory: its record, its run if there is one, and who waits for what."""
+"""A container in memory: its record, where it stands in its life, and its run if there is one."""
 
 from __future__ import annotations
 
 import asyncio
 
-from arcbox_agent.agent.containers import record as states
+from arcbox_agent.agent.containers.events import Event, Exit
+from arcbox_agent.agent.containers.lifecycle import LOADED, RECORDED, WINDING_UP, Life, State
+from arcbox_agent.agent.containers.record import CREATED, RUNNING, STOPPED
 from arcbox_agent.wire import ContainerInfo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from arcbox_agent.agent.containers.events import Events
+    from arcbox_agent.agent.containers.lifecycle import Transition, Trigger
     from arcbox_agent.agent.containers.record import Record
     from arcbox_agent.agent.containers.runtimes.protocol import Running
 
 
-class Exit:
-    """How a container ended, as a Wait is told it."""
+class Stop:
+    """A Stop that is under way: patient until `deadline` (loop time)."""
 
-    __slots__ = ("code", "error", "signal")
+    __slots__ = ("deadline", "shortened")
 
-    def __init__(self, code: int, signal: int, error: str) -> None:
-        self.code = code
-        self.signal = signal
-        self.error = error
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.shortened = asyncio.Event()
+
+    def shorten(self, deadline: float) -> None:
+        """An earlier deadline holds at once; a later one changes nothing."""
+        if deadline < self.deadline:
+            self.deadline = deadline
+            self.shortened.set()
 
 
 class Container:
-    """One container.  Only service.py and supervisor.py change one.
+    """One container.  Only the supervisor and its parts change one.
 
     `lock` is held while it goes from one state to another (a start, a removal, the
     recording of an exit), never while somebody waits for it to end.
     """
 
-    __slots__ = (
-        "_listeners",
-        "exit_waiters",
-        "lock",
-        "log_path",
-        "output_finished",
-        "record",
-        "removal_waiters",
-        "removed",
-        "running",
-        "stop_deadline",
-        "stop_hastened",
-        "stopper",
-        "unattended",
-        "watcher",
-    )
+    __slots__ = ("_events", "life", "lock", "log_path", "record", "run", "stop", "watcher")
 
-    def __init__(self, record: Record, log_path: str) -> None:
+    def __init__(self, record: Record, log_path: str, events: Events) -> None:
         self.record = record
         self.log_path = log_path
         self.lock = asyncio.Lock()
-        self.running: Running | None = None
-        #: It runs, as far as is known, and this agent could not take it over.
-        self.unattended = False
-        #: The output of the present run is all in the log, and nothing runs.
-        self.output_finished = True
-        self.removed = False
+        self.life = Life()
+        #: The runtime's handle of the present run; None: the life is not `active`.
+        self.run: Running | None = None
+        #: Waits for the end of the present or the last run.
         self.watcher: asyncio.Task[None] | None = None
-        #: A Stop under way: until when (loop time) it is patient.
-        self.stop_deadline: float | None = None
-        self.stop_hastened = asyncio.Event()
-        self.stopper: asyncio.Task[None] | None = None
-        self.exit_waiters: set[asyncio.Future[Exit]] = set()
-        self.removal_waiters: set[asyncio.Future[Exit]] = set()
-        self._listeners: list[Callable[[], None]] = []
+        self.stop: Stop | None = None
+        self._events = events
+
+    @classmethod
+    def load(cls, record: Record, log_path: str, events: Events) -> Container:
+        """A container as its record on disk describes it, before the supervisor finds out what is true."""
+        container = cls(record, log_path, events)
+        ran = record.finished_ns or record.state == STOPPED
+        container.life = Life(LOADED[record.state], State.STOPPED if ran else State.CREATED)
+        return container
 
     @property
     def id(self) -> str:
@@ -77,31 +72,60 @@ class Container:
     def name(self) -> str:
         return self.record.name
 
+    # ---------------------------------------------------------------- life
+
     @property
-    def run(self) -> int:
-        return self.record.run
+    def active(self) -> bool:
+        """There is a run: from its start until its end is recorded."""
+        return self.life.active
+
+    @property
+    def winding_up(self) -> bool:
+        """The main process has ended, and the container is not `stopped` yet."""
+        return self.life.state in WINDING_UP
+
+    def check(self, trigger: Trigger) -> Transition:
+        """See Life.check."""
+        return self.life.check(trigger, self.record.id)
+
+    def move(self, trigger: Trigger) -> Transition:
+        """Make a transition, and spell the new state in the record.  Raises as Life.check does."""
+        transition = self.life.move(trigger, self.record.id)
+        self.record.state = RECORDED[self.life.state]
+        return transition
+
+    def publish(self, transition: Transition) -> None:
+        """Publish a transition's event, if it has one."""
+        if transition.publish is not None:
+            record = self.record
+            self._events.publish(
+                Event(transition.publish, record.id, record.name, record.run, record.pid, self.last_exit())
+            )
+
+    def next_run_to_end(self) -> int:
+        """The number of the present run, or of the next one."""
+        return self.record.run + (not self.active and self.life.state is not State.STARTING)
+
+    # ---------------------------------------------------------- description
 
     @property
     def state(self) -> str:
-        """`created`, `running` or `stopped`: what a peer is told."""
-        if self.running is not None or self.unattended:
-            return states.RUNNING
-        if self.record.finished_ns or self.record.state == states.STOPPED:
-            return states.STOPPED
-        return states.CREATED
+        """`created`, `running` or `stopped`: what a client sees."""
+        return self.life.shown
 
     @property
     def status(self) -> str:
         state = self.state
-        if state == states.CREATED:
+        if state == CREATED:
             return "Created"
-        if state == states.RUNNING:
+        if state == RUNNING:
             return f"Running (PID: {self.record.pid})"
         return "Stopped" if self.record.stopped else f"Exited ({self.record.exit_code})"
 
     def last_exit(self) -> Exit:
+        """How the last run ended; code 0 and no error where there was none."""
         record = self.record
-        return Exit(record.exit_code, record.signal, record.error)
+        return Exit(record.exit_code, record.signal, record.error, record.lost)
 
     def describe(self, detail: bool) -> ContainerInfo:
         record = self.record
@@ -114,7 +138,7 @@ class Container:
             created=record.created_ns // 1_000_000_000,
         )
         if detail:
-            info.pid = record.pid if self.state == states.RUNNING else 0
+            info.pid = record.pid if self.state == RUNNING else 0
             info.exit_code = record.exit_code
             info.signal = record.signal
             info.started_at = record.started_ns
@@ -127,18 +151,15 @@ class Container:
             info.rootfs = record.rootfs
         return info
 
+    # -------------------------------------------------------------- output
+
     def output_is_over(self) -> bool:
         """Nothing more will be written, until it is started again."""
-        return self.running is None and self.output_finished
+        return not self.active
 
-    def add_output_listener(self, callback: Callable[[], None]) -> None:
-        """`callback` is called when `output_finished` becomes true, and at the removal."""
-        self._listeners.append(callback)
+    def add_output_listener(self, listener: Callable[[], None]) -> None:
+        """`listener` is called after every event of the container: `output_is_over` may answer otherwise now."""
+        self._events.listen(self.id, listener)
 
-    def remove_output_listener(self, callback: Callable[[], None]) -> None:
-        if callback in self._listeners:
-            self._listeners.remove(callback)
-
-    def tell_listeners(self) -> None:
-        for callback in list(self._listeners):
-            callback()
+    def remove_output_listener(self, listener: Callable[[], None]) -> None:
+        self._events.unlisten(self.id, listener)

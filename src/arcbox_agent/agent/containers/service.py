@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal as signals
 import time
 
-from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.containers import ids
-from arcbox_agent.agent.containers import record as states
-from arcbox_agent.agent.containers.model import Container, Exit
-from arcbox_agent.agent.containers.record import Record
+from arcbox_agent.agent.containers.events import Events
+from arcbox_agent.agent.containers.journal import Journal
+from arcbox_agent.agent.containers.lifecycle import State, orphan_refusal
+from arcbox_agent.agent.containers.model import Container
+from arcbox_agent.agent.containers.record import RUNNING, Record
 from arcbox_agent.agent.containers.runtimes.process.runtime import ProcessRuntime
 from arcbox_agent.agent.containers.runtimes.protocol import system_reason
+from arcbox_agent.agent.containers.stopping import parse_signal
 from arcbox_agent.agent.containers.store import Store
-from arcbox_agent.agent.containers.supervisor import Supervisor, fail
+from arcbox_agent.agent.containers.supervisor import Supervisor
+from arcbox_agent.agent.containers.waiting import check_condition, wait
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.processes import environment
 from arcbox_agent.errors import (
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from arcbox_agent.agent.config.table import Settings
+    from arcbox_agent.agent.containers.events import Exit
     from arcbox_agent.agent.containers.output.capture import Capture
     from arcbox_agent.agent.containers.runtimes.protocol import Place
     from arcbox_agent.agent.metrics import Metrics
@@ -44,8 +47,6 @@ log = Logger("containers")
 #: Bytes of one request, all texts together: a record must stay something that can be written often.
 #: In JSON, with warnings and errors that repeat them, it stays below the store's MAX_RECORD.
 MAX_REQUEST = 1 << 20
-
-CONDITIONS = ("not-running", "next-exit", "removed")
 
 #: Containers that are recovered or stopped at once, of those that wait for it.
 AT_ONCE = 64
@@ -61,7 +62,10 @@ class Containers:
         self._lanes = lanes
         self._store = Store(settings.state_dir, settings.run_dir)
         self.runtime = ProcessRuntime(self._store, processes, lanes, capture, settings.state_dir, settings.run_dir)
-        self._supervisor = Supervisor(self._store, self.runtime, metrics, lanes)
+        self.events = Events()
+        self.events.subscribe(Journal(metrics))
+        self._supervisor = Supervisor(self._store, self.runtime, lanes)
+        self._tasks = self._supervisor.tasks
         self._containers: dict[str, Container] = {}
         self._names: dict[str, Container] = {}
         #: Creates under way: how many, and their ids and names.
@@ -74,7 +78,7 @@ class Containers:
         return len(self._containers)
 
     def _count_running(self) -> int:
-        return sum(container.state == states.RUNNING for container in self._containers.values())
+        return sum(container.state == RUNNING for container in self._containers.values())
 
     # ----------------------------------------------------- start and close
 
@@ -87,10 +91,8 @@ class Containers:
             raise ConfigError("state_dir", f"{error.filename}: {error.strerror}") from error
         await self.runtime.open()
         for record in records:
-            self._add(Container(record, self._store.log_path(record.id)))
+            self._add(Container.load(record, self._store.log_path(record.id), self.events))
         await self._all(self._supervisor.recover(each, self._forget) for each in list(self._containers.values()))
-        for each in self._containers.values():
-            each.unattended = each.running is None and each.record.state in (states.STARTING, states.RUNNING)
         # Only now: what was found again tells what belongs to nobody.
         known, running = list(self._containers), [each.id for each in self.list()]
         try:
@@ -107,48 +109,13 @@ class Containers:
         if stop:
             left = deadline - asyncio.get_running_loop().time()
             await self.stop_all(max(0.0, min(left, self._settings.stop_timeout)))
-        stopping = AgentFailedError("the agent is stopping")
-        for container in self._containers.values():
-            fail(container.exit_waiters, stopping)
-            fail(container.removal_waiters, stopping)
-        await self._supervisor.close()
+        self.events.close(AgentFailedError("the agent is stopping"))
+        await self._supervisor.close(self._containers.values())
         await self.runtime.close()
 
     async def stop_all(self, timeout: float) -> None:
-        """Stop every container that runs, the last started first: it may need those before it.
-
-        The next one's turn comes when one is dead, or has had its share of the time: one that
-        does not heed SIGTERM holds up no other for longer.  Then all have until `timeout`, and what
-        was killed then has budget.CONTAINERS_KILLED to be gone: where a disk hangs it may never be.
-        """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
-        given_up = loop.time() - budget.CONTAINERS_KILLED
-        running = [
-            each
-            for each in self._containers.values()
-            if each.running is not None and (each.stop_deadline is None or each.stop_deadline > given_up)
-        ]
-        running.sort(key=lambda each: -each.record.started_ns)
-
-        async def stop(container: Container) -> None:
-            try:
-                await self._supervisor.stop(container, max(0.0, deadline - loop.time()))
-            except ConflictError:
-                pass  # it ended by itself
-
-        stopping = []
-        for container in running:
-            stopping.append(loop.create_task(stop(container)))
-            await asyncio.wait(stopping[-1:], timeout=timeout / len(running))
-        if stopping:
-            patience = max(0.0, deadline - loop.time()) + budget.CONTAINERS_KILLED
-            ended, hanging = await asyncio.wait(stopping, timeout=patience)
-            if hanging:
-                log.error("containers that cannot be ended are left", containers=len(hanging))
-            for task in hanging:
-                task.cancel()
-            await self._all(ended, at_once=max(1, len(ended)))
+        """Stop every container that runs; see Stopper.stop_all."""
+        await self._supervisor.stopper.stop_all(self._containers.values(), timeout)
 
     async def _all(self, works: Iterable[object], at_once: int = AT_ONCE) -> None:
         gate = asyncio.Semaphore(at_once)
@@ -177,13 +144,10 @@ class Containers:
         return found[0]
 
     def _attended(self, ref: str) -> Container:
-        """The same, where it is to be changed or waited for."""
+        """The same, for a call that changes it or waits for it.  AgentFailedError: it is an orphan."""
         container = self.resolve(ref)
-        if container.unattended:
-            raise AgentFailedError(
-                f"the agent could not take over container {container.id}, which runs: "
-                "see its log, and start the agent again with what it lacked"
-            )
+        if container.life.state is State.ORPHANED:
+            raise orphan_refusal(container.id)
         return container
 
     def list(self, all: bool = False, filter: str = "") -> Sequence[Container]:
@@ -191,8 +155,7 @@ class Containers:
         found = [
             each
             for each in self._containers.values()
-            if (all or each.state == states.RUNNING)
-            and (not filter or each.id.startswith(filter) or each.name == filter)
+            if (all or each.state == RUNNING) and (not filter or each.id.startswith(filter) or each.name == filter)
         ]
         return sorted(found, key=lambda each: (each.record.created_ns, each.id))
 
@@ -211,7 +174,7 @@ class Containers:
                 raise ConflictError(f"the id or name {word!r} is in use by another container")
         self._reserved |= wanted
         self._creating += 1
-        return await self._supervisor.own(self._create(record, request, wanted))
+        return await self._tasks.own(self._create(record, request, wanted))
 
     async def _create(
         self, record: Record, request: CreateContainerRequest, wanted: set[str]
@@ -220,7 +183,7 @@ class Containers:
             await self._lanes.disk(self.runtime.check, record, request.mounts)
             for warning in record.warnings:
                 log.warning("container created, but not as asked", container=record.id, warning=warning)
-            container = Container(record, self._store.log_path(record.id))
+            container = Container(record, self._store.log_path(record.id), self.events)
             await self._supervisor.create(container)
         except OSError as error:
             raise AgentFailedError(f"the container cannot be created: {system_reason(error)}") from error
@@ -228,7 +191,6 @@ class Containers:
             self._reserved -= wanted
             self._creating -= 1
         self._add(container)
-        log.info("container created", container=record.id, name=record.name)
         return container, record.warnings
 
     def _record_of(self, request: CreateContainerRequest) -> Record:
@@ -274,60 +236,25 @@ class Containers:
     # ------------------------------------------------------------- changes
 
     async def start(self, ref: str) -> None:
-        await self._supervisor.own(self._supervisor.start(self._attended(ref)))
+        await self._tasks.own(self._supervisor.start(self._attended(ref)))
 
     async def stop(self, ref: str, timeout: float) -> None:
-        await self._supervisor.own(self._supervisor.stop(self._attended(ref), timeout))
+        await self._tasks.own(self._supervisor.stopper.stop(self._attended(ref), timeout))
 
     async def remove(self, ref: str, force: bool = False) -> None:
-        await self._supervisor.own(self._supervisor.remove(self._attended(ref), force, self._forget))
+        await self._tasks.own(self._supervisor.remove(self._attended(ref), force, self._forget))
 
     def kill(self, ref: str, signal: str = "") -> None:
-        self._supervisor.kill(self._attended(ref), parse_signal(signal or "KILL"))
+        self._supervisor.stopper.kill(self._attended(ref), parse_signal(signal or "KILL"))
 
     async def wait(self, ref: str, condition: str = "") -> Exit:
-        """Until it does not run, ends the next time, or is removed; how it ended."""
-        container = self._attended(ref)
-        condition = condition or CONDITIONS[0]
-        if condition not in CONDITIONS:
-            raise BadRequestError(f"unknown condition {condition!r}: it must be one of {', '.join(CONDITIONS)}")
-        if condition == "not-running" and container.running is None and not container.lock.locked():
-            return container.last_exit()
-        if self._supervisor.closing:
-            raise AgentFailedError("the agent is stopping")
-        if condition == "not-running" and container.running is None:
-            # A start, or the end of a run, is being recorded: what comes of it?
-            async with container.lock:
-                if container.running is None:
-                    return container.last_exit()
-        waiters = container.removal_waiters if condition == "removed" else container.exit_waiters
-        waiter: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
-        waiters.add(waiter)
-        try:
-            return await waiter
-        finally:
-            waiters.discard(waiter)
+        """See waiting.py."""
+        return await wait(self._attended(ref), check_condition(condition), self.events)
 
     def place(self, ref: str, env: Mapping[str, str], cwd: str, user: str) -> Callable[[], Place]:
         """Where a command in a container is to run."""
         container = self._attended(ref)
-        running = container.running
-        if running is None:
+        run = container.run
+        if run is None:
             raise BadRequestError(f"container is not running: {container.id}")
-        return self.runtime.place(container.record, running, env, cwd, user)
-
-
-def parse_signal(text: str) -> int:
-    """`KILL`, `SIGKILL`, `9`, `RTMIN+1`."""
-    word = text.strip().upper().removeprefix("SIG")
-    if word.isascii() and word.isdigit() and len(word) < 4:
-        number = int(word)
-    else:
-        base, plus, offset = word.partition("+")
-        found = signals.__dict__.get("SIG" + base) if base.isalnum() else None
-        number = int(found) if isinstance(found, signals.Signals) else 0
-        if plus:
-            number = number + int(offset) if base == "RTMIN" and offset.isascii() and offset.isdigit() else 0
-    if not 1 <= number <= int(signals.SIGRTMAX):
-        raise BadRequestError(f"unknown signal {text[:64]!r}")
-    return number
+        return self.runtime.place(container.record, run, env, cwd, user)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-import time
 
-from arcbox_agent.message_types import MessageType
 from arcbox_agent.wire import AgentInfo, ListenerInfo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from arcbox_agent.agent.daemon import Agent
+    from collections.abc import Sequence
+
+    from arcbox_agent.agent.config.table import Settings
+    from arcbox_agent.agent.metrics import Metrics
     from arcbox_agent.agent.serving.call import Call
+    from arcbox_agent.agent.serving.listeners import Listener
     from arcbox_agent.wire import AgentInfoRequest
 
 #: The settings that bound what a peer can cost, as AgentInfo.limits shows them.
@@ -32,30 +34,42 @@ LIMITS = (
 LIMITS_IN_SECONDS = ("frame_timeout", "idle_timeout", "shutdown_timeout", "stop_timeout")
 
 
-def agent_info(agent: Agent, request: AgentInfoRequest, call: Call) -> AgentInfo:
-    settings = agent.settings
-    metrics = agent.metrics
-    limits = {name: int(getattr(settings, name)) for name in LIMITS}
-    limits |= {f"{name}_ms": int(getattr(settings, name) * 1000) for name in LIMITS_IN_SECONDS}
-    return AgentInfo(
-        version=agent.version,
-        pid=os.getpid(),
-        uptime_ms=int((time.monotonic() - agent.started_at) * 1000),
-        listeners=[
-            ListenerInfo(address=listener.address, connections=listener.connections, mode=listener.mode)
-            for listener in agent.server.listeners
-        ],
-        connections=len(agent.server.connections),
-        queued_bytes=agent.server.queued_bytes(),
-        counters=dict(metrics.counters),
-        limits=limits,
-        features=features(agent),
-        log_lag_bytes=int(metrics.value("log_lag_bytes")),
-        state_dir=settings.state_dir,
-        runtime="process",
-    )
+class Info:
+    """`features`: the names of the requests that are served; `listeners`: those that are open, as they are now."""
 
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        version: str,
+        features: Sequence[str],
+        listeners: Sequence[Listener],
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._version = version
+        self._features = features
+        self._listeners = listeners
 
-def features(agent: Agent) -> list[str]:
-    """What this agent serves: the names of the requests it has a route for."""
-    return sorted(MessageType(type).name.lower().removesuffix("_request") for type in agent.server.routes)
+    def agent_info(self, request: AgentInfoRequest, call: Call) -> AgentInfo:
+        settings = self._settings
+        metrics = self._metrics
+        limits = {name: int(getattr(settings, name)) for name in LIMITS}
+        limits |= {f"{name}_ms": int(getattr(settings, name) * 1000) for name in LIMITS_IN_SECONDS}
+        return AgentInfo(
+            version=self._version,
+            pid=os.getpid(),
+            uptime_ms=int(metrics.value("uptime_seconds") * 1000),
+            listeners=[
+                ListenerInfo(address=listener.address, connections=listener.connections, mode=listener.mode)
+                for listener in self._listeners
+            ],
+            connections=int(metrics.value("connections")),
+            queued_bytes=int(metrics.value("queued_bytes")),
+            counters=dict(metrics.counters),
+            limits=limits,
+            features=[*self._features],
+            log_lag_bytes=int(metrics.value("log_lag_bytes")),
+            state_dir=settings.state_dir,
+            runtime="process",
+        )

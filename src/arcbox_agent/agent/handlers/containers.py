@@ -11,7 +11,7 @@ from arcbox_agent.wire import CreateContainerResponse, Empty, ListContainersResp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from arcbox_agent.agent.daemon import Agent
+    from arcbox_agent.agent.containers.service import Containers
     from arcbox_agent.agent.serving.call import Call
     from arcbox_agent.wire import (
         CreateContainerRequest,
@@ -24,46 +24,46 @@ if TYPE_CHECKING:
     )
 
 
-async def create(agent: Agent, request: CreateContainerRequest, call: Call) -> CreateContainerResponse:
-    container, warnings = await agent.containers.create(request)
-    return CreateContainerResponse(id=container.id, warnings=[*warnings] if request.detail else [])
+class Lifecycle:
+    """The calls that make, change and look at containers."""
 
+    def __init__(self, containers: Containers) -> None:
+        self._containers = containers
 
-async def start(agent: Agent, request: StartContainerRequest, call: Call) -> Empty:
-    try:
-        await agent.containers.start(request.id)
-    except RequestError as error:
-        raise AgentFailedError(f"failed to start: {error.message}") from error
-    return Empty()
+    async def create(self, request: CreateContainerRequest, call: Call) -> CreateContainerResponse:
+        container, warnings = await self._containers.create(request)
+        return CreateContainerResponse(id=container.id, warnings=[*warnings] if request.detail else [])
 
+    async def start(self, request: StartContainerRequest, call: Call) -> Empty:
+        try:
+            await self._containers.start(request.id)
+        except RequestError as error:
+            raise AgentFailedError(f"failed to start: {error.message}") from error
+        return Empty()
 
-async def stop(agent: Agent, request: StopContainerRequest, call: Call) -> Empty:
-    try:
-        await agent.containers.stop(request.id, request.timeout)
-    except RequestError as error:
-        raise AgentFailedError(f"failed to stop: {error.message}") from error
-    return Empty()
+    async def stop(self, request: StopContainerRequest, call: Call) -> Empty:
+        try:
+            await self._containers.stop(request.id, request.timeout)
+        except RequestError as error:
+            raise AgentFailedError(f"failed to stop: {error.message}") from error
+        return Empty()
 
+    async def remove(self, request: RemoveContainerRequest, call: Call) -> Empty:
+        try:
+            await self._containers.remove(request.id, request.force)
+        except RequestError as error:
+            raise AgentFailedError(f"failed to remove: {error.message}") from error
+        return Empty()
 
-async def remove(agent: Agent, request: RemoveContainerRequest, call: Call) -> Empty:
-    try:
-        await agent.containers.remove(request.id, request.force)
-    except RequestError as error:
-        raise AgentFailedError(f"failed to remove: {error.message}") from error
-    return Empty()
+    def list(self, request: ListContainersRequest, call: Call) -> ListContainersResponse:
+        found = self._containers.list(request.all, request.filter)
+        return ListContainersResponse(containers=[each.describe(request.detail) for each in found])
 
+    def kill(self, request: KillContainerRequest, call: Call) -> Empty:
+        self._containers.kill(request.id, request.signal)
+        return Empty()
 
-def list(agent: Agent, request: ListContainersRequest, call: Call) -> ListContainersResponse:
-    found = agent.containers.list(request.all, request.filter)
-    return ListContainersResponse(containers=[each.describe(request.detail) for each in found])
-
-
-def kill(agent: Agent, request: KillContainerRequest, call: Call) -> Empty:
-    agent.containers.kill(request.id, request.signal)
-    return Empty()
-
-
-async def wait(agent: Agent, request: WaitContainerRequest, call: Call) -> WaitContainerResponse:
-    call.open_ended = True
-    end = await agent.containers.wait(request.id, request.condition)
-    return WaitContainerResponse(status_code=end.code, error=end.error, signal=end.signal)
+    async def wait(self, request: WaitContainerRequest, call: Call) -> WaitContainerResponse:
+        call.open_ended = True
+        end = await self._containers.wait(request.id, request.condition)
+        return WaitContainerResponse(status_code=end.code, error=end.error, signal=end.signal)

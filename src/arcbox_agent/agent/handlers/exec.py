@@ -8,8 +8,8 @@ from arcbox_agent.wire import ExecOutput
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from arcbox_agent.agent.commands.commands import Command, Output
-    from arcbox_agent.agent.daemon import Agent
+    from arcbox_agent.agent.commands.commands import Command, Commands, Output
+    from arcbox_agent.agent.config.table import Settings
     from arcbox_agent.agent.processes.children import ExitStatus
     from arcbox_agent.agent.serving.call import Call
     from arcbox_agent.wire import ExecRequest
@@ -24,20 +24,27 @@ _ROOM = memoryview(bytearray(CHUNK))
 PIECE = 1 << 20
 
 
-async def exec(agent: Agent, request: ExecRequest, call: Call) -> ExecOutput:
-    detail = request.detail or request.stream
-    stream, detach = request.stream, request.detach
-    command = await agent.commands.start(request, stderr=detail)
-    del request  # what it brings for the command's input is the command's now
-    if detach:
-        agent.commands.detach(command)
-        return ExecOutput(stream="stdout", done=True, pid=command.process.pid if detail else 0)
-    try:
-        if stream:
-            return await _stream(command, call)
-        return await _collect(command, call, agent.settings.exec_output_limit, detail)
-    finally:
-        agent.commands.leave(command)
+class Exec:
+    """Commands in the guest and in containers."""
+
+    def __init__(self, commands: Commands, settings: Settings) -> None:
+        self._commands = commands
+        self._settings = settings
+
+    async def run(self, request: ExecRequest, call: Call) -> ExecOutput:
+        detail = request.detail or request.stream
+        stream, detach = request.stream, request.detach
+        command = await self._commands.start(request, stderr=detail)
+        del request  # what it brings for the command's input is the command's now
+        if detach:
+            self._commands.detach(command)
+            return ExecOutput(stream="stdout", done=True, pid=command.process.pid if detail else 0)
+        try:
+            if stream:
+                return await _stream(command, call)
+            return await _collect(command, call, self._settings.exec_output_limit, detail)
+        finally:
+            self._commands.leave(command)
 
 
 async def _stream(command: Command, call: Call) -> ExecOutput:

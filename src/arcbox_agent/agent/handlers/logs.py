@@ -8,8 +8,10 @@ from arcbox_agent.wire import Empty, LogEntry, LogEntryV2, Timestamp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from arcbox_agent.agent.config.table import Settings
     from arcbox_agent.agent.containers.model import Container
-    from arcbox_agent.agent.daemon import Agent
+    from arcbox_agent.agent.containers.service import Containers
+    from arcbox_agent.agent.logs.follower import Followers
     from arcbox_agent.agent.serving.call import Call
     from arcbox_agent.wire import LogsRequest, Message
 
@@ -18,29 +20,69 @@ _SECOND = 1_000_000_000
 _OVERHEAD = 64
 
 
-async def logs(agent: Agent, request: LogsRequest, call: Call) -> Message:
-    container = agent.containers.resolve(request.container_id)
-    options = _options(request, call)
-    try:
-        if not request.follow:
-            answer = _stream if request.stream else _all_in_one
-            return await answer(agent, container, options, call)
-        # Not a function of its own, and nothing is held that is not needed: a thousand follows
-        # are a thousand frames of this one.
-        call.open_ended = True
-        follow = agent.followers.follow(container.log_path, options, container.output_is_over)
-        del request, options
-        container.add_output_listener(follow.wake)
+class Logs:
+    """`settings`: max_frame_size bounds a reply that is one message."""
+
+    def __init__(self, containers: Containers, followers: Followers, settings: Settings) -> None:
+        self._containers = containers
+        self._followers = followers
+        self._settings = settings
+
+    async def read(self, request: LogsRequest, call: Call) -> Message:
+        container = self._containers.resolve(request.container_id)
+        options = _options(request, call)
         try:
-            while (frames := await follow.next()) is not None:
-                await call.send_bytes(frames)
-                del frames
-        finally:
-            container.remove_output_listener(follow.wake)
-            follow.close()
-        return Empty()
-    except OSError as error:
-        raise AgentFailedError(f"cannot read the log of container {container.id}: {error.strerror or error}") from error
+            if not request.follow:
+                answer = _stream if request.stream else self._all_in_one
+                return await answer(container, options, call)
+            # Not a function of its own, and nothing is held that is not needed: a thousand follows
+            # are a thousand frames of this one.
+            call.open_ended = True
+            follow = self._followers.follow(container.log_path, options, container.output_is_over)
+            del request, options
+            container.add_output_listener(follow.wake)
+            try:
+                while (frames := await follow.next()) is not None:
+                    await call.send_bytes(frames)
+                    del frames
+            finally:
+                container.remove_output_listener(follow.wake)
+                follow.close()
+            return Empty()
+        except OSError as error:
+            raise AgentFailedError(
+                f"cannot read the log of container {container.id}: {error.strerror or error}"
+            ) from error
+
+    async def _all_in_one(self, container: Container, options: Options, call: Call) -> Message:
+        """One entry with all lines, as 0.0.1-alpha.1 answers."""
+        limit = self._settings.max_frame_size - _OVERHEAD - len(options.trace)
+        text = bytearray()
+        # However many ask: to collect for all at once would only have them closed for it (max_queued_total).
+        async with self._followers.whole_reads:
+            reader = options.reader(container.log_path, output="text", unended=container.output_is_over())
+            try:
+                while (piece := await read_on(reader)) is not None:
+                    text += piece
+                    if len(text) > limit + 1:
+                        raise BadRequestError(
+                            f"the log is larger than one reply can hold ({self._settings.max_frame_size} bytes): "
+                            "ask for a tail, or for a stream of entries (stream, follow)"
+                        )
+                    call.hold(len(piece))
+            except FileNotFoundError:
+                pass
+            finally:
+                reader.close()
+        if text.endswith(b"\n"):
+            del text[-1:]
+        # The streams are mixed in it, so it can name only one.
+        stream = "stdout" if options.stdout else "stderr"
+        stamp = reader.engine.last_stamp
+        if call.version == 1:
+            return LogEntry(stream=stream, data=bytes(text), timestamp=stamp)
+        time = Timestamp(seconds=stamp // _SECOND, nanos=stamp % _SECOND)
+        return LogEntryV2(stream=stream, data=bytes(text), timestamp=time)
 
 
 def _options(request: LogsRequest, call: Call) -> Options:
@@ -66,7 +108,7 @@ def _time(seconds: int, nanos: int) -> int | None:
     return max(-(1 << 63) + 1, min(seconds * _SECOND + nanos, (1 << 63) - 1))
 
 
-async def _stream(agent: Agent, container: Container, options: Options, call: Call) -> Message:
+async def _stream(container: Container, options: Options, call: Call) -> Message:
     # While the container runs, a last line without its newline is one in the making.
     reader = options.reader(container.log_path, trace=options.trace, unended=container.output_is_over())
     try:
@@ -77,34 +119,3 @@ async def _stream(agent: Agent, container: Container, options: Options, call: Ca
     finally:
         reader.close()
     return Empty()
-
-
-async def _all_in_one(agent: Agent, container: Container, options: Options, call: Call) -> Message:
-    """One entry with all lines, as 0.0.1-alpha.1 answers."""
-    limit = agent.settings.max_frame_size - _OVERHEAD - len(options.trace)
-    text = bytearray()
-    # However many ask: to collect for all at once would only have them closed for it (max_queued_total).
-    async with agent.followers.whole_reads:
-        reader = options.reader(container.log_path, output="text", unended=container.output_is_over())
-        try:
-            while (piece := await read_on(reader)) is not None:
-                text += piece
-                if len(text) > limit + 1:
-                    raise BadRequestError(
-                        f"the log is larger than one reply can hold ({agent.settings.max_frame_size} bytes): "
-                        "ask for a tail, or for a stream of entries (stream, follow)"
-                    )
-                call.hold(len(piece))
-        except FileNotFoundError:
-            pass
-        finally:
-            reader.close()
-    if text.endswith(b"\n"):
-        del text[-1:]
-    # The streams are mixed in it, so it can name only one.
-    stream = "stdout" if options.stdout else "stderr"
-    stamp = reader.engine.last_stamp
-    if call.version == 1:
-        return LogEntry(stream=stream, data=bytes(text), timestamp=stamp)
-    time = Timestamp(seconds=stamp // _SECOND, nanos=stamp % _SECOND)
-    return LogEntryV2(stream=stream, data=bytes(text), timestamp=time)

@@ -11,19 +11,18 @@ from arcbox_agent.wire import RuntimeEnsureResponse, RuntimeStatusResponse, Serv
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from arcbox_agent.agent.daemon import Agent
     from arcbox_agent.agent.serving.call import Call
     from arcbox_agent.wire import RuntimeEnsureRequest, RuntimeStatusRequest
 
 _DETAIL = "plain processes, started by the agent itself; neither containerd nor Docker is used"
 
 
-def ensure_runtime(agent: Agent, request: RuntimeEnsureRequest, call: Call) -> RuntimeEnsureResponse:
+def ensure_runtime(request: RuntimeEnsureRequest, call: Call) -> RuntimeEnsureResponse:
     """There is nothing to start."""
     return RuntimeEnsureResponse(ready=True, message=_DETAIL, status="ready")
 
 
-def runtime_status(agent: Agent, request: RuntimeStatusRequest, call: Call) -> RuntimeStatusResponse:
+def runtime_status(request: RuntimeStatusRequest, call: Call) -> RuntimeStatusResponse:
     return RuntimeStatusResponse(
         containerd_ready=False,
         docker_ready=False,

@@ -8,55 +8,63 @@ import os
 from arcbox_agent.agent import clock
 from arcbox_agent.agent.config.access import Access
 from arcbox_agent.agent.guest.addresses import ip_addresses
-from arcbox_agent.agent.handlers.agent_info import features
 from arcbox_agent.wire import PingResponse, SystemInfo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Sequence
     from typing import Any
 
-    from arcbox_agent.agent.daemon import Agent
+    from arcbox_agent.agent.config.table import Settings
+    from arcbox_agent.agent.metrics import Metrics
     from arcbox_agent.agent.serving.call import Call
     from arcbox_agent.wire import PingRequest
 
 
-def ping(agent: Agent, request: PingRequest, call: Call) -> PingResponse | Coroutine[Any, Any, PingResponse]:
-    """Pings with nothing but a message are answered in compiled code and do not come here."""
-    text = f"pong: {request.message}" if request.message else "pong"
-    reply = PingResponse(message=text, version=agent.version, features=features(agent) if request.detail else [])
-    host_time = request.timestamp_secs
-    # A host sends its time with every ping: who may only look is answered all the same.
-    if host_time > 0 and agent.settings.set_clock and call.allows(Access.CONTROL):
-        if clock.follow_host(host_time, agent.metrics):
-            return _once_reseeded(host_time, reply)
-    return reply
+class System:
+    """`features`: the names of the requests that are served."""
+
+    def __init__(self, settings: Settings, metrics: Metrics, version: str, features: Sequence[str]) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._version = version
+        self._features = features
+
+    def ping(self, request: PingRequest, call: Call) -> PingResponse | Coroutine[Any, Any, PingResponse]:
+        """Pings with nothing but a message are answered in compiled code and do not come here."""
+        text = f"pong: {request.message}" if request.message else "pong"
+        reply = PingResponse(message=text, version=self._version, features=[*self._features] if request.detail else [])
+        host_time = request.timestamp_secs
+        # A host sends its time with every ping: who may only look is answered all the same.
+        if host_time > 0 and self._settings.set_clock and call.allows(Access.CONTROL):
+            if clock.follow_host(host_time, self._metrics):
+                return _once_reseeded(host_time, reply)
+        return reply
+
+    def info(self, request: None, call: Call) -> SystemInfo:
+        kernel = os.uname()
+        release = os_release()
+        memory = meminfo()
+        return SystemInfo(
+            kernel_version=kernel.release,
+            os_name=release.get("NAME", kernel.sysname),
+            os_version=release.get("VERSION_ID", ""),
+            arch=kernel.machine,
+            total_memory=memory.get("MemTotal", 0),
+            # Kernels before 3.14 have no MemAvailable.
+            available_memory=memory.get("MemAvailable", memory.get("MemFree", 0)),
+            cpu_count=os.sysconf("SC_NPROCESSORS_ONLN"),
+            load_average=list(os.getloadavg()),
+            hostname=kernel.nodename,
+            uptime=uptime(),
+            ip_addresses=ip_addresses(),
+        )
 
 
 async def _once_reseeded(host_time: int, reply: PingResponse) -> PingResponse:
     # The device that gives random bytes is waited for.
     await asyncio.to_thread(clock.reseed_random, host_time)
     return reply
-
-
-def system_info(agent: Agent, request: None, call: Call) -> SystemInfo:
-    kernel = os.uname()
-    release = os_release()
-    memory = meminfo()
-    return SystemInfo(
-        kernel_version=kernel.release,
-        os_name=release.get("NAME", kernel.sysname),
-        os_version=release.get("VERSION_ID", ""),
-        arch=kernel.machine,
-        total_memory=memory.get("MemTotal", 0),
-        # Kernels before 3.14 have no MemAvailable.
-        available_memory=memory.get("MemAvailable", memory.get("MemFree", 0)),
-        cpu_count=os.sysconf("SC_NPROCESSORS_ONLN"),
-        load_average=list(os.getloadavg()),
-        hostname=kernel.nodename,
-        uptime=uptime(),
-        ip_addresses=ip_addresses(),
-    )
 
 
 def os_release() -> dict[str, str]:

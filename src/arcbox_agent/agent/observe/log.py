@@ -26,11 +26,8 @@ from os import write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop
     from collections.abc import Callable
     from typing import Any
-
-    from arcbox_agent.agent.serving.call import Call
 
 DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40
 LEVELS = {"debug": DEBUG, "info": INFO, "warning": WARNING, "error": ERROR}
@@ -41,8 +38,19 @@ _ATOMIC = 4096
 #: Seconds.  A line of another thread takes no time: it is written where there is room.
 _PATIENCE = 1.0
 
-#: The call being served: the lines of its request end with its peer and its trace id.
-current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)
+
+class Labels:
+    """What the lines of one request end with.  `peer`: `uid 0 pid 123`, `cid 2`; `trace_id` may be empty."""
+
+    __slots__ = ("peer", "trace_id")
+
+    def __init__(self, peer: str, trace_id: str = "") -> None:
+        self.peer = peer
+        self.trace_id = trace_id
+
+
+#: The labels of the request being served.
+current_labels: ContextVar[Labels | None] = ContextVar("current_labels", default=None)
 
 
 class Sink:
@@ -141,11 +149,11 @@ def fields(values: dict[str, Any]) -> str:
 
 
 def _of_request() -> str:
-    call = current_call.get()
-    if call is None:
+    labels = current_labels.get()
+    if labels is None:
         return ""
-    trace = f" trace={quote(call.trace_id)}" if call.trace_id else ""
-    return f" peer={quote(call.peer)}{trace}"
+    trace = f" trace={quote(labels.trace_id)}" if labels.trace_id else ""
+    return f" peer={quote(labels.peer)}{trace}"
 
 
 class Logger:
@@ -200,62 +208,6 @@ def _places(error: BaseException) -> str:
         places.append(f"{code.co_filename}:{step.tb_lineno} in {code.co_name}")
         step = step.tb_next
     return "\n".join(places)
-
-
-def handle_loop_exception(loop: AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What asyncio and uvloop call for an exception that nobody caught."""
-    error = context.get("exception")
-    message = str(context.get("message", "unhandled exception in the event loop"))
-    if isinstance(error, BaseException):
-        loop_log.exception("unhandled exception", error, context=message)
-    else:
-        loop_log.error("unhandled event", context=message)
-
-
-loop_log = Logger("loop")
-
-
-class AsyncioLogger:
-    """What asyncio and concurrent.futures take for a logger of the logging module."""
-
-    def debug(self, message: object, *arguments: object, **options: object) -> None:
-        loop_log.debug(_formatted(message, arguments))
-
-    def info(self, message: object, *arguments: object, **options: object) -> None:
-        loop_log.info(_formatted(message, arguments))
-
-    def warning(self, message: object, *arguments: object, **options: object) -> None:
-        loop_log.warning(_formatted(message, arguments))
-
-    def error(self, message: object, *arguments: object, exc_info: object = None, **options: object) -> None:
-        error = exc_info if isinstance(exc_info, BaseException) else sys.exc_info()[1] if exc_info else None
-        if error is not None:
-            loop_log.exception(_formatted(message, arguments), error)
-        else:
-            loop_log.error(_formatted(message, arguments))
-
-    critical = error
-
-    def exception(self, message: object, *arguments: object, **options: object) -> None:
-        self.error(message, *arguments, exc_info=True)
-
-    def log(self, level: int, message: object, *arguments: object, **options: object) -> None:
-        loop_log.log(level, _formatted(message, arguments))
-
-    def addHandler(self, handler: object) -> None:
-        """concurrent.futures adds one that writes to stderr; here all goes there."""
-
-    def isEnabledFor(self, level: int) -> bool:
-        return level >= sink.level
-
-    def getEffectiveLevel(self) -> int:
-        return sink.level
-
-
-def _formatted(message: object, arguments: tuple[object, ...]) -> str:
-    # As a quoted value is, so that what is named in it cannot begin another line.
-    text = str(message) % arguments if arguments else str(message)
-    return text if text.isprintable() else quote(text)
 
 
 def write_stderr(text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.wire import encode_message
 
 TYPE_CHECKING = False
@@ -24,8 +23,6 @@ class Call:
     """
 
     __slots__ = ("_connection", "held", "open_ended", "trace_id")
-
-    log = Logger("request")
 
     def __init__(self, connection: Connection, trace_id: str | None) -> None:
         self._connection = connection

@@ -31,8 +31,9 @@ from types import CoroutineType
 
 from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.config.access import NEEDS
-from arcbox_agent.agent.observe.log import Logger, current_call
+from arcbox_agent.agent.observe.log import Labels, Logger, current_labels
 from arcbox_agent.agent.serving.call import Call
+from arcbox_agent.agent.serving.listeners import owner_of
 from arcbox_agent.errors import (
     AgentFailedError,
     BadRequestError,
@@ -102,6 +103,7 @@ class Connection(Protocol):
         "_ended",
         "_frame_since",
         "_in_frame",
+        "_labels",
         "_last_request",
         "_lost",
         "_paused",
@@ -130,6 +132,7 @@ class Connection(Protocol):
         self._server = server
         self._socket = sock  # the transport closes it
         self.peer = peer
+        self._labels = Labels(peer)  # of a request without a trace id
         self.allowed = allowed
         self._refusal = refusal
         self._decoder = FrameDecoder(server.max_frame_size)
@@ -312,7 +315,7 @@ class Connection(Protocol):
         if self._refusal is not None:
             return self._error(self._refusal, trace_id)
         call = Call(self, trace_id)
-        token = current_call.set(call)
+        token = current_labels.set(Labels(self.peer, trace_id) if trace_id else self._labels)
         try:
             route = server.routes.get(frame.type)
             if route is None:
@@ -323,7 +326,7 @@ class Connection(Protocol):
                     f"this listener does not allow {NEEDS[route.access]}: its mode refuses {_name(frame.type)}"
                 )
             request = route.request.decode(frame.payload) if route.request is not None else None
-            reply = route.handler(server.agent, request, call)
+            reply = route.handler(request, call)
             if type(reply) is not CoroutineType:
                 return self._encode(reply, trace_id)
             call.held = len(frame.payload)
@@ -336,7 +339,7 @@ class Connection(Protocol):
         except Exception as error:
             return self._error(error, trace_id)
         finally:
-            current_call.reset(token)
+            current_labels.reset(token)
 
     async def _run(self, handling: Coroutine[Any, Any, Message | None], call: Call) -> None:
         """Serve one request that takes time: by `handling`, which alone holds the request, while it needs it."""
@@ -360,7 +363,7 @@ class Connection(Protocol):
             self._last_request = self._server.now()
             self._server.running.discard(self)
             self._server.task_ended()
-        current_call.set(None)
+        current_labels.set(None)
         if self._lost or self._closing_since:
             return
         if out:
@@ -644,8 +647,7 @@ class Connection(Protocol):
 
     def _tell(self, what: str, **values: object) -> None:
         """Log why a connection is closed.  A peer can bring that about as often as it connects."""
-        # By who, not by which of their processes: those can be any number.
-        who = self.peer.partition(" pid ")[0]
+        who = owner_of(self.peer)
         self._server.closed_log.log(log.warning, what, "also_closed", f"{what} {who}", peer=self.peer, **values)
 
     def _cancel_task(self) -> None:

@@ -26,11 +26,15 @@ from arcbox_agent.errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop, TimerHandle
+    from asyncio import AbstractEventLoop, Protocol, Task, TimerHandle
     from collections.abc import Callable
 
     from arcbox_agent.agent.config.table import Settings
     from arcbox_agent.agent.metrics import Metrics
+
+    #: Takes an accepted socket, its peer in words, and its listener; None: it has closed the socket.
+    #: A protocol whose peer is gone before it has a transport gets connection_lost alone.
+    Accept = Callable[[socket.socket, str, "Listener"], Protocol | None]
 
 log = Logger("listener")
 
@@ -59,6 +63,7 @@ class Listener:
         "_back_off",
         "_error_log",
         "_inode",
+        "_joining",
         "_loop",
         "_metrics",
         "_path",
@@ -81,6 +86,7 @@ class Listener:
         self.connections = 0
         self._back_off = 0.0
         self._timer: TimerHandle | None = None
+        self._joining: set[Task[None]] = set()
         self._error_log = OncePerMinute()
         self._refused_log = OncePerMinute()
 
@@ -89,9 +95,9 @@ class Listener:
         loop: AbstractEventLoop,
         settings: Settings,
         metrics: Metrics,
-        accept: Callable[[socket.socket, str, Listener], None],
+        accept: Accept,
     ) -> None:
-        """Begin to accept; `accept` takes over each socket whose peer may talk."""
+        """Begin to accept; `accept` gives the protocol of each socket whose peer may talk."""
         self._loop = loop
         self._metrics = metrics
         self._accept = accept
@@ -125,7 +131,19 @@ class Listener:
             if sock.family == socket.AF_VSOCK:
                 sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=sock.detach())
             sock.setblocking(False)
-            self._accept(sock, peer, self)
+            protocol = self._accept(sock, peer, self)
+            if protocol is not None:
+                task = self._loop.create_task(self._join(sock, protocol))
+                self._joining.add(task)
+                task.add_done_callback(self._joining.discard)
+
+    async def _join(self, sock: socket.socket, protocol: Protocol) -> None:
+        try:
+            await self._loop.connect_accepted_socket(lambda: protocol, sock)
+        except OSError as error:
+            log.debug("connection lost while it was accepted", error=error)
+            sock.close()
+            protocol.connection_lost(error)
 
     def _rest(self, error: OSError) -> None:
         """Accepting failed: leave the peers in the backlog for a while."""
@@ -162,21 +180,19 @@ class Listener:
         if allowed:
             return peer
         self._metrics.add("connections_refused_peer")
-        # By who, not by which of their processes: those can be any number.
-        who = peer.partition(" pid ")[0]
         self._refused_log.log(
             log.warning,
             "connection refused: peer is not allowed",
             "also_refused",
-            who,
+            owner_of(peer),
             peer=peer,
             listener=self.address,
             setting=setting,
         )
         return None
 
-    def close(self) -> None:
-        """Accept no more; connections that exist live on."""
+    async def close(self) -> None:
+        """Accept no more; returns when all that were accepted have their transport, and live on."""
         if self._sock.fileno() < 0:
             return
         if self._timer is not None:
@@ -187,6 +203,13 @@ class Listener:
         if self._path:
             _remove_if_ours(self._path, self._inode)
         self._sock.close()
+        for task in list(self._joining):
+            await task
+
+
+def owner_of(peer: str) -> str:
+    """Who a peer is, without which of their processes: those can be any number."""
+    return peer.partition(" pid ")[0]
 
 
 _ADVICE = {

@@ -14,7 +14,7 @@ from arcbox_agent.agent.observe.rate import OncePerMinute
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from asyncio import AbstractEventLoop, Task, TimerHandle, Transport
+    from asyncio import AbstractEventLoop, TimerHandle, Transport
 
     from arcbox_agent.agent.metrics import Metrics
     from arcbox_agent.agent.serving.listeners import Listener
@@ -24,7 +24,7 @@ log = Logger("metrics")
 MAX_REQUEST = 8 << 10
 TIMEOUT = 5.0
 
-#: Scrapers at one time; more wait in nobody's memory: they are closed.
+#: The most scrapers at one time; more are closed at once.
 MAX_SCRAPERS = 16
 
 _TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -37,28 +37,18 @@ class MetricsEndpoint:
         self.loop = loop
         self.metrics = metrics
         self.scrapers: set[_Scraper] = set()
-        self._joining: set[Task[None]] = set()
         self._refused_log = OncePerMinute()
 
-    def accept(self, sock: socket.socket, peer: str, listener: Listener) -> None:
+    def accept(self, sock: socket.socket, peer: str, listener: Listener) -> Protocol | None:
         if len(self.scrapers) >= MAX_SCRAPERS:
             self._refused_log.log(
                 log.warning, "scraper refused: too many", "also_refused", peer=peer, most=MAX_SCRAPERS
             )
             sock.close()
-            return
+            return None
         scraper = _Scraper(self)
         self.scrapers.add(scraper)
-        task = self.loop.create_task(self._join(sock, scraper))
-        self._joining.add(task)
-        task.add_done_callback(self._joining.discard)
-
-    async def _join(self, sock: socket.socket, scraper: _Scraper) -> None:
-        try:
-            await self.loop.connect_accepted_socket(lambda: scraper, sock)
-        except OSError:
-            sock.close()
-            self.scrapers.discard(scraper)
+        return scraper
 
     def close(self) -> None:
         for scraper in list(self.scrapers):

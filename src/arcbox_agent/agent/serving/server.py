@@ -7,7 +7,7 @@ all, which runs only while a connection asks to be watched.
 
 from __future__ import annotations
 
-from asyncio import Event
+from asyncio import Event, get_running_loop
 
 from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.observe.log import Logger
@@ -19,11 +19,12 @@ from arcbox_agent.wire import encode_error
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from asyncio import AbstractEventLoop, Task, TimerHandle
+    from asyncio import TimerHandle
 
-    from arcbox_agent.agent.daemon import Agent
-    from arcbox_agent.agent.routes import Route
+    from arcbox_agent.agent.config.table import Settings
+    from arcbox_agent.agent.metrics import Metrics
     from arcbox_agent.agent.serving.listeners import Listener
+    from arcbox_agent.agent.serving.route import Route
 
 log = Logger("server")
 
@@ -38,15 +39,13 @@ WATCH_INTERVAL = 1.0
 class Server:
     """The connections of one agent."""
 
-    def __init__(self, agent: Agent, loop: AbstractEventLoop, routes: dict[int, Route]) -> None:
-        settings = agent.settings
-        self.agent = agent
+    def __init__(self, settings: Settings, metrics: Metrics, version: str, routes: dict[int, Route]) -> None:
+        loop = get_running_loop()
         self.loop = loop
         self.now = loop.time
         self.routes = routes
-        self.metrics = agent.metrics
-        self.counters = agent.metrics.counters
-        self.version = agent.version.encode()
+        self.counters = metrics.counters
+        self.version = version.encode()
         # Copied: an attribute of an own slot is found faster than one of the settings.
         self.max_frame_size = settings.max_frame_size
         self.max_connections = settings.max_connections
@@ -55,7 +54,6 @@ class Server:
         self.max_queued_total = settings.max_queued_total
         self.frame_timeout = settings.frame_timeout
         self.idle_timeout = settings.idle_timeout
-        self.listeners: list[Listener] = []
         self.connections: dict[Connection, Listener] = {}
         self.running: set[Connection] = set()  # those whose task runs
         self.stopping = False
@@ -68,14 +66,13 @@ class Server:
                 self._watch_interval = min(self._watch_interval, max(bound / 4, 0.01))
         self._holding: set[Connection] = set()  # those that hold counted bytes
         self._held = 0
-        self._joining: set[Task[None]] = set()
         self._changed = Event()  # set when a connection or a task has ended
         self._limit_log = OncePerMinute()
         self.closed_log = OncePerMinute()  # of connections that did what they must not
-        agent.metrics.gauge("connections", lambda: len(self.connections), "Connections now.")
-        agent.metrics.gauge("requests_running", lambda: len(self.running), "Requests that run in a task now.")
-        agent.metrics.gauge("queued_bytes", self.queued_bytes, "Replies not yet taken by their peers.")
-        agent.metrics.gauge("held_bytes", lambda: self._held, "Bytes counted towards max_queued_total.")
+        metrics.gauge("connections", lambda: len(self.connections), "Connections now.")
+        metrics.gauge("requests_running", lambda: len(self.running), "Requests that run in a task now.")
+        metrics.gauge("queued_bytes", self.queued_bytes, "Replies not yet taken by their peers.")
+        metrics.gauge("held_bytes", lambda: self._held, "Bytes counted towards max_queued_total.")
 
     def queued_bytes(self) -> int:
         # Only a connection with a large queue is among those that hold bytes; the small
@@ -84,7 +81,7 @@ class Server:
 
     # --------------------------------------------------------- connections come
 
-    def accept(self, sock: socket.socket, peer: str, listener: Listener) -> None:
+    def accept(self, sock: socket.socket, peer: str, listener: Listener) -> Connection | None:
         """Take over an accepted socket, whose peer has been checked."""
         refusal = None
         if len(self.connections) - len(self._refusing) >= self.max_connections:
@@ -93,7 +90,7 @@ class Server:
             refusal = BusyError(f"the agent's bound of {self.max_connections} connections is reached (max_connections)")
             if len(self._refusing) >= MOST_REFUSALS:
                 _send_and_close(sock, encode_error(refusal.code, refusal.message))
-                return
+                return None
         connection = Connection(self, sock, peer, listener.allowed, refusal)
         # Counted from now on, not from connection_made: a burst must not overshoot.
         self.connections[connection] = listener
@@ -101,18 +98,7 @@ class Server:
             self._refusing.add(connection)
         listener.connections += 1
         self.counters["connections_accepted"] += 1
-        task = self.loop.create_task(self._join(sock, connection))
-        self._joining.add(task)
-        task.add_done_callback(self._joining.discard)
-
-    async def _join(self, sock: socket.socket, connection: Connection) -> None:
-        try:
-            await self.loop.connect_accepted_socket(lambda: connection, sock)
-        except OSError as error:
-            # Gone before it had begun.
-            log.debug("connection lost while it was accepted", error=error)
-            sock.close()
-            self.forget(connection)
+        return connection
 
     def forget(self, connection: Connection) -> None:
         """A connection has ended."""
@@ -169,13 +155,8 @@ class Server:
     # ------------------------------------------------------------------ the end
 
     async def close(self, deadline: float) -> None:
-        """Stop accepting, let what runs finish until `deadline` (loop time), close the rest."""
+        """Let what runs finish until `deadline` (loop time), close the rest.  The listeners are closed already."""
         self.stopping = True
-        for listener in self.listeners:
-            listener.close()
-        if self._joining:
-            for task in list(self._joining):
-                await task
         for connection in list(self.connections):
             connection.stop()
         await self._until_no_connection(deadline)

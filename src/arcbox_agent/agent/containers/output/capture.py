@@ -1,6 +1,6 @@
 """Captures what containers write: one thread for all of them.
 
-The thread lives in the compiled pump (`_capture.pyx`), which holds no
+The thread lives in the compiled pump (`_pump.pyx`), which holds no
 interpreter lock while it works; so neither the event loop nor a slow disk of
 one request stops a container.  What is rare (a container begins, ends, its log
 cannot be written) is done here, in that thread, between two runs of the pump.
@@ -18,7 +18,8 @@ import os
 import threading
 from collections import deque
 
-from arcbox_agent._capture import CaptureLog, Pump, Source
+from arcbox_agent._log_file import CaptureLog
+from arcbox_agent._pump import Pump, Source
 from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.observe.log import Logger
 

@@ -1,0 +1,180 @@
+"""Stop and kill: SIGTERM, patience, SIGKILL, until nothing that a container started is left."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+from arcbox_agent.agent.config import budget
+from arcbox_agent.agent.containers.lifecycle import Trigger, refusal
+from arcbox_agent.agent.containers.model import Stop
+from arcbox_agent.agent.observe.log import Logger
+from arcbox_agent.errors import BadRequestError, ConflictError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from arcbox_agent.agent.containers.model import Container
+    from arcbox_agent.agent.containers.runtimes.protocol import Running
+    from arcbox_agent.agent.containers.tasks import Tasks
+
+log = Logger("containers")
+
+#: Seconds between two looks whether anything of a run is left: at first, and at most.
+FIRST_LOOK, LAST_LOOK = 0.002, 0.05
+
+
+class Stopper:
+    """Ends runs of containers."""
+
+    __slots__ = ("_tasks",)
+
+    def __init__(self, tasks: Tasks) -> None:
+        self._tasks = tasks
+
+    async def stop(self, container: Container, timeout: float) -> None:
+        """SIGTERM to all of a run, and after `timeout` seconds SIGKILL; returns when its end is recorded.
+
+        ConflictError: nothing runs.
+        """
+        async with container.lock:
+            container.move(Trigger.STOP)
+            run, watcher = container.run, container.watcher
+            assert run is not None and watcher is not None
+            deadline = asyncio.get_running_loop().time() + timeout
+            if container.stop is None:
+                container.stop = Stop(deadline)
+                self._tasks.spawn(self._stop(container, run, watcher, container.stop, gently=timeout > 0))
+            else:
+                # A second Stop joins the first, and can only make it shorter.
+                container.stop.shorten(deadline)
+        await asyncio.wait([watcher])
+
+    async def _stop(
+        self, container: Container, run: Running, watcher: asyncio.Task[None], stop: Stop, gently: bool
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        if gently:
+            try:
+                await run.signal_all(signal.SIGTERM)
+            except OSError as error:
+                # No descriptor is left to find the other processes with.
+                log.warning("only the main process is sent SIGTERM", container=container.id, error=error)
+                run.send_signal(signal.SIGTERM)
+        while not watcher.done():
+            stop.shortened.clear()
+            left = stop.deadline - loop.time()
+            if left <= 0:
+                break
+            shortened = loop.create_task(stop.shortened.wait())
+            try:
+                await asyncio.wait([watcher, shortened], timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                shortened.cancel()
+        if not watcher.done():
+            # By its pidfd, in case kill_all misses the main process (no cgroup and a new session, or no
+            # descriptor left).  Its end brings end_leftovers, which goes on with the others.
+            run.send_signal(signal.SIGKILL)
+            await run.kill_all()
+
+    def kill(self, container: Container, sig: int) -> None:
+        """Send one signal to the main process.  ConflictError: it does not run."""
+        container.check(Trigger.KILL)
+        if container.run is None or not container.run.send_signal(sig):
+            raise refusal(container.life.state, Trigger.KILL, container.id)
+        if sig == signal.SIGKILL and container.stop is not None:
+            # A Stop that is under way ends its patience with the rest, too.
+            container.stop.shorten(asyncio.get_running_loop().time())
+
+    async def end_leftovers(self, container: Container, run: Running) -> None:
+        """After the main process's end: end what it left behind.
+
+        A Stop leaves it the rest of its time to end by itself.  Then it is killed.
+        """
+        loop = asyncio.get_running_loop()
+        pause = FIRST_LOOK
+        while container.stop is not None and await run.alive():
+            left = container.stop.deadline - loop.time()
+            if left <= 0:
+                break
+            await asyncio.sleep(min(pause, left))
+            pause = min(pause * 2, LAST_LOOK)
+        give_up = loop.time() + budget.CONTAINERS_KILLED
+        pause = FIRST_LOOK
+        while await run.alive():
+            try:
+                await run.kill_all()
+            except OSError as error:
+                # No descriptor is left, most likely: there will be one again.
+                log.debug("a container cannot be killed yet", container=container.id, error=error)
+            if loop.time() > give_up:
+                log.error("something of a container cannot be killed", container=container.id)
+                return
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LAST_LOOK)
+
+    async def stop_all(self, containers: Iterable[Container], timeout: float) -> None:
+        """Stop every container that runs, the last started first: it may need those before it.
+
+        The next one's turn comes when one is dead, or has had its share of the time: one that
+        ignores SIGTERM holds up the others no longer.  All have until `timeout` (seconds), and
+        what is killed then has budget.CONTAINERS_KILLED to be gone: where a disk hangs, it may
+        never be.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        given_up = loop.time() - budget.CONTAINERS_KILLED
+        running = [each for each in containers if each.active and (each.stop is None or each.stop.deadline > given_up)]
+        running.sort(key=lambda each: -each.record.started_ns)
+        stops: list[asyncio.Task[None]] = []
+        for container in running:
+            stops.append(loop.create_task(self._stop_by(container, deadline)))
+            await asyncio.wait(stops[-1:], timeout=timeout / len(running))
+        if not stops:
+            return
+        patience = max(0.0, deadline - loop.time()) + budget.CONTAINERS_KILLED
+        ended, hanging = await asyncio.wait(stops, timeout=patience)
+        if hanging:
+            log.error("containers that cannot be ended are left", containers=len(hanging))
+        for task in hanging:
+            task.cancel()
+        for task in ended:
+            error = task.exception()
+            if error is not None:
+                log.exception("a container could not be stopped", error)
+
+    async def _stop_by(self, container: Container, deadline: float) -> None:
+        try:
+            await self.stop(container, max(0.0, deadline - asyncio.get_running_loop().time()))
+        except ConflictError:
+            pass  # it ended by itself
+
+    def hasten(self, containers: Iterable[Container]) -> list[asyncio.Task[None]]:
+        """At the agent's end: no more patience with what ended main processes left; the watchers of those.
+
+        Before Linux 6.15 the next agent could not learn how they ended, and it would not be
+        patient with what they left either.
+        """
+        now = asyncio.get_running_loop().time()
+        winding_up = [each for each in containers if each.winding_up]
+        for container in winding_up:
+            if container.stop is not None:
+                container.stop.shorten(now)
+        return [each.watcher for each in winding_up if each.watcher is not None]
+
+
+def parse_signal(text: str) -> int:
+    """The number of a signal: `KILL`, `SIGKILL`, `9`, `RTMIN+1`.  BadRequestError: there is no such signal."""
+    word = text.strip().upper().removeprefix("SIG")
+    if word.isascii() and word.isdigit() and len(word) < 4:
+        number = int(word)
+    else:
+        base, plus, offset = word.partition("+")
+        found = signal.__dict__.get("SIG" + base) if base.isalnum() else None
+        number = int(found) if isinstance(found, signal.Signals) else 0
+        if plus:
+            number = number + int(offset) if base == "RTMIN" and offset.isascii() and offset.isdigit() else 0
+    if not 1 <= number <= int(signal.SIGRTMAX):
+        raise BadRequestError(f"unknown signal {text[:64]!r}")
+    return number
