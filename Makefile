@@ -18,6 +18,7 @@ SOURCES := setup.py $(wildcard src/arcbox_agent/*.pyx src/arcbox_agent/*.pxd src
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SOAK_ARGS ?=
+MUTANTS_ARGS ?=
 SECONDS ?= 120
 SEED ?=
 
@@ -79,14 +80,14 @@ check: $(STAMPS)/check ## generated files up to date, lint, format, types, stubs
 check-sanitized: $(STAMPS)/test ## the compiled modules under AddressSanitizer and UndefinedBehaviorSanitizer
 	@$(BIN)/python -m tools.sanitized
 
-mutants: $(STAMPS)/test ## faults put in one by one: which of them the tests do not notice
-	@$(BIN)/python -m tools.mutants
-
 bench: $(STAMPS)/test ## the figures, each with its rival in the same run (BENCH_ARGS=...)
 	@$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-quiet $(BENCH_ARGS)
 
 soak: $(STAMPS)/test ## mixed load with faults at random (SECONDS=600 SEED=7)
 	@$(BIN)/python -m tools.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(SOAK_ARGS)
+
+mutants: $(STAMPS)/test ## small faults put into the code, each of which a test must catch (SECONDS=600 SEED=7 MUTANTS_ARGS="--files agent/serving/")
+	@$(BIN)/python -m tools.mutants --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(MUTANTS_ARGS)
 
 build: $(STAMPS)/test ## sdist and wheel, in dist/
 	@rm -rf dist
