@@ -30,7 +30,7 @@ SHELL := /bin/bash
 
 help: ## this list
 	@echo 'make TARGET [PYTHON=python3.12]'; echo
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 demo: $(STAMPS)/run ## the agent and arcboxctl at work: a container's life, its log followed, a command in it
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/demo.py

@@ -68,7 +68,7 @@ def test_what_a_command_left_does_not_die_with_the_next(client: sync.Client, lea
     for _ in range(3):
         late = client.exec(["sh", "-c", "setsid sleep 1000 & echo $!; wait"], timeout=0.2)
         assert late.timed_out
-        eventually(lambda late=late: not alive(int(late.stdout)))
+        eventually(lambda: not alive(int(late.stdout)))
     assert alive(pid)
 
 
