@@ -1,9 +1,6 @@
-"""For every test and benchmark.
+"""For every test and benchmark: in CI (`CI=true`) a skipped test fails the run.
 
-In CI (`CI=true`) a skipped test fails the run.  A test that cannot run says so by failing; a
-skip would let a green run hide it.
-
-The time-out of a test (pyproject.toml) stretches on a slow or busy machine: tools/pace.py.
+A test that cannot run says so by failing; a skip would let a green run hide it.
 """
 
 from __future__ import annotations
@@ -13,23 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tools.pace import factor, patience
-
 if TYPE_CHECKING:
     from collections.abc import Generator
 
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_configure(config: pytest.Config) -> None:
-    # Before pytest-timeout reads it, and only where neither the command line nor the environment sets one.
-    if config.getoption("timeout", None) is None and "PYTEST_TIMEOUT" not in os.environ:
-        config.option.timeout = patience(float(config.getini("timeout")))
-
-
-def pytest_report_header() -> str:
-    return f"pace: time limits are those of the reference machine x {factor():.1f}"
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -23,7 +23,7 @@ from typing import Any, Protocol, TypeVar
 
 import pytest
 
-from tools.pace import patience
+from tools.pace import factor, patience
 
 T = TypeVar("T")
 
@@ -48,8 +48,17 @@ _vsock_ports = itertools.count(20000 + 1000 * _WORKER)
 _NOT_ROOT = "not root: the tests that mount, change users, limit with cgroups or boot a guest fail"
 
 
-def pytest_report_header() -> str | None:
-    return _NOT_ROOT if os.geteuid() else None
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    # The time-out of each test stretches as all limits do.  Before pytest-timeout reads it, and only
+    # where neither the command line nor the environment sets one.
+    if config.getoption("timeout", None) is None and "PYTEST_TIMEOUT" not in os.environ:
+        config.option.timeout = patience(float(config.getini("timeout")))
+
+
+def pytest_report_header() -> list[str]:
+    pace = f"pace: time limits are those of the reference machine x {factor():.1f}"
+    return [pace, _NOT_ROOT] if os.geteuid() else [pace]
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
