@@ -233,7 +233,53 @@ def test_a_client_may_be_closed_while_it_asks_an_agent_anew(run_async: RunAsync)
         run_async(main(agent))
 
 
+def test_a_call_goes_over_the_connection_that_was_used_last(run_async: RunAsync) -> None:
+    asked = threading.Semaphore(0)
+    pinged: list[int] = []
+    may_answer = {1: threading.Event(), 2: threading.Event()}
+
+    def serve(connection: socket.socket) -> None:
+        number = agent.accepted
+        while True:
+            try:
+                request = read_request(connection)
+            except (EOFError, ConnectionError):
+                return
+            if request.type == PING:
+                pinged.append(number)
+                connection.sendall(pong(request))
+                continue
+            asked.release()
+            assert may_answer[number].wait(PATIENCE)
+            connection.sendall(frame(EMPTY, b"", request.trace))
+
+    async def main(address: str) -> None:
+        async with arcbox_agent.connect(address) as client:
+            first = asyncio.create_task(client.start_container("web"))
+            assert await asyncio.to_thread(asked.acquire, timeout=PATIENCE)
+            # The first connection is busy, so this call opens the second.
+            second = asyncio.create_task(client.start_container("web"))
+            assert await asyncio.to_thread(asked.acquire, timeout=PATIENCE)
+            for number, call in enumerate((first, second), 1):
+                may_answer[number].set()
+                await call
+            pinged.clear()
+            for _ in range(3):
+                await client.ping()
+            assert pinged == [2, 2, 2]
+
+    with server(serve) as agent:
+        run_async(main(agent.address))
+
+
 def test_calls_that_are_cancelled_at_random_leave_no_slot_taken(run_async: RunAsync) -> None:
+    connections: list[socket.socket] = []
+
+    def serve(connection: socket.socket) -> None:
+        connections.append(connection)
+        answer_pings(connection)
+        connections.remove(connection)
+
     async def main(agent: Server) -> None:
         async with arcbox_agent.connect(agent.address, max_connections=2) as client:
             for step in range(30):
@@ -243,12 +289,12 @@ def test_calls_that_are_cancelled_at_random_leave_no_slot_taken(run_async: RunAs
                 for call in calls[step % 3 :]:
                     call.cancel()
                 await asyncio.gather(*calls, return_exceptions=True)
-            assert client._pool.in_use == 0
-            # Both slots are there: two calls at a time, and as many after them.
-            await asyncio.gather(*(client.ping() for _ in range(8)))
-            assert client._pool.idle <= 2
+            # Both slots are free: two calls at a time, and as many after them.
+            await asyncio.wait_for(asyncio.gather(*(client.ping() for _ in range(8))), PATIENCE)
+            # The agent notices the closed connections in its own time.
+            await asyncio.wait_for(until(lambda: len(connections) <= 2), PATIENCE)
 
-    with server(answer_pings) as agent:
+    with server(serve) as agent:
         run_async(main(agent))
 
 

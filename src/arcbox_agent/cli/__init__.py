@@ -1,12 +1,12 @@
 """`arcboxctl`, the command line of the host.
 
     main          the group of commands, and how every error ends
-    session       what the global options said; one call of the agent from start to end
+    invocation    the global options; a call of the agent from start to end
     system, containers, run, exec, logs, completion      the commands
-    create_options, times, tables, output, signals, failures, printable      what they share
+    create_options, times, tables, output_stream, output, signals, failures, printable    what they share
 
-Imports go down that list, and a command's module is imported only when the command
-is used: a person waits for every import.
+Imports go down this list.  A command's module is imported when the command is used, because
+a person waits for every import.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ def main() -> None:
 
         code = run(sys.argv[1:])
     except KeyboardInterrupt:
-        # Before a command has its own handlers: while modules are being imported.
+        # Ctrl-C before a command has set its handlers, while modules are being imported.
         code = 130
     sys.exit(code)
 
 
 def _standard_streams() -> None:
-    """All three of them, whatever we were started with."""
+    """Open those of the standard streams that are closed, whatever we were started with."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            # Closed (`<&-`, `>&-`): the next socket would get its number, and our output.
+            # Closed (`<&-`, `>&-`): the next socket would get this number, and our output.
             mode = os.O_RDONLY if number == 0 else os.O_WRONLY
             opened = os.open(os.devnull, mode)
             if opened != number:
                 os.dup2(opened, number)
                 os.close(opened)
             setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))
-    # A character that the terminal's encoding does not have is shown as `?`.
+    # A character that the terminal's encoding lacks is shown as `?`.
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 import click
 
+from arcbox_agent.cli.invocation import DEFAULT_HOST
 from arcbox_agent.cli.printable import printable
-from arcbox_agent.cli.session import DEFAULT_HOST
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-#: Seconds.  A person who pressed Tab waits for it; a guest under load needs some of it.
+#: Seconds to wait for the agent.  Somebody has pressed Tab and waits, but a guest under load needs time.
 _PATIENCE = 3.0
 
-#: The ids and names that agents allow.  A shell puts what it is offered into the command
-#: line as it stands, so nothing else is offered, whatever a guest says.
+#: The ids and names that agents allow.  A shell inserts what it is offered into the command
+#: line as it is, so nothing else is offered, whatever a guest sends.
 _WORD = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", re.ASCII)
 
 
@@ -43,7 +43,7 @@ def completion_command(shell: str) -> int:
 
 
 def container_names(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Names of containers, and ids where an id was begun."""
+    """Names of containers, and ids if the word begins one."""
     from click.shell_completion import CompletionItem
 
     chosen = ctx.params.get(parameter.name or "") or ()
@@ -55,7 +55,7 @@ def container_names(ctx: click.Context, parameter: click.Parameter, incomplete: 
 
 
 def first_is_container(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The same for `exec`, where only the first word is a container."""
+    """The same for `exec`, whose first word alone is a container."""
     if ctx.params.get(parameter.name or "") or ctx.params.get("guest"):
         return []
     return container_names(ctx, parameter, incomplete)
@@ -72,12 +72,12 @@ def _ask(ctx: click.Context, incomplete: str) -> list[tuple[str, str]]:
         async with asyncio.timeout(_PATIENCE), connect(address, timeout=_PATIENCE) as client:
             listed = await client.list_containers(all=True)
         names = [(container.name, container.status) for container in listed if container.name]
-        # An id only where one was begun, or where there is no name: as docker completes.
+        # As with docker: ids only if the word begins one, or the container has no name.
         ids = [(one.id, one.status) for one in listed if incomplete or not one.name]
         return names + ids
 
     try:
         return asyncio.run(ask())
     except Exception:
-        # No agent, a wrong address, whatever it is: a prompt is no place for an error.
+        # Whatever went wrong (no agent, a wrong address), a prompt is no place for an error.
         return []

@@ -1,4 +1,4 @@
-"""create, start, stop, kill, wait, rm, ps: a container's life."""
+"""create, start, stop, kill, wait, rm, ps: the life of containers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import click
 from arcbox_agent.cli.completion import container_names
 from arcbox_agent.cli.create_options import create_arguments, create_options
 from arcbox_agent.cli.failures import OWN_FAILURE, as_object, text
+from arcbox_agent.cli.invocation import Invocation, json_option, pass_invocation
 from arcbox_agent.cli.output import fields_of, warn
 from arcbox_agent.cli.printable import printable
-from arcbox_agent.cli.session import Session, json_option, pass_session
 from arcbox_agent.errors import AgentFailedError, RequestError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: As many at a time where they need not come one after the other.
+#: How many containers are stopped at a time.
 _AT_ONCE = 8
 
 several = click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=container_names)
@@ -35,33 +35,33 @@ several = click.argument("containers", nargs=-1, required=True, metavar="CONTAIN
 
 @click.command("create", context_settings={"allow_interspersed_args": False})
 @create_options
-@click.option("-i", "--interactive", is_flag=True, help="Keep its standard input open.")
+@click.option("-i", "--interactive", is_flag=True, help="Keep standard input of the container open.")
 @json_option
 @click.argument("image")
 @click.argument("cmd", nargs=-1, type=click.UNPROCESSED)
-@pass_session
-def create_command(session: Session, /, **options: Any) -> int:
-    """Create a container, and do not start it yet."""
+@pass_invocation
+def create_command(invocation: Invocation, /, **options: Any) -> int:
+    """Create a container without starting it."""
     arguments = create_arguments(**options)
 
     async def work(client: Client, _: Signals) -> int:
         created = await client.create_container(**arguments)
         for warning in created.warnings:
             warn(warning)
-        session.show(fields_of(created), printable(created.id))
+        invocation.show(fields_of(created), printable(created.id))
         return 0
 
-    return session.call(work)
+    return invocation.call(work)
 
 
 @click.command("start")
 @json_option
 @several
-@pass_session
-def start_command(session: Session, containers: tuple[str, ...]) -> int:
+@pass_invocation
+def start_command(invocation: Invocation, containers: tuple[str, ...]) -> int:
     """Start containers, one after the other."""
     return _each(
-        session,
+        invocation,
         containers,
         lambda client, name: client.start_container(name),
         done_already="container is already running",
@@ -77,15 +77,15 @@ def start_command(session: Session, containers: tuple[str, ...]) -> int:
     type=click.IntRange(min=0),
     default=10,
     show_default=True,
-    help="Seconds between SIGTERM and SIGKILL.",
+    help="Seconds to wait before SIGKILL.",
 )
 @json_option
 @several
-@pass_session
-def stop_command(session: Session, containers: tuple[str, ...], seconds: int) -> int:
-    """Stop containers: SIGTERM, then SIGKILL."""
+@pass_invocation
+def stop_command(invocation: Invocation, containers: tuple[str, ...], seconds: int) -> int:
+    """Stop containers with SIGTERM, and after a time with SIGKILL."""
     return _each(
-        session,
+        invocation,
         containers,
         lambda client, name: client.stop_container(name, timeout=seconds),
         at_once=_AT_ONCE,
@@ -94,23 +94,25 @@ def stop_command(session: Session, containers: tuple[str, ...], seconds: int) ->
 
 
 @click.command("kill")
-@click.option("-s", "--signal", default="KILL", show_default=True, metavar="SIGNAL", help="By name or number.")
+@click.option(
+    "-s", "--signal", default="KILL", show_default=True, metavar="SIGNAL", help="Signal to send, by name or number."
+)
 @json_option
 @several
-@pass_session
-def kill_command(session: Session, containers: tuple[str, ...], signal: str) -> int:
-    """Send containers a signal."""
-    return _each(session, containers, lambda client, name: client.kill_container(name, signal=signal))
+@pass_invocation
+def kill_command(invocation: Invocation, containers: tuple[str, ...], signal: str) -> int:
+    """Send a signal to containers."""
+    return _each(invocation, containers, lambda client, name: client.kill_container(name, signal=signal))
 
 
 @click.command("rm")
-@click.option("-f", "--force", is_flag=True, help="Running ones too: they are killed.")
+@click.option("-f", "--force", is_flag=True, help="Kill and remove running containers too.")
 @json_option
 @several
-@pass_session
-def rm_command(session: Session, containers: tuple[str, ...], force: bool) -> int:
+@pass_invocation
+def rm_command(invocation: Invocation, containers: tuple[str, ...], force: bool) -> int:
     """Remove containers."""
-    return _each(session, containers, lambda client, name: client.remove_container(name, force=force))
+    return _each(invocation, containers, lambda client, name: client.remove_container(name, force=force))
 
 
 @click.command("wait")
@@ -119,16 +121,16 @@ def rm_command(session: Session, containers: tuple[str, ...], force: bool) -> in
     type=click.Choice(["not-running", "next-exit", "removed"]),
     default="not-running",
     show_default=True,
-    help="What to wait for.",
+    help="The condition to wait for.",
 )
 @json_option
 @several
-@pass_session
-def wait_command(session: Session, containers: tuple[str, ...], condition: str) -> int:
-    """Wait for containers to end, and print their exit codes."""
+@pass_invocation
+def wait_command(invocation: Invocation, containers: tuple[str, ...], condition: str) -> int:
+    """Wait until containers end, and print their exit codes."""
 
     def show(name: str, ended: WaitContainerResponse) -> tuple[dict[str, Any], str]:
-        if ended.error and not session.json:
+        if ended.error and not invocation.json:
             warn(f"{name}: {ended.error}")
         return (
             {"exit_code": ended.status_code, "signal": ended.signal, "error": ended.error},
@@ -136,7 +138,7 @@ def wait_command(session: Session, containers: tuple[str, ...], condition: str) 
         )
 
     return _each(
-        session,
+        invocation,
         containers,
         lambda client, name: client.wait_container(name, condition=condition),
         at_once=len(containers),
@@ -145,7 +147,7 @@ def wait_command(session: Session, containers: tuple[str, ...], condition: str) 
 
 
 def _each(
-    session: Session,
+    invocation: Invocation,
     names: tuple[str, ...],
     call: Callable[[Client, str], Awaitable[T | None]],
     *,
@@ -155,8 +157,9 @@ def _each(
 ) -> int:
     """Call for each container, and print the outcomes in the order of the names.
 
-    One that fails keeps none of the others from being done.  `done_already`: the end of
-    the error by which agents say that there is nothing to do; docker's is no error.
+    A call that fails does not keep the others from running.  `done_already`: how the
+    agent's error ends that says that there is nothing to do; as with docker, that is no
+    failure.
     """
 
     async def work(client: Client, _: Signals) -> int:
@@ -180,14 +183,14 @@ def _each(
                     details, line = ({}, name) if show is None or result is None else show(name, result)
                 except RequestError as error:
                     code = OWN_FAILURE
-                    if session.json:
+                    if invocation.json:
                         click.echo(json.dumps({"container": name, "ok": False, **as_object(error)}))
                     else:
-                        # Of several one wants to know which; some errors of agents name it, and some do not.
+                        # With several containers the message has to name the one; not every error does.
                         which = "" if len(names) == 1 or error.message.endswith(f": {name}") else f"{printable(name)}: "
                         print(f"arcboxctl: {which}{text(error)}", file=sys.stderr)
                 else:
-                    click.echo(json.dumps({"container": name, "ok": True, **details}) if session.json else line)
+                    click.echo(json.dumps({"container": name, "ok": True, **details}) if invocation.json else line)
                 sys.stdout.flush()
         finally:
             for task in tasks:
@@ -195,24 +198,24 @@ def _each(
             await asyncio.gather(*tasks, return_exceptions=True)
         return code
 
-    return session.call(work)
+    return invocation.call(work)
 
 
 @click.command("ps")
-@click.option("-a", "--all", "show_all", is_flag=True, help="Those that do not run, too.")
-@click.option("-q", "--quiet", is_flag=True, help="Only ids.")
-@click.option("--no-trunc", is_flag=True, help="Whole ids and commands.")
+@click.option("-a", "--all", "show_all", is_flag=True, help="Show all containers (default: only running).")
+@click.option("-q", "--quiet", is_flag=True, help="Show only container ids.")
+@click.option("--no-trunc", is_flag=True, help="Do not truncate ids and commands.")
 @json_option
-@pass_session
-def ps_command(session: Session, show_all: bool, quiet: bool, no_trunc: bool) -> int:
-    """List containers, the newest first."""
+@pass_invocation
+def ps_command(invocation: Invocation, show_all: bool, quiet: bool, no_trunc: bool) -> int:
+    """List containers, newest first."""
     from arcbox_agent.cli.tables import SHORT_ID
     from arcbox_agent.cli.tables import containers as table
 
     async def work(client: Client, _: Signals) -> int:
         listed = await client.list_containers(all=show_all)
         listed.sort(key=lambda container: container.created, reverse=True)
-        if session.json:
+        if invocation.json:
             for container in listed:
                 click.echo(json.dumps(fields_of(container)))
         elif quiet:
@@ -222,4 +225,4 @@ def ps_command(session: Session, show_all: bool, quiet: bool, no_trunc: bool) ->
             click.echo(table(listed, time.time_ns(), truncate=not no_trunc))
         return 0
 
-    return session.call(work)
+    return invocation.call(work)

@@ -1,4 +1,4 @@
-"""What `create` and `run` take: docker's options, as arguments of the client's call."""
+"""The options of `create` and `run`, which are docker's, as arguments of the client's call."""
 
 from __future__ import annotations
 
@@ -13,38 +13,51 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound="Callable[..., Any]")
 
 _OPTIONS = (
-    click.option("--name", default="", help="A name for the container."),
-    click.option("--id", "container_id", default="", metavar="ID", help="An id instead of one the agent makes."),
-    click.option("-e", "--env", "env", multiple=True, metavar="KEY[=VALUE]", help="A variable; KEY alone: as here."),
+    click.option("--name", default="", help="Assign a name to the container."),
+    click.option(
+        "--id", "container_id", default="", metavar="ID", help="Use this id instead of one that the agent makes."
+    ),
+    click.option(
+        "-e",
+        "--env",
+        "env",
+        multiple=True,
+        metavar="KEY[=VALUE]",
+        help="Set an environment variable; KEY alone: with its value here.",
+    ),
     click.option(
         "--env-file",
         "env_files",
         multiple=True,
         metavar="FILE",
         type=click.Path(exists=True, dir_okay=False),
-        help="Variables, KEY=VALUE a line.",
+        help="Read environment variables from a file, one KEY=VALUE a line.",
     ),
-    click.option("-w", "--workdir", default="", metavar="DIR", help="Working directory."),
-    click.option("-u", "--user", default="", metavar="USER[:GROUP]", help="By name or number."),
+    click.option("-w", "--workdir", default="", metavar="DIR", help="Working directory inside the container."),
+    click.option(
+        "-u", "--user", default="", metavar="USER[:GROUP]", help="User (and group) to run as, by name or number."
+    ),
     click.option(
         "-v",
         "--volume",
         "volumes",
         multiple=True,
         metavar="SOURCE:TARGET[:ro]",
-        help="Mount a directory or file of the guest.",
+        help="Bind mount a directory or file of the guest.",
     ),
     click.option(
         "--mount",
         "mounts",
         multiple=True,
         metavar="type=bind,source=...,target=...[,readonly]",
-        help="The same in docker's long form; type=tmpfs,target=... too.",
+        help="Attach a mount in docker's long form: type=tmpfs,target=... mounts a tmpfs.",
     ),
-    click.option("--tmpfs", multiple=True, metavar="TARGET", help="Mount a file system in memory."),
-    click.option("--entrypoint", metavar="PROGRAM", help="The program, in place of the image's."),
-    click.option("--rootfs", default="", metavar="DIR", help="A directory of the guest to be the container's root."),
-    click.option("-t", "--tty", is_flag=True, help="Give it a terminal."),
+    click.option("--tmpfs", multiple=True, metavar="TARGET", help="Mount a tmpfs."),
+    click.option("--entrypoint", metavar="PROGRAM", help="Overwrite the image's entrypoint."),
+    click.option(
+        "--rootfs", default="", metavar="DIR", help="Use a directory of the guest as the container's root file system."
+    ),
+    click.option("-t", "--tty", is_flag=True, help="Allocate a pseudo-terminal."),
 )
 
 
@@ -94,7 +107,10 @@ def create_arguments(
 
 
 def environment(pairs: Iterable[str], files: Iterable[str] = ()) -> dict[str, str]:
-    """--env-file first, --env over it.  A KEY alone is taken from here, if it is set here."""
+    """The variables of --env-file, then those of --env over them.
+
+    A KEY alone takes its value from our own environment, and is left out if it is not set there.
+    """
     variables: dict[str, str] = {}
     for path in files:
         try:
@@ -126,13 +142,13 @@ def volume(text: str) -> dict[str, Any]:
     target, _, mode = rest.partition(":")
     if not source or not target or mode not in ("", "ro", "rw"):
         raise click.UsageError(f"--volume: {text!r} is not SOURCE:TARGET[:ro]")
-    # As docker tells them apart: a path is bound, a name is a volume's.
+    # As with docker, a path is a bind mount's and a name is a volume's.
     kind = "bind" if source.startswith("/") else "volume"
     return {"type": kind, "source": source, "target": target, "readonly": mode == "ro"}
 
 
 def in_memory(text: str) -> dict[str, Any]:
-    """`--tmpfs TARGET`.  docker's `:size=64m` behind it would be taken for a part of the path."""
+    """`--tmpfs TARGET`.  Options behind it, as docker's `:size=64m`, are refused."""
     if ":" in text:
         raise click.UsageError(f"--tmpfs: {text!r} is not TARGET; no options are known")
     return {"type": "tmpfs", "target": text}

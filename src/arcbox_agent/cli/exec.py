@@ -1,4 +1,4 @@
-"""exec: a command in a running container, or in the guest itself."""
+"""exec: run a command in a running container, or in the guest itself."""
 
 from __future__ import annotations
 
@@ -6,49 +6,61 @@ import os
 import select
 import shutil
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from arcbox_agent.cli.completion import first_is_container
 from arcbox_agent.cli.create_options import environment
 from arcbox_agent.cli.failures import ForwardedError
-from arcbox_agent.cli.output import Output, payload, stream_fd
-from arcbox_agent.cli.session import Session, json_option, pass_session
+from arcbox_agent.cli.invocation import Invocation, json_option, pass_invocation
+from arcbox_agent.cli.output import payload, stream_fd
 
 if TYPE_CHECKING:
     from arcbox_agent.cli.signals import Signals
     from arcbox_agent.client import Client
+    from arcbox_agent.client.keywords import CommandOptions, ExecOptions
 
-#: Exit code of a command that --timeout ended, as timeout(1) has it.
+#: Exit code of a command that --timeout ended: the same as timeout(1)'s.
 TIMED_OUT = 124
 
-#: All of the input goes in one request, and a request has at most 16 MiB.
+#: All of the input is part of one request, and a request has at most 16 MiB.
 MAX_INPUT = 16 * 1024 * 1024 - 64 * 1024
 
 
 @click.command("exec", context_settings={"allow_interspersed_args": False})
-@click.option("-d", "--detach", is_flag=True, help="Leave it running, and print its pid in the guest.")
-@click.option("-e", "--env", "env", multiple=True, metavar="KEY[=VALUE]", help="A variable; KEY alone: as here.")
+@click.option("-d", "--detach", is_flag=True, help="Run the command in the background, and print its pid in the guest.")
+@click.option(
+    "-e",
+    "--env",
+    "env",
+    multiple=True,
+    metavar="KEY[=VALUE]",
+    help="Set an environment variable; KEY alone: with its value here.",
+)
 @click.option(
     "--env-file",
     "env_files",
     multiple=True,
     metavar="FILE",
     type=click.Path(exists=True, dir_okay=False),
-    help="Variables, KEY=VALUE a line.",
+    help="Read environment variables from a file, one KEY=VALUE a line.",
 )
-@click.option("-w", "--workdir", default="", metavar="DIR", help="Working directory.")
-@click.option("-u", "--user", default="", metavar="USER[:GROUP]", help="By name or number.")
-@click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
-@click.option("-i", "--interactive", is_flag=True, help="Give it all of standard input, read to its end first.")
+@click.option("-w", "--workdir", default="", metavar="DIR", help="Working directory of the command.")
+@click.option("-u", "--user", default="", metavar="USER[:GROUP]", help="User (and group) to run as, by name or number.")
+@click.option("-t", "--tty", is_flag=True, help="Allocate a pseudo-terminal.")
+@click.option(
+    "-i", "--interactive", is_flag=True, help="Send standard input to the command; it is read to its end first."
+)
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help=f"Kill it after so long; the exit code is {TIMED_OUT}.",
+    help=f"Kill the command after this time; the exit code is then {TIMED_OUT}.",
 )
-@click.option("--guest", is_flag=True, help="In the guest itself: no CONTAINER is given.  So does - as CONTAINER.")
+@click.option(
+    "--guest", is_flag=True, help="Run in the guest itself, without a CONTAINER; the same as - for CONTAINER."
+)
 @json_option
 @click.argument(
     "words",
@@ -58,9 +70,9 @@ MAX_INPUT = 16 * 1024 * 1024 - 64 * 1024
     metavar="CONTAINER COMMAND [ARG]...",
     shell_complete=first_is_container,
 )
-@pass_session
+@pass_invocation
 def exec_command(
-    session: Session,
+    invocation: Invocation,
     words: tuple[str, ...],
     guest: bool,
     detach: bool,
@@ -74,17 +86,17 @@ def exec_command(
 ) -> int:
     """Run a command in a running container.
 
-    Ends with the command's exit code.  Ctrl-C ends the command.
+    The exit code is the command's.  Ctrl-C ends the command.
     """
     container, cmd = ("", words) if guest else (words[0], words[1:])
     if not guest and not container:
-        # An empty word is a shell's unset variable, and not a wish to be in the guest itself.
+        # An empty word comes from an unset shell variable, and must not mean the guest itself.
         raise click.UsageError("the CONTAINER is empty; the guest itself is --guest, or -")
     if not cmd:
         raise click.UsageError("no command is given")
     if detach and (tty or timeout is not None):
         raise click.UsageError("--detach goes with neither --tty nor --timeout")
-    arguments: dict[str, Any] = {
+    command: CommandOptions = {
         "container": "" if container == "-" else container,
         "env": environment(env, env_files),
         "working_dir": workdir,
@@ -93,26 +105,25 @@ def exec_command(
     }
 
     async def start(client: Client, _: Signals) -> int:
-        pid = await client.exec_detached(cmd, **arguments)
-        session.show({"pid": pid}, str(pid))
+        pid = await client.exec_detached(cmd, **command)
+        invocation.show({"pid": pid}, str(pid))
         return 0
 
     async def stay(client: Client, _: Signals) -> int:
-        return await _stay(session, client, cmd, {**arguments, **_terminal(tty), "timeout": timeout}, timeout)
+        return await _stay(invocation, client, cmd, {**command, **_terminal(tty), "timeout": timeout})
 
-    return session.call(start if detach else stay)
+    return invocation.call(start if detach else stay)
 
 
-async def _stay(
-    session: Session, client: Client, cmd: tuple[str, ...], arguments: dict[str, Any], timeout: float | None
-) -> int:
+async def _stay(invocation: Invocation, client: Client, cmd: tuple[str, ...], options: ExecOptions) -> int:
+    from arcbox_agent.cli.output_stream import OutputStream
     from arcbox_agent.client import exit_code
 
     # Leaving early, by a signal or a closed pipe, ends the command.
-    async with Output() as output, client.exec_stream(cmd, **arguments) as parts:
+    async with OutputStream() as output, client.exec_stream(cmd, **options) as parts:
         async for part in parts:
             if part.data:
-                if session.json:
+                if invocation.json:
                     await output.write_json({"stream": part.stream, **payload(part.data)})
                 else:
                     await output.write(stream_fd(part.stream), part.data)
@@ -121,16 +132,16 @@ async def _stay(
         else:
             raise ForwardedError("the agent did not say how the command ended")
         code = exit_code(part)
-        if session.json:
+        if invocation.json:
             await output.write_json({"exit_code": code, "signal": part.signal, "timed_out": part.timed_out})
     if part.timed_out:
-        if not session.json:
-            print(f"arcboxctl: the command was killed after {timeout:g} s", file=sys.stderr)
+        if not invocation.json:
+            print(f"arcboxctl: the command was killed after {options['timeout']:g} s", file=sys.stderr)
         return TIMED_OUT
     return code
 
 
-def _terminal(tty: bool) -> dict[str, Any]:
+def _terminal(tty: bool) -> ExecOptions:
     if not tty:
         return {}
     width, height = shutil.get_terminal_size()
@@ -138,7 +149,7 @@ def _terminal(tty: bool) -> dict[str, Any]:
 
 
 def _read_input() -> bytes:
-    """All of standard input, before anything else is done: Ctrl-C still simply ends us."""
+    """All of standard input.  It is read before the event loop runs, so Ctrl-C just ends us."""
     if sys.stdin.isatty():
         print("arcboxctl: reading standard input to its end (Ctrl-D); the command starts then", file=sys.stderr)
     chunks: list[bytes] = []
@@ -148,7 +159,7 @@ def _read_input() -> bytes:
         try:
             chunk = os.read(fd, 1 << 16)
         except BlockingIOError:
-            # Whoever started us made it non-blocking.
+            # The descriptor is non-blocking: whoever started us made it so.
             select.select([fd], [], [])
             continue
         if not chunk:

@@ -1,4 +1,4 @@
-"""What a person is told when something fails, and the exit code that goes with it."""
+"""Error messages, and the exit codes that go with them."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import click
 from arcbox_agent.cli.printable import printable
 from arcbox_agent.errors import AddressError, ArcboxError, ConnectError, EncodeError, RequestError
 
-#: arcboxctl or the agent could not do it; no command's own exit code, as with docker.
+#: arcboxctl or the agent failed, as opposed to the command; docker's code for the same.
 OWN_FAILURE = 125
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
 
-#: How the agent tells that the command itself could not be executed; where it was something
-#: else, its working directory for one, that is named first.
+#: The agent's message for a command that could not be executed.  If something else was at
+#: fault, as its working directory, that is named first.
 _OS_ERROR = re.compile(r"^(?:exec failed: [^:]*|failed to start: .*)\(os error (\d+)\)", re.DOTALL)
 
 
 class ForwardedError(click.ClickException):
-    """An error of arcboxctl's own, in one line."""
+    """An error of arcboxctl itself, in one line."""
 
 
 def exit_code(error: BaseException) -> int:
-    """Exit code of a run or exec whose command could not be started."""
+    """The exit code for an error: 126 or 127 if it says that a command could not be executed, else 125."""
     found = _OS_ERROR.search(str(error)) if isinstance(error, RequestError) else None
-    # ENOENT and ENOTDIR, EACCES and ENOEXEC: numbers of the guest, which is Linux.
+    # ENOENT and ENOTDIR, then ENOEXEC and EACCES, by their numbers in the guest, which is Linux.
     if found and found[1] in ("2", "20"):
         return NOT_FOUND
     if found and found[1] in ("8", "13"):
@@ -57,9 +57,9 @@ def as_object(error: BaseException) -> dict[str, object]:
 
 
 def report(error: Exception, as_json: bool) -> int:
-    """Tell of an error that ended the whole command; its exit code.
+    """Print an error that ended the whole command, and return its exit code.
 
-    Anything but ours and the system's is a bug, which Python's own traceback tells best.
+    An error that is neither ours nor the system's is a bug: it is raised again, for Python's traceback.
     """
     if not isinstance(error, (ArcboxError, OSError)):
         raise error
@@ -71,7 +71,7 @@ def report(error: Exception, as_json: bool) -> int:
 
 
 def report_click(error: click.ClickException, as_json: bool) -> None:
-    """Tell of what arcboxctl itself refuses: arguments, or what they ask for."""
+    """Print what arcboxctl itself refuses: arguments, or what they ask for."""
     message = error.format_message()
     if as_json:
         print(json.dumps({"error": {"type": type(error).__name__, "code": None, "message": message}}), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""logs: what a container has written, from the agent or from a file."""
+"""logs: show what a container has written, from the agent or from a file."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from arcbox_agent.cli.completion import container_names
-from arcbox_agent.cli.output import STDOUT, Output, entry_as_json, joined, stream_fd, write_all
-from arcbox_agent.cli.session import Session, json_option, pass_session
+from arcbox_agent.cli.invocation import Invocation, json_option, pass_invocation
+from arcbox_agent.cli.output import STDOUT, entry_as_json, joined, stream_fd, write_all
 from arcbox_agent.cli.times import parse_moment
 
 if TYPE_CHECKING:
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
     from arcbox_agent.cli.signals import Signals
     from arcbox_agent.client import Client
+    from arcbox_agent.client.keywords import LogsOptions
 
 
 if TYPE_CHECKING:
     _IntType = click.ParamType[int]
     _TailType = click.ParamType[int | None]
 else:
-    # Generic from click 8.3 on, and for type checkers alone.
+    # click's classes are generic from 8.3 on, and only for type checkers.
     _IntType = _TailType = click.ParamType
 
 
@@ -53,25 +54,32 @@ class Tail(_TailType):
 
 
 @click.command("logs")
-@click.option("-f", "--follow", is_flag=True, help="Go on until the container ends.")
-@click.option("-n", "--tail", type=Tail(), default="all", metavar="LINES", help="Only so many lines from the end.")
-@click.option("--since", type=Moment(), metavar="TIME", help="From then on: Unix seconds, RFC 3339, or 10m ago.")
-@click.option("--until", type=Moment(), metavar="TIME", help="Up to then.")
-@click.option("-t", "--timestamps", is_flag=True, help="Each line begins with its time.")
-@click.option("--stdout", is_flag=True, help="Only standard output.")
-@click.option("--stderr", is_flag=True, help="Only standard error.")
+@click.option("-f", "--follow", is_flag=True, help="Follow the log until the container ends.")
+@click.option(
+    "-n", "--tail", type=Tail(), default="all", metavar="LINES", help="Show only this many lines from the end."
+)
+@click.option(
+    "--since",
+    type=Moment(),
+    metavar="TIME",
+    help="Show lines since a time: Unix seconds, RFC 3339, or 10m for 10 minutes ago.",
+)
+@click.option("--until", type=Moment(), metavar="TIME", help="Show lines up to a time.")
+@click.option("-t", "--timestamps", is_flag=True, help="Show the time before each line.")
+@click.option("--stdout", is_flag=True, help="Show only standard output.")
+@click.option("--stderr", is_flag=True, help="Show only standard error.")
 @click.option(
     "--file",
     "path",
     metavar="PATH",
     type=click.Path(),
-    help="Read this log file, here and without an agent, in place of a container's.",
+    help="Read a log file on this machine, without an agent.",
 )
 @json_option
 @click.argument("container", required=False, shell_complete=container_names)
-@pass_session
+@pass_invocation
 def logs_command(
-    session: Session,
+    invocation: Invocation,
     container: str | None,
     path: str | None,
     follow: bool,
@@ -82,45 +90,50 @@ def logs_command(
     stdout: bool,
     stderr: bool,
 ) -> int:
-    """Show what a container has written.
+    """Show the logs of a container.
 
-    Each stream comes on the one of the same name.  Ctrl-C ends a follow.
+    Its standard output and standard error go to those of arcboxctl.  Ctrl-C ends a follow.
     """
     if (container is None) == (path is None):
         raise click.UsageError("one of CONTAINER and --file is needed")
     if path is not None:
         if follow:
             raise click.UsageError("--follow needs a container; a file alone is followed by `tail -F`")
-        _show_file(session, path, tail, since, until, timestamps, stdout, stderr)
+        _show_file(invocation, path, tail, since, until, timestamps, stdout, stderr)
         return 0
-    # As fields of JSON, times are there in any case.
-    asked: dict[str, Any] = {"timestamps": timestamps and not session.json, "stdout": stdout, "stderr": stderr}
+    # JSON has the times as a field in any case.
+    asked: LogsOptions = {"timestamps": timestamps and not invocation.json, "stdout": stdout, "stderr": stderr}
 
     async def work(client: Client, _: Signals) -> int:
+        from arcbox_agent.cli.output_stream import OutputStream
+
         assert container is not None
         begin, lines = since, tail
         if tail == 0:
-            # On the wire 0 lines means all.  Nothing old is asked for: what is after the last line.
+            # On the wire, 0 lines means all of them.  So read the last line, and follow from
+            # the nanosecond after it.
             async with client.logs(container, tail=1) as entries:
                 last = await entries.batch()
             begin, lines = max(since or 0, last[-1].timestamp + 1 if last else 0), None
             if not follow:
                 return 0
-        async with (
-            Output() as output,
-            client.logs(
-                container, follow=follow, tail=lines or 0, since=_seconds(begin), until=_seconds(until), **asked
-            ) as entries,
-        ):
+        options: LogsOptions = {
+            **asked,
+            "follow": follow,
+            "tail": lines or 0,
+            "since": _seconds(begin),
+            "until": _seconds(until),
+        }
+        async with OutputStream() as output, client.logs(container, **options) as entries:
             while batch := await entries.batch():
-                await output.pass_on(batch, as_json=session.json)
+                await output.pass_on(batch, as_json=invocation.json)
         return 0
 
-    return session.call(work)
+    return invocation.call(work)
 
 
 def _show_file(
-    session: Session,
+    invocation: Invocation,
     path: str,
     tail: int | None,
     since: int | None,
@@ -129,23 +142,24 @@ def _show_file(
     stdout: bool,
     stderr: bool,
 ) -> None:
-    """Without an agent, so without an event loop: Ctrl-C simply ends us."""
+    """Show a file without an agent, and so without an event loop: Ctrl-C just ends us."""
     from arcbox_agent.logs import LogReader
 
     reader = LogReader(
         path,
         stdout=stdout or not stderr,
         stderr=stderr or not stdout,
-        # 0 lines means all there; the file is opened none the less, so that a wrong path is told.
+        # The reader takes 0 lines for all of them.  With --tail 0 the file is opened all the
+        # same, so that a wrong path is an error.
         tail=tail or 0,
         since=since,
         until=until,
-        timestamps=timestamps and not session.json,
+        timestamps=timestamps and not invocation.json,
     )
     while (entries := reader.step()) is not None:
         if tail == 0:
             break
-        if session.json:
+        if invocation.json:
             write_all(STDOUT, b"".join(map(entry_as_json, entries)))
         else:
             for stream, data in joined(entries):
@@ -153,7 +167,7 @@ def _show_file(
 
 
 def _seconds(nanoseconds: int | None) -> Decimal | None:
-    """Seconds without losing a nanosecond, which a float would."""
+    """Seconds as a Decimal: a float would lose nanoseconds."""
     if nanoseconds is None:
         return None
     from decimal import Decimal

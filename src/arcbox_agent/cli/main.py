@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from arcbox_agent.cli.failures import OWN_FAILURE, report, report_click
-from arcbox_agent.cli.session import DEFAULT_HOST, Session, set_json
+from arcbox_agent.cli.invocation import DEFAULT_HOST, Invocation, set_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PROGRAM = "arcboxctl"
 
-#: Where each command is; imported when it is used.
+#: Command -> its module, which is imported when the command is used.
 COMMANDS = {
     "ping": "system",
     "info": "system",
@@ -39,11 +39,11 @@ COMMANDS = {
 
 
 class OutputClosed(Exception):
-    """What reads our output has had enough of it.  Not an OSError: click would end with 1."""
+    """Whatever read our output has closed it.  Not an OSError: for that click exits with 1."""
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command's module when the command is asked for."""
+    """A group of commands that imports a command's module on first use."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -58,7 +58,7 @@ class LazyGroup(click.Group):
         module = COMMANDS.get(cmd_name)
         if module is None:
             return None
-        # `sync-time` is the function sync_time; `exec`, a builtin's name, exec_.
+        # `sync-time` is the function sync_time_command.
         name = cmd_name.replace("-", "_")
         found = import_module(f"arcbox_agent.cli.{module}")
         command: click.Command = getattr(found, f"{name}_command")
@@ -78,14 +78,14 @@ def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     name=PROGRAM,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 125 where arcboxctl or the agent could not do it; for run and exec 126 and 127 where "
-    "the command cannot be executed or is not there, else the command's own code, 128 + N where signal N ended it.",
+    epilog="Exit codes: 125 if arcboxctl or the agent failed.  For run and exec: 126 if the command cannot be "
+    "executed, 127 if it is not found, else the command's own exit code, 128 + N if signal N ended it.",
 )
 @click.option(
     "-H",
     "--host",
     metavar="ADDRESS",
-    help="The agent: vsock://CID:PORT, unix:///PATH or firecracker:///PATH:PORT.  "
+    help="Address of the agent: vsock://CID:PORT, unix:///PATH or firecracker:///PATH:PORT.  "
     f"Default: $ARCBOX_HOST, else {DEFAULT_HOST}.",
 )
 @click.option(
@@ -93,61 +93,66 @@ def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     metavar="SECONDS",
     type=click.FloatRange(min=0),
     default=0.0,
-    help="Wait so long for an agent that is not there yet, in a guest that boots.",
+    help="Keep trying for this time to reach an agent whose guest is still booting.",
 )
 @click.option(
     "--json",
     is_flag=True,
     expose_value=False,
     callback=set_json,
-    help="Output for programs: JSON, docs/arcboxctl.md says which.",
+    help="Print JSON, for programs; docs/arcboxctl.md lists the fields.",
 )
-@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show it.")
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show the version."
+)
 @click.pass_context
 def arcboxctl(ctx: click.Context, host: str | None, wait: float) -> None:
-    """Drive an arcbox agent: the containers, commands and logs of a guest."""
-    session = ctx.ensure_object(Session)
-    session.address = host or os.environ.get("ARCBOX_HOST") or DEFAULT_HOST
-    session.wait = wait
+    """Manage a guest through its arcbox agent: containers, commands and logs."""
+    invocation = ctx.ensure_object(Invocation)
+    invocation.address = host or os.environ.get("ARCBOX_HOST") or DEFAULT_HOST
+    invocation.wait = wait
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Do what `arguments` ask; the exit code."""
+    """Run the command in `arguments`, and return its exit code."""
     try:
         return _run(arguments)
     except OSError as error:
-        # Not even what went wrong could be told: standard error is full, or closed at its other end.
+        # The error could not be printed: standard error is full, or its reader has gone.
         _discard(sys.stderr)
         return 141 if isinstance(error, BrokenPipeError) else OWN_FAILURE
 
 
 def _run(arguments: Sequence[str]) -> int:
-    session = Session()
+    invocation = Invocation()
     try:
-        code: Any = arcboxctl.main(list(arguments), prog_name=PROGRAM, standalone_mode=False, obj=session)
+        code: Any = arcboxctl.main(list(arguments), prog_name=PROGRAM, standalone_mode=False, obj=invocation)
         sys.stdout.flush()
     except click.ClickException as error:
-        # The --json behind an option that does not exist was never reached.
-        report_click(error, session.json or (isinstance(error, click.UsageError) and "--json" in arguments))
+        # click stops at an option that does not exist, before a --json behind it.
+        report_click(error, invocation.json or (isinstance(error, click.UsageError) and "--json" in arguments))
         code = OWN_FAILURE
     except click.Abort:
         code = 130
     except (OutputClosed, BrokenPipeError):
-        # Whichever of the two it was.
+        # It may have been either of the two.
         _discard(sys.stdout)
         _discard(sys.stderr)
         code = 141
     except Exception as error:
-        code = report(error, session.json)
+        code = report(error, invocation.json)
         try:
             sys.stdout.flush()
-        except OSError:  # a full disk: it was told, by this error or as this error
+        except OSError:  # A full disk, which `report` has printed, or could not.
             _discard(sys.stdout)
     return code if isinstance(code, int) else 0
 
 
 def _discard(stream: TextIO) -> None:
-    """Python flushes a stream once more at exit, which would fail again, say so, and change the exit code."""
+    """Send what the stream still buffers to /dev/null.
+
+    Python flushes it at exit; a failure there would print an error and change the exit code.
+    """
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,8 +1,8 @@
 """Text from a guest, for a terminal.
 
-A guest is trusted with less than the person who looks at it: an image's name or an
-error's text must not move the cursor, set the title or paint over the line above.
-What a command or a container writes is another matter: it comes as it is.
+A guest is less trusted than the person at the terminal: the name of an image or the text
+of an error must not move the cursor, set the title or paint over the line above.  Output of
+commands and containers is not changed: it is written as it is.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ def printable(text: str) -> str:
 
 
 def columns(text: str) -> int:
-    """How many columns of a terminal `text`, which is printable, takes."""
+    """The width of printable `text`, in columns of a terminal."""
     if text.isascii():
         return len(text)
-    return sum(map(_columns, text))
+    return sum(map(_width, text))
 
 
-def _columns(letter: str) -> int:
+def _width(letter: str) -> int:
     if unicodedata.category(letter) in ("Mn", "Me"):
-        return 0  # An accent of the letter before it.
+        return 0  # An accent on the letter before it.
     return 2 if unicodedata.east_asian_width(letter) in ("W", "F") else 1

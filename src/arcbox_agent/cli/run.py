@@ -1,4 +1,4 @@
-"""run: create, start, and stay with the container until it ends."""
+"""run: create and start a container, and pass its output on until it ends."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import click
 
 from arcbox_agent.cli.create_options import create_arguments, create_options
 from arcbox_agent.cli.failures import ForwardedError
-from arcbox_agent.cli.output import Output, fields_of, warn
+from arcbox_agent.cli.invocation import Invocation, json_option, pass_invocation
+from arcbox_agent.cli.output import fields_of, warn
 from arcbox_agent.cli.printable import printable
-from arcbox_agent.cli.session import Session, json_option, pass_session
 from arcbox_agent.errors import ArcboxError, RequestError
 
 if TYPE_CHECKING:
@@ -22,17 +22,20 @@ if TYPE_CHECKING:
 
 @click.command("run", context_settings={"allow_interspersed_args": False})
 @create_options
-@click.option("-d", "--detach", is_flag=True, help="Leave it running, and print its id.")
-@click.option("--rm", "remove", is_flag=True, help="Remove it when it has ended.")
-@click.option("-i", "--interactive", is_flag=True, help="Keep its standard input open; only with --detach.")
+@click.option("-d", "--detach", is_flag=True, help="Run the container in the background, and print its id.")
+@click.option("--rm", "remove", is_flag=True, help="Remove the container when it has ended.")
+@click.option(
+    "-i", "--interactive", is_flag=True, help="Keep standard input of the container open; only with --detach."
+)
 @json_option
 @click.argument("image")
 @click.argument("cmd", nargs=-1, type=click.UNPROCESSED)
-@pass_session
-def run_command(session: Session, /, detach: bool, remove: bool, **options: Any) -> int:
+@pass_invocation
+def run_command(invocation: Invocation, /, detach: bool, remove: bool, **options: Any) -> int:
     """Create and start a container.
 
-    Shows its output, and ends with its exit code.  Ctrl-C is forwarded to it; a second one kills it.
+    Its output is shown, and the exit code is its own.  Ctrl-C is forwarded to the container; a
+    second Ctrl-C kills it.
     """
     if options["interactive"] and not detach:
         raise click.UsageError(
@@ -55,28 +58,30 @@ def run_command(session: Session, /, detach: bool, remove: bool, **options: Any)
         try:
             await client.start_container(created.id)
             if detach:
-                session.show(fields_of(created), printable(created.id))
+                invocation.show(fields_of(created), printable(created.id))
                 return 0
             forward.begin(created.id)
-            return await _stay(session, client, created.id)
+            return await _stay(invocation, client, created.id)
         finally:
-            # Whatever ended it: its own end, a signal, a pipe that closed.
+            # However it came to its end: the container's exit, a signal, a closed pipe.
             if remove:
                 await _remove(client, created.id)
 
-    return session.call(work)
+    return invocation.call(work)
 
 
-async def _stay(session: Session, client: Client, container: str) -> int:
-    """Pass on its output until it has ended: its exit code."""
-    # Asked for at once: after its end somebody may remove it.
+async def _stay(invocation: Invocation, client: Client, container: str) -> int:
+    """Pass the container's output on until it has ended, and return its exit code."""
+    from arcbox_agent.cli.output_stream import OutputStream
+
+    # The wait begins at once: somebody may remove the container right after its end.
     ended = asyncio.ensure_future(client.wait_container(container))
     try:
-        async with Output() as output, client.logs(container, follow=True) as entries:
+        async with OutputStream() as output, client.logs(container, follow=True) as entries:
             while batch := await entries.batch():
-                await output.pass_on(batch, as_json=session.json)
+                await output.pass_on(batch, as_json=invocation.json)
             result = await ended
-            if session.json:
+            if invocation.json:
                 await output.write_json(
                     {"id": container, "exit_code": result.status_code, "signal": result.signal, "error": result.error}
                 )
@@ -91,16 +96,16 @@ async def _remove(client: Client, container: str) -> None:
     try:
         await client.remove_container(container, force=True)
     except ArcboxError as error:
-        # Somebody else may have been faster.
+        # Somebody else may have removed it first.
         if not (isinstance(error, RequestError) and error.message.endswith(f"container not found: {container}")):
             warn(f"{container} is not removed: {error}")
 
 
 class Forwarding:
-    """Signals for arcboxctl become the container's: the first as it is, the second as SIGKILL.
+    """Forwards arcboxctl's signals to the container: the first as it is, the second as SIGKILL.
 
-    One that comes before the container runs is kept for it.  A third ends arcboxctl,
-    whatever the container does.
+    A signal that arrives before the container runs is kept until then.  A third signal ends
+    arcboxctl, whatever the container does.
     """
 
     def __init__(self, client: Client, signals: Signals) -> None:
@@ -130,7 +135,7 @@ class Forwarding:
 
     def _send(self, number: int) -> None:
         task = asyncio.ensure_future(self._kill(number))
-        # The loop itself holds its tasks only weakly.
+        # The event loop has only weak references to its tasks.
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
@@ -138,6 +143,6 @@ class Forwarding:
         try:
             await self._client.kill_container(self._container, signal=number)
         except RequestError:
-            pass  # It has ended in the meantime.
+            pass  # The container has ended in the meantime.
         except ArcboxError as error:
             warn(f"signal {number} did not reach the container: {error}")

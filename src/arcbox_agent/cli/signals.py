@@ -1,7 +1,7 @@
-"""Ctrl-C and its relatives, as things that happen on the event loop.
+"""Ctrl-C and the other signals that end a program, handled on the event loop.
 
-A signal ends the command, with 128 + its number as exit code, unless the command
-has said what else is to be done with it (`run` forwards it to its container).
+A signal ends arcboxctl with 128 + its number as exit code, unless the command has
+set another handler (`run` forwards signals to its container).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Signals:
 
     def __enter__(self) -> Signals:
         for number in _HANDLED:
-            # Ignored from the start, by nohup or by a shell for a job in the background: so be it.
+            # A signal that was ignored from the start (nohup, a shell's background job) stays ignored.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._loop.add_signal_handler(number, self._arrived, number)
                 self._installed.append(number)
@@ -52,7 +52,7 @@ class Signals:
             self._task.cancel()
 
     async def guard(self, work: Coroutine[Any, Any, int]) -> int:
-        """What `work` returns, or 128 + the number of the signal that ended it."""
+        """The result of `work`, or 128 + the number of the signal that ended it."""
         self._task = asyncio.current_task()
         try:
             return await work

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from arcbox_agent.cli.invocation import Invocation, json_option, pass_invocation
 from arcbox_agent.cli.printable import printable
-from arcbox_agent.cli.session import Session, json_option, pass_session
 
 if TYPE_CHECKING:
     from arcbox_agent.cli.signals import Signals
@@ -19,41 +19,43 @@ if TYPE_CHECKING:
 @click.command("ping")
 @click.argument("message", default="")
 @json_option
-@pass_session
-def ping_command(session: Session, message: str) -> int:
-    """Ask the agent for a sign of life."""
+@pass_invocation
+def ping_command(invocation: Invocation, message: str) -> int:
+    """Check that the agent answers, and how fast."""
 
     async def work(client: Client, _: Signals) -> int:
         start = time.perf_counter()
         reply = await client.ping(message)
         seconds = time.perf_counter() - start
-        session.show(
+        invocation.show(
             {"message": reply.message, "version": reply.version, "seconds": round(seconds, 6)},
-            printable(f"{reply.message} (agent {reply.version} at {session.address}, {seconds * 1000:.2f} ms)"),
+            printable(f"{reply.message} (agent {reply.version} at {invocation.address}, {seconds * 1000:.2f} ms)"),
         )
         return 0
 
-    return session.call(work)
+    return invocation.call(work)
 
 
 @click.command("info")
-@click.option("--agent", "about_agent", is_flag=True, help="The agent itself: its connections, queues and bounds.")
+@click.option(
+    "--agent", "about_agent", is_flag=True, help="Show the agent instead: its connections, queues and limits."
+)
 @json_option
-@pass_session
-def info_command(session: Session, about_agent: bool) -> int:
-    """Show the guest's system, or the agent itself."""
+@pass_invocation
+def info_command(invocation: Invocation, about_agent: bool) -> int:
+    """Show information about the guest, or about its agent."""
     from arcbox_agent.cli.output import fields_of
 
     async def work(client: Client, _: Signals) -> int:
         if about_agent:
             agent = await client.agent_info()
-            session.show(fields_of(agent), _agent_text(agent))
+            invocation.show(fields_of(agent), _agent_text(agent))
         else:
             system = await client.system_info()
-            session.show(fields_of(system), _system_text(system))
+            invocation.show(fields_of(system), _system_text(system))
         return 0
 
-    return session.call(work)
+    return invocation.call(work)
 
 
 def _system_text(system: SystemInfo) -> str:
@@ -106,11 +108,14 @@ def _agent_text(agent: AgentInfo) -> str:
 
 
 @click.command("runtime")
-@click.option("--ensure", is_flag=True, help="Start it where it is not running.")
+@click.option("--ensure", is_flag=True, help="Start the runtime if it is not running.")
 @json_option
-@pass_session
-def runtime_command(session: Session, ensure: bool) -> int:
-    """Show the guest's container runtime.  Ends with 125 where --ensure could not make it ready."""
+@pass_invocation
+def runtime_command(invocation: Invocation, ensure: bool) -> int:
+    """Show the state of the guest's container runtime.
+
+    The exit code is 125 if --ensure could not make the runtime ready.
+    """
     from arcbox_agent.cli.failures import OWN_FAILURE
     from arcbox_agent.cli.output import fields_of
     from arcbox_agent.cli.tables import fields
@@ -118,7 +123,7 @@ def runtime_command(session: Session, ensure: bool) -> int:
     async def work(client: Client, _: Signals) -> int:
         if ensure:
             made = await client.ensure_runtime(start_if_needed=True)
-            session.show(
+            invocation.show(
                 fields_of(made),
                 fields(
                     [
@@ -138,10 +143,10 @@ def runtime_command(session: Session, ensure: bool) -> int:
             ("Detail", found.detail),
         ]
         rows += [(one.name, f"{one.status} {one.detail}".rstrip()) for one in found.services]
-        session.show(fields_of(found), fields(rows))
+        invocation.show(fields_of(found), fields(rows))
         return 0
 
-    return session.call(work)
+    return invocation.call(work)
 
 
 def _yes_no(value: bool) -> str:
@@ -150,45 +155,45 @@ def _yes_no(value: bool) -> str:
 
 @click.command("sync-time")
 @json_option
-@pass_session
-def sync_time_command(session: Session) -> int:
-    """Set the guest's clock by this host's.
+@pass_invocation
+def sync_time_command(invocation: Invocation) -> int:
+    """Set the guest's clock from this host's clock.
 
-    The agent does, where the two differ much.
+    The agent sets it only if the two differ much.
     """
 
     async def work(client: Client, _: Signals) -> int:
         sent = time.time()
         await client.sync_time()
-        session.show(
+        invocation.show(
             {"sent": round(sent)},
-            f"sent {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(round(sent)))} to {session.address}",
+            f"sent {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(round(sent)))} to {invocation.address}",
         )
         return 0
 
-    return session.call(work)
+    return invocation.call(work)
 
 
 @click.command("shutdown")
-@click.option("-r", "--reboot", is_flag=True, help="Start again afterwards.")
+@click.option("-r", "--reboot", is_flag=True, help="Reboot the guest instead of powering it off.")
 @click.option(
     "-t",
     "--time",
     "seconds",
     type=click.IntRange(min=1),
-    help="Seconds for the containers to stop in.  Default: the agent's.",
+    help="Seconds to wait for the containers to stop.  Default: the agent's setting.",
 )
 @json_option
-@pass_session
-def shutdown_command(session: Session, reboot: bool, seconds: int | None) -> int:
-    """Stop the containers and power the guest off."""
+@pass_invocation
+def shutdown_command(invocation: Invocation, reboot: bool, seconds: int | None) -> int:
+    """Stop the containers, and power the guest off."""
     from arcbox_agent.cli.failures import OWN_FAILURE, ForwardedError
 
     async def work(client: Client, _: Signals) -> int:
         reply = await client.shutdown(timeout=seconds or 0, reboot=reboot)
-        if not reply.accepted and not session.json:
+        if not reply.accepted and not invocation.json:
             raise ForwardedError("the agent does not shut this guest down; its log says why")
-        session.show({"accepted": reply.accepted}, "rebooting" if reboot else "shutting down")
+        invocation.show({"accepted": reply.accepted}, "rebooting" if reboot else "shutting down")
         return 0 if reply.accepted else OWN_FAILURE
 
-    return session.call(work)
+    return invocation.call(work)

@@ -1,4 +1,4 @@
-"""What people read: tables in docker's columns, and names with values."""
+"""Output for people: tables with docker's columns, and lists of names with values."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def fields(rows: Iterable[tuple[str, str]]) -> str:
-    """`name: value` lines, the values below one another."""
+    """`name: value` lines, with the values aligned."""
     listed = list(rows)
     width = max((len(name) for name, _ in listed), default=0) + 2
     return "\n".join(f"{printable(name) + ':':<{width}}{printable(value)}".rstrip() for name, value in listed)
@@ -66,12 +66,12 @@ def status(container: ContainerInfo, now: int) -> str:
         return f"Up {in_words(now - container.started_at)}"
     if container.state == "stopped" and container.finished_at:
         return f"Exited ({container.exit_code}) {in_words(now - container.finished_at)} ago"
-    # An agent that tells no times tells this.
+    # An agent that sends no times sends this text.
     return container.status
 
 
 def size(count: int) -> str:
-    """Bytes in the unit that a person would use."""
+    """A number of bytes, in the unit that a person would use."""
     value = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024 or unit == "GiB":

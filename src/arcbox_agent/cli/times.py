@@ -1,4 +1,4 @@
-"""Points in time as people write and read them."""
+"""Times and durations, as people write and read them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UNITS = {
 
 
 def parse_moment(text: str, now: int) -> int:
-    """Unix nanoseconds of what --since and --until take.
+    """A value of --since or --until in Unix nanoseconds.
 
     Unix seconds (`1763919912.25`), RFC 3339 (`2026-11-23T17:45:12.255151664Z`; local time
     without a zone, midnight without a time), or how long before `now` (`10m`, `1h30m`).
@@ -37,7 +37,7 @@ def parse_moment(text: str, now: int) -> int:
     if found := _CLOCK.fullmatch(text):
         date, clock, seconds, fraction, zone = found.groups()
         moment = datetime.fromisoformat(f"{date}T{clock or '00:00'}{seconds or ':00'}{(zone or '').upper()}")
-        # Whole seconds, so the float is exact.
+        # A float holds whole seconds exactly.
         return int(moment.timestamp()) * NANOSECONDS + _fraction(fraction)
     return now - parse_duration(text)
 
@@ -47,7 +47,7 @@ def _fraction(digits: str | None) -> int:
 
 
 def parse_duration(text: str) -> int:
-    """Nanoseconds of a duration as Go writes it: `10m`, `1h30m`, `1.5s`, `250ms`; `2d` too."""
+    """A duration in nanoseconds, written as in Go (`10m`, `1h30m`, `1.5s`, `250ms`) or in days (`2d`)."""
     total, position = 0, 0
     for part in _DURATION_PART.finditer(text):
         if part.start() != position:
@@ -62,13 +62,13 @@ def parse_duration(text: str) -> int:
 
 
 def rfc3339(nanoseconds: int) -> str:
-    """UTC, to the nanosecond."""
+    """A time in RFC 3339: UTC, to the nanosecond."""
     seconds, rest = divmod(nanoseconds, NANOSECONDS)
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09}Z"
 
 
 def in_words(nanoseconds: int) -> str:
-    """A length of time in docker's words: `3 minutes`, `About an hour`, `2 weeks`."""
+    """A duration in docker's words: `3 minutes`, `About an hour`, `2 weeks`."""
     seconds = max(nanoseconds, 0) // NANOSECONDS
     if seconds < 1:
         return "Less than a second"

@@ -1,9 +1,8 @@
 """The connections of one client.
 
-Two lanes, each with a bound of its own: short calls, and calls that may take as
-long as they like (follows, commands, waits).  So however many of the second kind
-there are, a ping never waits for one.  Both lanes take from the same idle
-connections, and give back to them.
+There are two lanes, each with a limit of its own: one for short calls, one for calls that
+may take as long as they like (follows, commands, waits).  So a ping never waits for one of
+the second kind, however many there are.  Both lanes share the idle connections.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class Pool:
-    """`max_calls`, `max_streams`: connections in use at a time, in each lane.
+    """`max_calls`, `max_streams`: how many connections each lane may use at a time.
 
-    `open_connection`: adopts the connection that it opens.
+    `open_connection` opens a connection, and calls `adopt` with it.
     """
 
     def __init__(
@@ -38,20 +37,14 @@ class Pool:
         self._closed = False
 
     @property
-    def idle(self) -> int:
-        """Connections that wait for a call."""
-        return len(self._idle)
-
-    @property
-    def in_use(self) -> int:
-        return len(self._leased)
-
-    @property
     def closed(self) -> bool:
         return self._closed
 
     async def lease(self, *, stream: bool, fresh: bool = False) -> Lease:
-        """A connection for one call.  `fresh`: a new one, never an idle one."""
+        """Lease a connection for one call.  `fresh`: open a new one in any case.
+
+        Raises ConnectionLostError if the pool is closed, and what `open_connection` raises.
+        """
         lane = self._streams if stream else self._calls
         await lane.acquire()
         try:
@@ -67,26 +60,26 @@ class Pool:
         return Lease(self, lane, connection, reused)
 
     def living(self) -> Connection | None:
-        """A connection over which the agent that answered is still there."""
+        """A connection whose agent has answered, and is still there."""
         for connection in (*self._idle, *self._leased):
             if connection.agent is not None and connection.is_alive():
                 return connection
         return None
 
     def adopt(self, connection: Connection) -> None:
-        """Have a connection that is being opened closed with the others."""
+        """Own a connection that is still being opened, so that `close` closes it too."""
         if self._closed:
             connection.abort()
         self._check_open()
         self._leased.add(connection)
 
     def drop(self, connection: Connection) -> None:
-        """Close one that was adopted, and is of no use."""
+        """Close a connection that was adopted and cannot be used."""
         self._leased.discard(connection)
         connection.abort()
 
     async def close(self) -> None:
-        """Close all connections; the calls that run get ConnectionLostError."""
+        """Close all connections.  Calls that are still running get ConnectionLostError."""
         self._closed = True
         connections = [*self._idle, *self._leased]
         self._idle.clear()
@@ -96,7 +89,7 @@ class Pool:
             await connection.wait_closed()
 
     def give_back(self, connection: Connection, lane: asyncio.Semaphore, *, reusable: bool) -> None:
-        """The end of a lease; for Lease alone."""
+        """End a lease; only Lease calls this."""
         self._leased.discard(connection)
         lane.release()
         if reusable and not self._closed and len(self._idle) < self._max_idle and connection.is_clean():
@@ -105,7 +98,7 @@ class Pool:
             connection.abort()
 
     def _take_idle(self) -> Connection | None:
-        # The last used first: those at the other end are the ones to go stale.
+        # The most recently used first: the others are left to go stale.
         while self._idle:
             connection = self._idle.pop()
             if connection.is_idle():
@@ -119,7 +112,7 @@ class Pool:
 
 
 class Lease:
-    """The use of one connection, ended by the first of `release` and `discard`."""
+    """The use of one connection.  The first `release` or `discard` ends it."""
 
     __slots__ = ("_lane", "_pool", "connection", "reused")
 
@@ -127,15 +120,15 @@ class Lease:
         self._pool: Pool | None = pool
         self._lane = lane
         self.connection = connection
-        #: Whether earlier calls went over it, so that the agent may have closed it since.
+        #: Whether the connection was idle before; the agent may have closed it since.
         self.reused = reused
 
     def release(self) -> None:
-        """The call is complete: the connection may serve another."""
+        """The call is complete: another call may use the connection."""
         self._end(reusable=True)
 
     def discard(self) -> None:
-        """The call was left, or went wrong: close the connection."""
+        """The call was left early, or failed: close the connection."""
         self._end(reusable=False)
 
     def _end(self, *, reusable: bool) -> None:

@@ -140,14 +140,15 @@ async def _connect(sock: socket.socket, target: str | tuple[int, int]) -> None:
             pause = min(2 * pause, 0.1)
             continue
         if code in (errno.EINPROGRESS, errno.EINTR, errno.EALREADY):
-            await _until_writable(sock)
+            await until_writable(sock.fileno())
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code == 0:
                 return
         raise OSError(code, os.strerror(code))
 
 
-async def _until_writable(sock: socket.socket) -> None:
+async def until_writable(fd: int) -> None:
+    """Wait until the event loop reports the descriptor as writable."""
     loop = asyncio.get_running_loop()
     writable: asyncio.Future[None] = loop.create_future()
 
@@ -155,8 +156,8 @@ async def _until_writable(sock: socket.socket) -> None:
         if not writable.done():
             writable.set_result(None)
 
-    loop.add_writer(sock.fileno(), on_writable)
+    loop.add_writer(fd, on_writable)
     try:
         await writable
     finally:
-        loop.remove_writer(sock.fileno())
+        loop.remove_writer(fd)

@@ -1,4 +1,4 @@
-"""What the global options said, and one call of the agent from start to end."""
+"""One use of arcboxctl: its global options, and its call of the agent from start to end."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ DEFAULT_HOST = "unix:///run/arcbox-agent.sock"
 F = TypeVar("F", bound="Callable[..., Any]")
 
 
-class Session:
-    """One use of arcboxctl.  Commands get it by `@pass_session`."""
+class Invocation:
+    """One use of arcboxctl.  A command gets it by `@pass_invocation`."""
 
     __slots__ = ("address", "json", "wait")
 
@@ -29,8 +29,11 @@ class Session:
         self.json = False
 
     def call(self, work: Callable[[Client, Signals], Awaitable[int]]) -> int:
-        """Connect, do `work`, disconnect: its exit code, or 128 + the signal that ended it."""
-        # asyncio and the client only now: `--help` and completion of options need neither.
+        """Connect, do `work`, disconnect.
+
+        Returns the exit code of `work`, or 128 + the number of the signal that ended it.
+        """
+        # Imported late: `--help` and the completion of options need neither asyncio nor the client.
         import asyncio
 
         return asyncio.run(self._call(work))
@@ -52,22 +55,22 @@ class Session:
             return await work(client, signals)
 
     def show(self, value: dict[str, Any], text: str) -> None:
-        """A result: JSON for programs, text for people."""
+        """Print a result: JSON for programs, text for people."""
         click.echo(json.dumps(value) if self.json else text)
 
 
-pass_session = click.make_pass_decorator(Session)
+pass_invocation = click.make_pass_decorator(Invocation)
 
 
 def set_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        session = ctx.find_object(Session)
-        assert session is not None
-        session.json = True
+        invocation = ctx.find_object(Invocation)
+        assert invocation is not None
+        invocation.json = True
 
 
 def json_option(function: F) -> F:
-    """`--json` after the command's name too, where one looks for it."""
-    return click.option("--json", is_flag=True, expose_value=False, callback=set_json, help="Output for programs.")(
-        function
-    )
+    """`--json` after the command's name too, where a person tries it."""
+    return click.option(
+        "--json", is_flag=True, expose_value=False, callback=set_json, help="Print JSON, for programs."
+    )(function)
