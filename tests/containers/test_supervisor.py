@@ -467,8 +467,8 @@ def test_a_full_disk_is_tried_with_one_record_at_a_time_and_logged_once(
             for each in (other, world.container):
                 await world.supervisor.start(each)
             world.disk.full = True
-            for each, run in zip((other, world.container), world.runtime.runs[-2:], strict=True):
-                run.end()
+            for each, last in zip((other, world.container), world.runtime.runs[-2:], strict=True):
+                last.end()
                 assert each.watcher is not None
                 await each.watcher
             world.disk.attempts.clear()
