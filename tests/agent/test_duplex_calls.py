@@ -30,7 +30,7 @@ from arcbox_agent.wire import (
     encode_frame,
     encode_message,
 )
-from tests.agent.peer import Peer, eventually
+from tests.agent.peer import Peer
 
 
 class Attach:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
+import datetime as dt
 import os
 import time
 from pathlib import Path
@@ -94,7 +94,7 @@ def test_a_line_written_at_the_time_of_until_is_waited_for(tmp_path: Path, run_a
         async with followers() as (all_of_them, _):
             found: list[bytes] = []
             end = time.time_ns() + 200_000_000
-            stamp = datetime.datetime.fromtimestamp(end // 1_000_000_000, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            stamp = dt.datetime.fromtimestamp(end // 1_000_000_000, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             line = f"{stamp} stdout F late\n".encode()
             # Timers run in order: however late, this one runs before the follow's own.
             asyncio.get_running_loop().call_later(0.25, log.write_bytes, line)
