@@ -167,7 +167,7 @@ def parse_listen(text: str) -> ListenAddress:
         return ListenAddress(VsockAddress(CID_ANY, _port(text, rest)), mode)
     if scheme == "unix":
         # Also unix:///path, which is how the same socket is dialled.
-        path = rest[2:] if rest.startswith("//") else rest
+        path = rest.removeprefix("//")
         return ListenAddress(UnixAddress(_path(text, path)), mode)
     raise AddressError(text, f"unknown scheme {scheme!r}: write {_LISTEN_FORMS}")
 
