@@ -1,6 +1,7 @@
 """Builds the compiled part.  Everything else about the package is in pyproject.toml.
 
 ARCBOX_WIRE_DEBUG=1 builds with bounds checks and assertions, and without optimisation.
+ARCBOX_SANITIZE=1 builds with AddressSanitizer and UndefinedBehaviorSanitizer: tools/sanitized.py.
 ARCBOX_PREBUILT=1 takes the modules as `setup.py build_ext --inplace` left them.
 """
 
@@ -11,6 +12,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 DEBUG = os.environ.get("ARCBOX_WIRE_DEBUG") == "1"
+SANITIZE = os.environ.get("ARCBOX_SANITIZE") == "1"
 PREBUILT = os.environ.get("ARCBOX_PREBUILT") == "1"
 PACKAGE = "src/arcbox_agent"
 
@@ -20,7 +22,9 @@ MODULES = {
     "_classes": False,
     "_messages": False,
     "_frames": False,
+    "_pings": False,
     "_lines": False,
+    "_log_output": False,
     "_logs": False,
     "_logscan": False,
     "_log_file": True,
@@ -37,15 +41,21 @@ HEADERS = {
     "_classes": [f"{PACKAGE}/short_values.h"],
     "_messages": [f"{PACKAGE}/short_values.h"],
     "_frames": [f"{PACKAGE}/short_values.h"],
+    "_pings": [f"{PACKAGE}/short_values.h"],
     "_spawn": [f"{PACKAGE}/spawn_child.h"],
     "_logs": [f"{PACKAGE}/file_read.h"],
     "_logscan": [f"{PACKAGE}/file_read.h"],
 }
 
 CFLAGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
-CFLAGS += (
-    ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0"]
-)  # Python's own flags say -g: megabytes that a guest would carry
+LDFLAGS: list[str] = []
+if SANITIZE:
+    LDFLAGS = ["-fsanitize=address,undefined"]
+    CFLAGS += [*LDFLAGS, "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-O1", "-g1"]
+elif DEBUG:
+    CFLAGS += ["-O0", "-g", "-UNDEBUG"]
+else:
+    CFLAGS += ["-O3", "-g0"]  # Python's own flags say -g: megabytes that a guest would carry
 
 
 def modules() -> list[Extension]:
@@ -56,6 +66,7 @@ def modules() -> list[Extension]:
             include_dirs=[PACKAGE],
             depends=HEADERS.get(name, []),
             extra_compile_args=CFLAGS,
+            extra_link_args=LDFLAGS,
         )
         for name, linux_only in MODULES.items()
         if not PREBUILT and os.path.exists(f"{PACKAGE}/{name}.pyx") and (sys.platform == "linux" or not linux_only)

@@ -248,7 +248,7 @@ def _write(message: Declaration) -> Iterator[str]:
         if field.message:
             yield f"{indent}p = write_message{kind}(w, p, {value}, _{field.message})"
         elif field.suffix == "str" and not kind:
-            yield f"{indent}p = put_short_str(p, w.short_start, {value}) or write_str(w, p, {value})"
+            yield f"{indent}p = prepend_short_str(p, w.short_start, {value}) or write_str(w, p, {value})"
         else:
             yield f"{indent}p = write_{field.suffix}{kind}(w, p, {value})"
     yield "        return p"
@@ -256,18 +256,18 @@ def _write(message: Declaration) -> Iterator[str]:
 
 def _merge(message: Declaration) -> Iterator[str]:
     yield ""
-    yield "    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:"
+    yield "    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:"
     if message.fixed_layout:
         names = ", ".join(f"self.{f.name}" for f in message.fields)
-        yield f"        {names} = read_error_body(place, p, end)"
+        yield f"        {names} = read_error_body(location, p, end)"
         yield "        return 0"
         return
     if not message.fields:
-        yield "        return skip_all(place, p, end)"
+        yield "        return skip_all(location, p, end)"
         return
     yield "        cdef uint32_t tag = 0"
     yield "        while p < end:"
-    yield "            p = read_tag(place, p, end, &tag)"
+    yield "            p = read_tag(location, p, end, &tag)"
     word = "if"
     for field in message.fields:
         tags = f"tag == 0x{field.tag:X}"
@@ -279,21 +279,21 @@ def _merge(message: Declaration) -> Iterator[str]:
         if field.message and field.repeated:
             yield f"                if <PyObject*>self.{field.name} == unset:"
             yield f"                    self.{field.name} = []"
-            yield f"                p = read_message_item(place, {tag}, p, end, <list>self.{field.name}, _{field.message})"
+            yield f"                p = read_message_item(location, {tag}, p, end, <list>self.{field.name}, _{field.message})"
         elif field.message:
             yield f"                if self.{field.name} is None:"
             yield f"                    self.{field.name} = new_message(_{field.message})"
-            yield f"                p = read_message(place, {tag}, p, end, self.{field.name})"
+            yield f"                p = read_message(location, {tag}, p, end, self.{field.name})"
         elif field.map or field.repeated:
             kind = "map" if field.map else "item"
             made = "dict" if field.map else "list"
             yield f"                if <PyObject*>self.{field.name} == unset:"
             yield f"                    self.{field.name} = {field.default}"
-            yield f"                p = read_{field.suffix}_{kind}(place, {tag}, p, end, <{made}>self.{field.name})"
+            yield f"                p = read_{field.suffix}_{kind}(location, {tag}, p, end, <{made}>self.{field.name})"
         else:
-            yield f"                self.{field.name} = read_{field.suffix}(place, {tag}, &p, end)"
+            yield f"                self.{field.name} = read_{field.suffix}(location, {tag}, &p, end)"
     yield "            else:"
-    yield "                p = skip(place, tag, p, end)"
+    yield "                p = skip(location, tag, p, end)"
     yield "        return 0"
 
 
@@ -349,12 +349,28 @@ def message_types(declarations: list[Declaration]) -> Iterator[str]:
         yield f"    {_constant(message.name)} = {_type(message.type)}"
 
 
+# ----------------------------------------------------------------- _tags.pxd
+
+
+def tags(declarations: list[Declaration]) -> Iterator[str]:
+    yield HEADER
+    yield "# For what writes or reads a message's bytes without its class: type numbers and the tags of fields."
+    yield ""
+    yield "cdef enum:"
+    for message in declarations:
+        name = _constant(message.name)
+        if message.type is not None:
+            yield f"    TYPE_{name} = {_type(message.type)}"
+        for field in message.fields:
+            yield f"    TAG_{name}_{field.name.upper()} = 0x{field.tag:X}"
+
+
 def _constant(name: str) -> str:
     """CreateContainerRequest -> CREATE_CONTAINER_REQUEST"""
     return "".join(f"_{c}" if c.isupper() and i else c for i, c in enumerate(name)).upper()
 
 
-OUTPUTS = {"_messages.pyx": pyx, "_messages.pyi": pyi, "message_types.py": message_types}
+OUTPUTS = {"_messages.pyx": pyx, "_messages.pyi": pyi, "message_types.py": message_types, "_tags.pxd": tags}
 
 
 def generate(schema: pathlib.Path) -> dict[str, str]:

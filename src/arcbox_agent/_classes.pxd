@@ -3,7 +3,7 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint32_t
 
-from arcbox_agent._wire cimport Place, Writer
+from arcbox_agent._wire cimport Location, Writer
 
 
 # What is known of a message class; made once (`register_message`), never freed.
@@ -19,7 +19,7 @@ cdef struct MessageClass:
 cdef class Message:
     # `p` is the first byte written so far; returns the new one.
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1
 
 
 cdef MessageClass* register_message(object cls, tuple defaults, dict fields) except NULL
@@ -32,7 +32,7 @@ cdef uint8_t* write_message_list(
     Writer* w, uint8_t* p, uint32_t tag, PyObject* value, MessageClass* known) except NULL
 
 cdef const uint8_t* read_message(
-    Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, Message message) except NULL
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, Message message) except NULL
 cdef const uint8_t* read_message_item(
-    Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, list values, MessageClass* known
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, list values, MessageClass* known
 ) except NULL

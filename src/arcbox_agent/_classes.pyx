@@ -16,6 +16,7 @@ from cpython.object cimport Py_TYPE, PyTypeObject
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stdlib cimport malloc
 
+from arcbox_agent._tags cimport TYPE_ERROR
 from arcbox_agent._wire cimport *
 
 cdef extern from "Python.h":
@@ -76,7 +77,6 @@ cdef extern from "structmember.h":
 cdef enum:
     # All type numbers are below it, but for one.
     TYPE_LIMIT = 0x2000
-    ERROR_TYPE = 0xFFFF
     # More than twice the number of classes, and a power of two.
     CLASS_SLOTS = 256
     # Objects of a class that wait to be used again, at most.
@@ -151,7 +151,7 @@ cdef MessageClass* register_message(object cls, tuple defaults, dict fields) exc
     prototype = slots.tp_new(<PyTypeObject*>cls, unset, NULL)
     held = fields_of(<PyObject*>prototype)
     for i in range(count):
-        # In the place of the None that tp_new has put there.
+        # Instead of the None that tp_new has put there.
         _put(held + i, <object>unset if _is_lazy(defaults[i]) else defaults[i])
     names = cls.__match_args__
     known.type = <PyObject*>cls
@@ -177,7 +177,7 @@ cdef MessageClass* register_message(object cls, tuple defaults, dict fields) exc
     PyType_Modified(<PyTypeObject*>cls)
     if cls.TYPE is None:
         return known
-    if cls.TYPE == ERROR_TYPE:
+    if cls.TYPE == TYPE_ERROR:
         _error_class = known
     for version in (1, 2):
         if cls.FRAME_VERSION is None or cls.FRAME_VERSION == version:
@@ -377,7 +377,7 @@ cdef MessageClass* class_for(uint32_t type, int version) noexcept:
     """The class of a frame's payload, or NULL where the type number is unknown."""
     if type < TYPE_LIMIT:
         return _by_type[version - 1][type]
-    return _error_class if type == ERROR_TYPE else NULL
+    return _error_class if type == TYPE_ERROR else NULL
 
 
 def message_class(type, version=1):
@@ -399,7 +399,7 @@ cdef class Message:
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         raise NotImplementedError
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         raise NotImplementedError
 
     def __delattr__(self, name):
@@ -418,20 +418,20 @@ cdef class Message:
     @classmethod
     def decode(cls, buffer):
         """A message from bytes, bytearray or memoryview.  DecodeError: broken bytes."""
-        cdef Place place
+        cdef Location location
         cdef Py_buffer view
         cdef const uint8_t* p
         cdef Message message = new_message(class_of(<PyObject*>cls))
-        place.root = <PyObject*>cls
-        place.depth = 0
+        location.root = <PyObject*>cls
+        location.depth = 0
         if PyBytes_CheckExact(<PyObject*>buffer):
             p = <const uint8_t*>PyBytes_AS_STRING(<PyObject*>buffer)
-            message._merge(&place, p, p + PyBytes_GET_SIZE(<PyObject*>buffer))
+            message._merge(&location, p, p + PyBytes_GET_SIZE(<PyObject*>buffer))
             return message
         PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
         try:
             p = <const uint8_t*>view.buf
-            message._merge(&place, p, p + view.len)
+            message._merge(&location, p, p + view.len)
         finally:
             PyBuffer_Release(&view)
         return message
@@ -475,32 +475,32 @@ cdef uint8_t* write_message(
     Writer* w, uint8_t* p, uint32_t tag, PyObject* value, MessageClass* known) except NULL:
     if value == <PyObject*>None:
         return p
-    enter(&w.place, tag, -1)
+    enter(&w.location, tag, -1)
     p = _write_inner(w, p, tag, value, known)
-    leave(&w.place)
+    leave(&w.location)
     return p
 
 
 cdef uint8_t* write_message_list(
     Writer* w, uint8_t* p, uint32_t tag, PyObject* value, MessageClass* known) except NULL:
-    cdef int depth = w.place.depth
+    cdef int depth = w.location.depth
     cdef Py_ssize_t i
     items = sequence_of(w, tag, value)
     i = PySequence_Fast_GET_SIZE(items)
-    enter(&w.place, tag, 0)
+    enter(&w.location, tag, 0)
     while i > 0:
         i -= 1
         if i >= PySequence_Fast_GET_SIZE(items):
             continue  # a buffer's own code, run by an item's field, has made the list shorter
-        w.place.indexes[depth] = i
+        w.location.indexes[depth] = i
         p = _write_inner(w, p, tag, PySequence_Fast_GET_ITEM(items, i), known)
-    leave(&w.place)
+    leave(&w.location)
     return p
 
 
 cdef inline uint8_t* _write_inner(
     Writer* w, uint8_t* p, uint32_t tag, PyObject* value, MessageClass* known) except NULL:
-    """A message, in the place that has been entered for it."""
+    """A message, at the location that has been entered for it."""
     cdef size_t before = <size_t>(w.end - p)
     if value == NULL or <PyObject*>Py_TYPE(<object>value) != known.type:
         _refuse_kind(w, value, known)
@@ -512,27 +512,27 @@ cdef inline uint8_t* _write_inner(
 
 cdef int _refuse_kind(Writer* w, PyObject* value, MessageClass* known) except -1:
     return refuse_value(
-        &w.place, 0, None, f"expected {(<object>known.type).__name__}, not {kind_of(held(value))}")
+        &w.location, 0, None, f"expected {(<object>known.type).__name__}, not {kind_of(held(value))}")
 
 
 cdef const uint8_t* read_message(
-    Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, Message message) except NULL:
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, Message message) except NULL:
     cdef size_t size = 0
-    p = read_size(place, tag, p, end, &size)
-    enter(place, tag, -1)
-    message._merge(place, p, p + size)
-    leave(place)
+    p = read_size(location, tag, p, end, &size)
+    enter(location, tag, -1)
+    message._merge(location, p, p + size)
+    leave(location)
     return p + size
 
 
 cdef const uint8_t* read_message_item(
-    Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, list values, MessageClass* known
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, list values, MessageClass* known
 ) except NULL:
     cdef size_t size = 0
     cdef Message message = new_message(known)
-    p = read_size(place, tag, p, end, &size)
-    enter(place, tag, PyList_GET_SIZE(values))
-    message._merge(place, p, p + size)
-    leave(place)
+    p = read_size(location, tag, p, end, &size)
+    enter(location, tag, PyList_GET_SIZE(values))
+    message._merge(location, p, p + size)
+    leave(location)
     values.append(message)
     return p + size

@@ -10,12 +10,12 @@ told apart.
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
 from cpython.object cimport Py_TYPE
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memmove
 
 from arcbox_agent._classes cimport *
+from arcbox_agent._tags cimport TYPE_ERROR
 from arcbox_agent._wire cimport *
 
 from arcbox_agent._classes import message_class
@@ -36,10 +36,9 @@ cdef enum:
     TRACE_LIMIT = 0xFFFF
     LEAST_COPY = 4 * 1024    # what a decoder keeps of a stream, at first
     COPY_KEPT = 64 * 1024    # and after a large frame has been taken
-    ERROR_TYPE = 0xFFFF
 
 
-cdef uint8_t* put_frame_header(
+cdef uint8_t* prepend_frame_header(
     Writer* w, uint8_t* p, uint32_t type, object trace_id) except NULL:
     """Before the payload, which is already written."""
     cdef bytes trace
@@ -51,14 +50,14 @@ cdef uint8_t* put_frame_header(
         if size > TRACE_LIMIT:
             raise TraceLengthError(size, TRACE_LIMIT)
         p = reserve(w, p, size + 2)
-        p = put_block(p, PyBytes_AS_STRING(<PyObject*>trace), size)
+        p = prepend_block(p, PyBytes_AS_STRING(<PyObject*>trace), size)
         p -= 2
         p[0] = <uint8_t>(size >> 8)
         p[1] = <uint8_t>size
     p = reserve(w, p, 8)
     size = <size_t>(w.end - p) + 4
-    p = put_u32(p, type)
-    return put_u32(p, <uint32_t>size)
+    p = prepend_u32(p, type)
+    return prepend_u32(p, <uint32_t>size)
 
 
 def encode_frame(type, payload, trace_id=None):
@@ -72,8 +71,8 @@ def encode_frame(type, payload, trace_id=None):
         p = take_writer(&w, <PyObject*>Message)
         try:
             p = reserve(&w, p, <size_t>view.len)
-            p = put_block(p, view.buf, <size_t>view.len)
-            p = put_frame_header(&w, p, number, trace_id)
+            p = prepend_block(p, view.buf, <size_t>view.len)
+            p = prepend_frame_header(&w, p, number, trace_id)
             return PyBytes_FromStringAndSize(<const char*>p, w.end - p)
         finally:
             give_writer(&w)
@@ -92,7 +91,7 @@ def encode_message(Message message not None, trace_id=None):
     p = take_writer(&w, <PyObject*>cls)
     try:
         p = message._write(&w, p)
-        p = put_frame_header(&w, p, number, trace_id)
+        p = prepend_frame_header(&w, p, number, trace_id)
         return PyBytes_FromStringAndSize(<const char*>p, w.end - p)
     finally:
         give_writer(&w)
@@ -100,7 +99,7 @@ def encode_message(Message message not None, trace_id=None):
 
 cdef object _error():
     """The class Error: `_messages`, which defines it, stands above this module."""
-    return message_class(ERROR_TYPE)
+    return message_class(TYPE_ERROR)
 
 
 def encode_error(code, message, trace_id=None):
@@ -134,17 +133,6 @@ cdef class Frame:
         return f"Frame(type={self.type:#06x}, payload={self.payload!r}{trace})"
 
 
-# Where the next frame stands in the decoder's bytes.
-cdef struct Head:
-    uint32_t type
-    int version
-    const uint8_t* trace
-    size_t trace_size
-    const uint8_t* payload
-    size_t payload_size
-    size_t size  # of the whole frame
-
-
 @cython.final
 cdef class FrameDecoder:
     """Frames out of a stream of bytes.
@@ -155,19 +143,6 @@ cdef class FrameDecoder:
     version: None tells V1 and V2 apart frame by frame, as an agent must; a client
     knows which version it sent, and so which it gets.
     """
-
-    # Bytes not yet taken: `head` to `tail` of `base`, which is the last bytes object
-    # fed (`owner`) where nothing was left over, else our own copy (`copy`).
-    cdef const uint8_t* base
-    cdef size_t head
-    cdef size_t tail
-    cdef bytes owner
-    cdef uint8_t* copy  # owner: the decoder (malloc)
-    cdef size_t capacity
-    cdef uint32_t limit
-    cdef int version
-    cdef object failure
-    cdef bint ended
 
     def __init__(self, max_frame_size=MAX_FRAME_SIZE, version=None):
         self.limit = max_frame_size
@@ -245,59 +220,28 @@ cdef class FrameDecoder:
 
         A broken one raises, or where `quiet` is 0 too: what came before it is given out first.
         """
-        cdef size_t left = self.tail - self.head
-        cdef const uint8_t* p = self.base + self.head
-        cdef uint32_t length
-        cdef int version = self.version
-        if left < 4:
-            return 0
-        length = u32_at(p)
-        # Judged as soon as it is there, and never a reason to take memory.
-        if length > self.limit:
-            return 0 if quiet else self._fail(FrameTooLargeError(length, self.limit))
-        if length < 4 or (version == 2 and length < 6):
-            return 0 if quiet else self._fail(FrameTooShortError(length, 6 if version == 2 else 4))
-        if version == 0:
-            # A protobuf message never begins with a byte below 8: field number 0 is illegal.
-            if length == 4:
-                version = 1
-            elif left < 9:
-                return 0
-            else:
-                version = 2 if p[8] < 8 else 1
-                if version == 2 and length < 6:
-                    return 0 if quiet else self._fail(FrameTooShortError(length, 6))
-        frame.trace = NULL
-        frame.trace_size = 0
-        if version == 2:
-            if left >= 10:
-                frame.trace_size = <size_t>p[8] << 8 | p[9]
-                if frame.trace_size > length - 6:
-                    return 0 if quiet else self._fail(TraceLengthError(frame.trace_size, length - 6))
-        if left - 4 < length:
-            return 0
-        frame.type = u32_at(p + 4)
-        frame.version = version
-        frame.size = <size_t>length + 4
-        if version == 2:
-            frame.trace = p + 10
-            frame.payload = p + 10 + frame.trace_size
-            frame.payload_size = length - 6 - frame.trace_size
-        else:
-            frame.payload = p + 8
-            frame.payload_size = length - 4
-        return 1
+        cdef int found = look(self, frame)
+        if found >= 0:
+            return found
+        return 0 if quiet else self._refuse(found, frame)
 
-    cdef void _take(self, size_t size) noexcept:
-        self.head += size
-        if self.head == self.tail:
-            self.owner = None
-            self.head = self.tail = 0
-            if self.capacity > COPY_KEPT:
-                # A large frame has gone: so does its memory.
-                free(self.copy)
-                self.copy = NULL
-                self.capacity = 0
+    cdef int _refuse(self, int found, Head* frame) except -1:
+        length = frame.size - 4
+        if found == TOO_LARGE:
+            self._fail(FrameTooLargeError(length, self.limit))
+        if found == TOO_SHORT:
+            self._fail(FrameTooShortError(length, 6 if frame.version == 2 else 4))
+        self._fail(TraceLengthError(frame.trace_size, length - 6))
+
+    cdef void _release(self) noexcept:
+        """All that was fed is taken."""
+        self.owner = None
+        self.head = self.tail = 0
+        if self.capacity > COPY_KEPT:
+            # A large frame has gone: so does its memory.
+            free(self.copy)
+            self.copy = NULL
+            self.capacity = 0
 
     def next_frame(self):
         """The next whole frame, or None: more must be fed first."""
@@ -315,7 +259,7 @@ cdef class FrameDecoder:
         frame.payload = PyBytes_FromStringAndSize(<const char*>head.payload, <Py_ssize_t>head.payload_size)
         if head.version == 2:
             frame.trace_id = trace_of(&head)
-        self._take(head.size)
+        take(self, head.size)
         return frame
 
     def next_messages(self, limit=256):
@@ -362,7 +306,7 @@ cdef class FrameDecoder:
             self.head += head.size
         if count == 0:
             return messages, 0, None
-        self._take(0)
+        take(self, 0)
         return messages, version, trace_id
 
     def eof(self):
@@ -384,16 +328,16 @@ cdef class FrameDecoder:
 
 cdef Message message_of(Head* head):
     """The message of a frame; None where its type is unknown or its payload broken."""
-    cdef Place place
+    cdef Location location
     cdef MessageClass* known = class_for(head.type, head.version)
     cdef Message message
     if known == NULL:
         return None
     message = new_message(known)
-    place.root = known.type
-    place.depth = 0
+    location.root = known.type
+    location.depth = 0
     try:
-        message._merge(&place, head.payload, head.payload + head.payload_size)
+        message._merge(&location, head.payload, head.payload + head.payload_size)
     except DecodeError:
         return None
     return message
@@ -401,107 +345,3 @@ cdef Message message_of(Head* head):
 
 cdef str trace_of(Head* head):
     return (<const char*>head.trace)[:head.trace_size].decode("utf-8", "surrogateescape")
-
-
-# --------------------------------------------------------------------- pings
-
-def serve_pings(FrameDecoder decoder not None, bytearray out not None, version, limit=1024):
-    """Answer the run of plain pings at the decoder's head; returns how many there were.
-
-    At most `limit` replies are appended to `out`.  The run stops before the first frame that
-    is not whole, is no PingRequest, or has more in it than a message: a clock
-    (`timestamp_secs`), an unknown field, anything broken.  `next_frame` gives that one.
-    """
-    cdef Head head
-    cdef bytes agent = version if isinstance(version, bytes) else version.encode()
-    cdef size_t agent_size = <size_t>len(agent)
-    cdef Py_ssize_t most = limit, served = 0
-    cdef const uint8_t* text
-    cdef size_t text_size, prefix, size, need
-    cdef size_t used = <size_t>PyByteArray_GET_SIZE(out), room = used
-    cdef uint8_t* p
-    cdef Place place
-    if agent_size > 0x7F:
-        raise ValueError("the version is longer than 127 bytes")
-    if decoder.failure is not None:
-        decoder._raise_failed()
-    place.root = <PyObject*>Message
-    place.depth = 0
-    try:
-        while served < most:
-            if not decoder._peek(&head, served > 0):
-                break
-            if head.type != 0x0001:
-                break
-            text = head.payload
-            text_size = 0
-            if head.payload_size:
-                # One field, and it fills the payload: 0x0A, length, text.
-                if text[0] != 0x0A:
-                    break
-                try:
-                    text = read_size(&place, 0, text + 1, head.payload + head.payload_size, &text_size)
-                    if text + text_size != head.payload + head.payload_size:
-                        break
-                    if not octets_ascii(text, text_size):
-                        text_of(&place, 0, text, text_size)
-                except DecodeError:
-                    break
-            prefix = 6 if text_size else 4
-            # What goes out is what came in, and at most so much more.
-            need = head.size + agent_size + 16
-            if room - used < need:
-                # One allocation where the pings behind this one are like it.
-                room = max(room * 2, used + need * min((decoder.tail - decoder.head) // head.size + 1, <size_t>LEAST_COPY))
-                PyByteArray_Resize(out, <Py_ssize_t>room)
-            p = <uint8_t*>PyByteArray_AS_STRING(out) + used + 8
-            if head.version == 2:
-                p = append(p, head.trace - 2, head.trace_size + 2)
-            p[0] = 0x0A
-            p = append_varint(p + 1, text_size + prefix)
-            p = append(p, b"pong: ", prefix)
-            p = append(p, text, text_size)
-            if agent_size:
-                p[0] = 0x12
-                p[1] = <uint8_t>agent_size
-                p = append(p + 2, PyBytes_AS_STRING(<PyObject*>agent), agent_size)
-            size = <size_t>(p - <uint8_t*>PyByteArray_AS_STRING(out)) - used
-            # Downwards, as everywhere in this module: length and type stand before `p`.
-            p = put_u32(p - size + 8, 0x1001)
-            put_u32(p, <uint32_t>(size - 4))
-            used += size
-            decoder._take(head.size)
-            served += 1
-    finally:
-        if used != room:
-            PyByteArray_Resize(out, <Py_ssize_t>used)
-    return served
-
-
-cdef inline uint8_t* append(uint8_t* p, const void* data, size_t size) noexcept:
-    memcpy(p, data, size)
-    return p + size
-
-
-cdef inline uint8_t* append_varint(uint8_t* p, size_t value) noexcept:
-    while value > 0x7F:
-        p[0] = <uint8_t>(value | 0x80)
-        value >>= 7
-        p += 1
-    p[0] = <uint8_t>value
-    return p + 1
-
-
-cdef inline bint octets_ascii(const uint8_t* p, size_t size) noexcept:
-    cdef size_t i = 0
-    cdef uint64_t word
-    cdef uint8_t rest = 0
-    while size - i >= 8:
-        memcpy(&word, p + i, 8)
-        if word & 0x8080808080808080ULL:
-            return False
-        i += 8
-    while i < size:
-        rest |= p[i]
-        i += 1
-    return rest < 0x80

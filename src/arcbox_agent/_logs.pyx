@@ -14,9 +14,10 @@ from libc.string cimport memchr, memcmp, memcpy, memmove
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from arcbox_agent._file_read cimport _BLOCKED, _CHANGED, _END, _MORE, READ_SIZE, open_cached_fd, read_at
 from arcbox_agent._lines cimport (
-    LINE_WINDOW, PART_LIMIT, STAMP_LENGTH, STDERR, STDOUT, STREAMS, UNNAMED, NANOSECONDS, Line, Minute,
-    format_stamp, parse_line,
+    LINE_WINDOW, PART_LIMIT, STDERR, STDOUT, STREAMS, UNNAMED, Line, Minute, parse_line,
 )
+
+from arcbox_agent._log_output cimport ENTRIES, FRAMES_V1, FRAMES_V2, TEXT, Form, Output, append_entry, split_entries
 
 import os
 
@@ -35,63 +36,6 @@ cdef enum:
     INPUT_SIZE = BACK + LINE_WINDOW + READ_SIZE
     # The cached part of a file ends with a page; the size of every page is a multiple of it.
     PAGE = 4096
-
-cdef enum:
-    FRAMES_V1 = 1
-    FRAMES_V2 = 2
-    TEXT = 3  # each entry's data and a newline
-    ENTRIES = 4  # for take_entries
-
-cdef enum:
-    LOG_ENTRY = 0x1021
-
-
-# -------------------------------------------------------------------- output
-
-
-cdef struct Output:
-    char* data
-    size_t length
-    size_t capacity
-
-
-cdef char* reserve(Output* out, size_t n) noexcept nogil:
-    cdef size_t capacity = out.capacity
-    cdef char* data
-    if out.length + n > capacity:
-        capacity = capacity * 2 if capacity * 2 > out.length + n else out.length + n
-        data = <char*> realloc(out.data, capacity)
-        if data is NULL:
-            return NULL
-        out.data = data
-        out.capacity = capacity
-    return out.data + out.length
-
-
-cdef inline char* put_varint(char* out, uint64_t value) noexcept nogil:
-    while value >= 0x80:
-        out[0] = <char> (value & 0x7F | 0x80)
-        out += 1
-        value >>= 7
-    out[0] = <char> value
-    return out + 1
-
-
-cdef inline size_t varint_size(uint64_t value) noexcept nogil:
-    cdef size_t size = 1
-    while value >= 0x80:
-        size += 1
-        value >>= 7
-    return size
-
-
-cdef inline char* put_u32(char* out, uint32_t value) noexcept nogil:
-    out[0] = <char> (value >> 24)
-    out[1] = <char> (value >> 16 & 0xFF)
-    out[2] = <char> (value >> 8 & 0xFF)
-    out[3] = <char> (value & 0xFF)
-    return out + 4
-
 
 # A text whose end has not been seen yet.
 cdef struct Chain:
@@ -114,15 +58,12 @@ cdef struct Position:
 
 # All that stays between two reads.
 cdef struct State:
-    int mode
+    Form form
     bint want[STREAMS]
     bint ranged
     int64_t since
     int64_t until
-    bint timestamps
     size_t part_limit
-    char* trace
-    size_t trace_length
     Position here  # of the first byte not yet used up
     int64_t skip[STREAMS]  # lines that begin before it are not for us
     int64_t entries
@@ -142,109 +83,20 @@ cdef struct State:
     Chain chains[STREAMS]
 
 
+# -------------------------------------------------------------------- chains
+
+
 cdef int emit(
     State* state, Output* out, int stream, bint stamped, int64_t stamp, const char* canonical,
     const char* text, size_t n, bint partial, bint first,
 ) noexcept nogil:
-    """Append one entry."""
-    cdef size_t data_length = n, payload, prefix = 0, stamp_size = 0
-    cdef int64_t seconds = 0, nanos = 0
-    cdef size_t time_size = 0
-    cdef char* p = reserve(out, n + state.trace_length + 160)
-    if p is NULL:
-        return -ENOMEM
-    if state.timestamps and stamped and first:
-        prefix = STAMP_LENGTH + 1
-        data_length += prefix
-    if state.mode == FRAMES_V1 or state.mode == FRAMES_V2:
-        # field 1: string; 2: bytes; 3: int64 or Timestamp; 100: bool
-        payload = 8
-        if data_length:
-            payload += 1 + varint_size(data_length) + data_length
-        if stamp != 0:
-            if state.mode == FRAMES_V1:
-                time_size = varint_size(<uint64_t> stamp)
-            else:
-                seconds = stamp // NANOSECONDS
-                nanos = stamp - seconds * NANOSECONDS
-                if nanos < 0:
-                    seconds -= 1
-                    nanos += NANOSECONDS
-                if seconds:
-                    time_size += 1 + varint_size(<uint64_t> seconds)
-                if nanos:
-                    time_size += 1 + varint_size(<uint64_t> nanos)
-                stamp_size = 1
-            stamp_size += 1 + time_size
-            payload += stamp_size
-        if partial:
-            payload += 3
-        if state.mode == FRAMES_V1:
-            p = put_u32(p, <uint32_t> (4 + payload))
-            p = put_u32(p, LOG_ENTRY)
-        else:
-            p = put_u32(p, <uint32_t> (6 + state.trace_length + payload))
-            p = put_u32(p, LOG_ENTRY)
-            p[0] = <char> (state.trace_length >> 8)
-            p[1] = <char> (state.trace_length & 0xFF)
-            if state.trace_length:  # else there is no address to copy from
-                memcpy(p + 2, state.trace, state.trace_length)
-            p += 2 + state.trace_length
-        p[0] = 0x0A
-        p[1] = 6
-        memcpy(p + 2, b"stderr" if stream == STDERR else b"stdout", 6)
-        p += 8
-        if data_length:
-            p[0] = 0x12
-            p = put_varint(p + 1, data_length)
-    elif state.mode == ENTRIES:
-        memcpy(p, &stamp, 8)
-        p[8] = <char> stream
-        p[9] = <char> partial
-        p[10] = 0
-        p[11] = 0
-        p = put_u32(p + 12, <uint32_t> data_length)
-    if prefix:
-        if canonical is not NULL:
-            memcpy(p, canonical, STAMP_LENGTH)
-        else:
-            format_stamp(stamp, p)
-        p[STAMP_LENGTH] = c" "
-        p += prefix
-    if n:
-        memcpy(p, text, n)
-        p += n
-    if state.mode == TEXT:
-        if not partial:
-            p[0] = c"\n"
-            p += 1
-    elif state.mode != ENTRIES:
-        if stamp_size:
-            if state.mode == FRAMES_V1:
-                p[0] = 0x18
-                p = put_varint(p + 1, <uint64_t> stamp)
-            else:
-                p[0] = 0x1A
-                p[1] = <char> time_size
-                p += 2
-                if seconds:
-                    p[0] = 0x08
-                    p = put_varint(p + 1, <uint64_t> seconds)
-                if nanos:
-                    p[0] = 0x10
-                    p = put_varint(p + 1, <uint64_t> nanos)
-        if partial:
-            p[0] = <char> 0xA0
-            p[1] = 0x06
-            p[2] = 1
-            p += 3
-    out.length = p - out.data
-    state.entries += 1
-    state.last_stamp = stamp
-    return 0
+    """Append one entry and count it; 0 or -ENOMEM."""
+    cdef int rc = append_entry(&state.form, out, stream, stamp, canonical, text, n, stamped and first, partial)
+    if rc == 0:
+        state.entries += 1
+        state.last_stamp = stamp
+    return rc
 
-
-# -------------------------------------------------------------------- chains
 
 
 cdef int chain_add(State* state, Output* out, int stream, const char* text, size_t n) noexcept nogil:
@@ -432,7 +284,7 @@ cdef int run(
             want = <size_t> (end - at) if end > at else 0
         got = read_at(fd, inp.data + inp.stop, want, at, nowait) if want else 0
         if got == -EAGAIN and nowait:
-            # What came out is not to be lost by who then waits for the disk.
+            # Return the output so far; the caller repeats the blocking read in a thread.
             rc = _MORE if out.length else _BLOCKED
             break
         if got < 0:
@@ -494,60 +346,7 @@ cdef release_buffers(Buffers buffers):
         idle_buffers.append(buffers)
 
 
-cdef class Entry:
-    """One line of a log, as LogEntry has it.
-
-    `stream`: `stdout` or `stderr`.  `data`: the line, without its newline.
-    `timestamp`: Unix ns, 0 where the line has none.  `partial`: the line goes
-    on in the next entry of this stream, or ends without a newline.
-    """
-
-    cdef readonly str stream
-    cdef readonly bytes data
-    cdef readonly int64_t timestamp
-    cdef readonly bint partial
-
-    def __init__(self, str stream, bytes data, int64_t timestamp=0, bint partial=False):
-        self.stream = stream
-        self.data = data
-        self.timestamp = timestamp
-        self.partial = partial
-
-    def __repr__(self):
-        return (
-            f"Entry(stream={self.stream!r}, data={self.data!r}, "
-            f"timestamp={self.timestamp}, partial={self.partial})"
-        )
-
-    def __eq__(self, other):
-        if not isinstance(other, Entry):
-            return NotImplemented
-        return (self.stream, self.data, self.timestamp, self.partial) == (
-            other.stream, other.data, other.timestamp, other.partial
-        )
-
-    __hash__ = None
-
-
-cdef list split_entries(const char* p, size_t n):
-    cdef list entries = []
-    cdef const char* end = p + n
-    cdef int64_t stamp
-    cdef uint32_t length
-    cdef Entry entry
-    while p < end:
-        memcpy(&stamp, p, 8)
-        length = (<uint8_t> p[12]) << 24 | (<uint8_t> p[13]) << 16 | (<uint8_t> p[14]) << 8 | <uint8_t> p[15]
-        entry = Entry.__new__(Entry)
-        entry.stream = "stderr" if p[8] == STDERR else "stdout"
-        entry.data = PyBytes_FromStringAndSize(p + 16, length)
-        entry.timestamp = stamp
-        entry.partial = p[9]
-        entries.append(entry)
-        p += 16 + length
-    return entries
-
-
+# Output of an Engine, by its name.
 cdef dict MODES = {"v1": FRAMES_V1, "v2": FRAMES_V2, "text": TEXT, "entries": ENTRIES}
 
 
@@ -566,28 +365,28 @@ cdef class Engine:
         self, str output="entries", *, bytes trace=b"", bint stdout=True, bint stderr=True,
         since=None, until=None, bint timestamps=False, size_t part_limit=PART_LIMIT,
     ):
-        self.state.mode = MODES[output]
+        self.state.form.mode = MODES[output]
         if len(trace) > 0xFFFF:
             raise ValueError("a trace id has at most 65535 bytes")
         if part_limit < 1 or part_limit > 1 << 30:
             raise ValueError("part_limit must be from 1 to 2**30")
         if trace:
-            self.state.trace = <char*> malloc(len(trace))
-            if self.state.trace is NULL:
+            self.state.form.trace = <char*> malloc(len(trace))
+            if self.state.form.trace is NULL:
                 raise MemoryError
-            memcpy(self.state.trace, PyBytes_AS_STRING(trace), len(trace))
-            self.state.trace_length = len(trace)
+            memcpy(self.state.form.trace, PyBytes_AS_STRING(trace), len(trace))
+            self.state.form.trace_length = len(trace)
         self.state.want[STDOUT] = self.state.want[UNNAMED] = stdout
         self.state.want[STDERR] = stderr
         self.state.ranged = since is not None or until is not None
         self.state.since = INT64_MIN if since is None else since
         self.state.until = INT64_MAX if until is None else until
-        self.state.timestamps = timestamps
+        self.state.form.timestamps = timestamps
         self.state.part_limit = part_limit
 
     def __dealloc__(self):
         cdef int stream
-        free(self.state.trace)
+        free(self.state.form.trace)
         for stream in range(STREAMS):
             free(self.state.chains[stream].data)
 
@@ -609,7 +408,7 @@ cdef class Engine:
     @property
     def nothing(self):
         """Output of no entries."""
-        return [] if self.state.mode == ENTRIES else b""
+        return [] if self.state.form.mode == ENTRIES else b""
 
     @property
     def open(self):
@@ -664,15 +463,15 @@ cdef class Engine:
         cdef int stream
         cdef Chain* chain
         other.state = self.state
-        other.state.trace = NULL
+        other.state.form.trace = NULL
         for stream in range(STREAMS):
             other.state.chains[stream].data = NULL
             other.state.chains[stream].capacity = 0
-        if self.state.trace_length:
-            other.state.trace = <char*> malloc(self.state.trace_length)
-            if other.state.trace is NULL:
+        if self.state.form.trace_length:
+            other.state.form.trace = <char*> malloc(self.state.form.trace_length)
+            if other.state.form.trace is NULL:
                 raise MemoryError
-            memcpy(other.state.trace, self.state.trace, self.state.trace_length)
+            memcpy(other.state.form.trace, self.state.form.trace, self.state.form.trace_length)
         for stream in range(STREAMS):
             chain = &other.state.chains[stream]
             if chain.length:
@@ -702,7 +501,7 @@ cdef class Engine:
 
     cdef object take(self, Buffers buffers):
         cdef object output
-        if self.state.mode == ENTRIES:
+        if self.state.form.mode == ENTRIES:
             output = split_entries(buffers.output.data, buffers.output.length)
         else:
             output = PyBytes_FromStringAndSize(buffers.output.data, buffers.output.length)
@@ -779,39 +578,6 @@ cdef class Engine:
             self.state.here.offset += got
             self.state.here.back = self.state.here.overlap_length = 0
         return rc
-
-
-def with_trace(bytes frames, bytes trace):
-    """V2 frames that have no trace id, with one: a shared encoding for a peer of its own."""
-    cdef const char* p = PyBytes_AS_STRING(frames)
-    cdef const char* end = p + len(frames)
-    cdef const char* walk = p
-    cdef size_t count = 0, extra = len(trace), length
-    cdef bytes result
-    cdef char* out
-    if extra > 0xFFFF:
-        raise ValueError("a trace id has at most 65535 bytes")
-    while end - walk >= 10:
-        length = (<uint8_t> walk[0]) << 24 | (<uint8_t> walk[1]) << 16 | (<uint8_t> walk[2]) << 8 | <uint8_t> walk[3]
-        if length < 6 or length > <size_t> (end - walk - 4) or walk[8] or walk[9]:
-            break
-        walk += 4 + length
-        count += 1
-    if walk != end:
-        raise ValueError("not whole V2 frames without a trace id")
-    result = PyBytes_FromStringAndSize(NULL, len(frames) + count * extra)
-    out = PyBytes_AS_STRING(result)
-    while p < end:
-        length = (<uint8_t> p[0]) << 24 | (<uint8_t> p[1]) << 16 | (<uint8_t> p[2]) << 8 | <uint8_t> p[3]
-        out = put_u32(out, <uint32_t> (length + extra))
-        memcpy(out, p + 4, 4)
-        out[4] = <char> (extra >> 8)
-        out[5] = <char> (extra & 0xFF)
-        memcpy(out + 6, PyBytes_AS_STRING(trace), extra)
-        memcpy(out + 6 + extra, p + 10, length - 6)
-        out += extra + length
-        p += 4 + length
-    return result
 
 
 def open_cached(path):

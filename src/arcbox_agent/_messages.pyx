@@ -94,8 +94,8 @@ cdef class Empty(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
-        return skip_all(place, p, end)
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        return skip_all(location, p, end)
 
 
 cdef MessageClass* _Error
@@ -114,8 +114,8 @@ cdef class Error(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         return write_error_body(w, p, <PyObject*>self.code, <PyObject*>self.message)
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
-        self.code, self.message = read_error_body(place, p, end)
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        self.code, self.message = read_error_body(location, p, end)
         return 0
 
 
@@ -139,16 +139,16 @@ cdef class Timestamp(Message):
             p = write_int64(w, p, 0x8, <PyObject*>self.seconds)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.seconds = read_int64(place, 0x8, &p, end)
+                self.seconds = read_int64(location, 0x8, &p, end)
             elif tag == 0x10:
-                self.nanos = read_int32(place, 0x10, &p, end)
+                self.nanos = read_int32(location, 0x10, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -172,21 +172,21 @@ cdef class PingRequest(Message):
         if <PyObject*>self.timestamp_secs != default_int:
             p = write_int64(w, p, 0x10, <PyObject*>self.timestamp_secs)
         if <PyObject*>self.message != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.message) or write_str(w, p, 0xA, <PyObject*>self.message)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.message) or write_str(w, p, 0xA, <PyObject*>self.message)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.message = read_str(place, 0xA, &p, end)
+                self.message = read_str(location, 0xA, &p, end)
             elif tag == 0x10:
-                self.timestamp_secs = read_int64(place, 0x10, &p, end)
+                self.timestamp_secs = read_int64(location, 0x10, &p, end)
             elif tag == 0x320:
-                self.detail = read_bool(place, 0x320, &p, end)
+                self.detail = read_bool(location, 0x320, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -208,25 +208,25 @@ cdef class PingResponse(Message):
         if not is_empty_list(<PyObject*>self.features):
             p = write_str_list(w, p, 0x322, <PyObject*>self.features)
         if <PyObject*>self.version != default_str:
-            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.version) or write_str(w, p, 0x12, <PyObject*>self.version)
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.version) or write_str(w, p, 0x12, <PyObject*>self.version)
         if <PyObject*>self.message != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.message) or write_str(w, p, 0xA, <PyObject*>self.message)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.message) or write_str(w, p, 0xA, <PyObject*>self.message)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.message = read_str(place, 0xA, &p, end)
+                self.message = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.version = read_str(place, 0x12, &p, end)
+                self.version = read_str(location, 0x12, &p, end)
             elif tag == 0x322:
                 if <PyObject*>self.features == unset:
                     self.features = []
-                p = read_str_item(place, 0x322, p, end, <list>self.features)
+                p = read_str_item(location, 0x322, p, end, <list>self.features)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -243,8 +243,8 @@ cdef class GetSystemInfoRequest(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
-        return skip_all(place, p, end)
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        return skip_all(location, p, end)
 
 
 cdef MessageClass* _SystemInfo
@@ -275,7 +275,7 @@ cdef class SystemInfo(Message):
         if <PyObject*>self.uptime != default_int:
             p = write_uint64(w, p, 0x50, <PyObject*>self.uptime)
         if <PyObject*>self.hostname != default_str:
-            p = put_short_str(p, w.short_start, 0x4A, <PyObject*>self.hostname) or write_str(w, p, 0x4A, <PyObject*>self.hostname)
+            p = prepend_short_str(p, w.short_start, 0x4A, <PyObject*>self.hostname) or write_str(w, p, 0x4A, <PyObject*>self.hostname)
         if not is_empty_list(<PyObject*>self.load_average):
             p = write_double_list(w, p, 0x42, <PyObject*>self.load_average)
         if <PyObject*>self.cpu_count != default_int:
@@ -285,47 +285,47 @@ cdef class SystemInfo(Message):
         if <PyObject*>self.total_memory != default_int:
             p = write_uint64(w, p, 0x28, <PyObject*>self.total_memory)
         if <PyObject*>self.arch != default_str:
-            p = put_short_str(p, w.short_start, 0x22, <PyObject*>self.arch) or write_str(w, p, 0x22, <PyObject*>self.arch)
+            p = prepend_short_str(p, w.short_start, 0x22, <PyObject*>self.arch) or write_str(w, p, 0x22, <PyObject*>self.arch)
         if <PyObject*>self.os_version != default_str:
-            p = put_short_str(p, w.short_start, 0x1A, <PyObject*>self.os_version) or write_str(w, p, 0x1A, <PyObject*>self.os_version)
+            p = prepend_short_str(p, w.short_start, 0x1A, <PyObject*>self.os_version) or write_str(w, p, 0x1A, <PyObject*>self.os_version)
         if <PyObject*>self.os_name != default_str:
-            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.os_name) or write_str(w, p, 0x12, <PyObject*>self.os_name)
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.os_name) or write_str(w, p, 0x12, <PyObject*>self.os_name)
         if <PyObject*>self.kernel_version != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.kernel_version) or write_str(w, p, 0xA, <PyObject*>self.kernel_version)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.kernel_version) or write_str(w, p, 0xA, <PyObject*>self.kernel_version)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.kernel_version = read_str(place, 0xA, &p, end)
+                self.kernel_version = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.os_name = read_str(place, 0x12, &p, end)
+                self.os_name = read_str(location, 0x12, &p, end)
             elif tag == 0x1A:
-                self.os_version = read_str(place, 0x1A, &p, end)
+                self.os_version = read_str(location, 0x1A, &p, end)
             elif tag == 0x22:
-                self.arch = read_str(place, 0x22, &p, end)
+                self.arch = read_str(location, 0x22, &p, end)
             elif tag == 0x28:
-                self.total_memory = read_uint64(place, 0x28, &p, end)
+                self.total_memory = read_uint64(location, 0x28, &p, end)
             elif tag == 0x30:
-                self.available_memory = read_uint64(place, 0x30, &p, end)
+                self.available_memory = read_uint64(location, 0x30, &p, end)
             elif tag == 0x38:
-                self.cpu_count = read_uint32(place, 0x38, &p, end)
+                self.cpu_count = read_uint32(location, 0x38, &p, end)
             elif tag == 0x42 or tag == 0x41:
                 if <PyObject*>self.load_average == unset:
                     self.load_average = []
-                p = read_double_item(place, tag, p, end, <list>self.load_average)
+                p = read_double_item(location, tag, p, end, <list>self.load_average)
             elif tag == 0x4A:
-                self.hostname = read_str(place, 0x4A, &p, end)
+                self.hostname = read_str(location, 0x4A, &p, end)
             elif tag == 0x50:
-                self.uptime = read_uint64(place, 0x50, &p, end)
+                self.uptime = read_uint64(location, 0x50, &p, end)
             elif tag == 0x5A:
                 if <PyObject*>self.ip_addresses == unset:
                     self.ip_addresses = []
-                p = read_str_item(place, 0x5A, p, end, <list>self.ip_addresses)
+                p = read_str_item(location, 0x5A, p, end, <list>self.ip_addresses)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -346,14 +346,14 @@ cdef class RuntimeEnsureRequest(Message):
             p = write_bool(w, p, 0x8, <PyObject*>self.start_if_needed)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.start_if_needed = read_bool(place, 0x8, &p, end)
+                self.start_if_needed = read_bool(location, 0x8, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -374,29 +374,29 @@ cdef class RuntimeEnsureResponse(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.status != default_str:
-            p = put_short_str(p, w.short_start, 0x22, <PyObject*>self.status) or write_str(w, p, 0x22, <PyObject*>self.status)
+            p = prepend_short_str(p, w.short_start, 0x22, <PyObject*>self.status) or write_str(w, p, 0x22, <PyObject*>self.status)
         if <PyObject*>self.message != default_str:
-            p = put_short_str(p, w.short_start, 0x1A, <PyObject*>self.message) or write_str(w, p, 0x1A, <PyObject*>self.message)
+            p = prepend_short_str(p, w.short_start, 0x1A, <PyObject*>self.message) or write_str(w, p, 0x1A, <PyObject*>self.message)
         if <PyObject*>self.endpoint != default_str:
-            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.endpoint) or write_str(w, p, 0x12, <PyObject*>self.endpoint)
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.endpoint) or write_str(w, p, 0x12, <PyObject*>self.endpoint)
         if <PyObject*>self.ready != Py_False:
             p = write_bool(w, p, 0x8, <PyObject*>self.ready)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.ready = read_bool(place, 0x8, &p, end)
+                self.ready = read_bool(location, 0x8, &p, end)
             elif tag == 0x12:
-                self.endpoint = read_str(place, 0x12, &p, end)
+                self.endpoint = read_str(location, 0x12, &p, end)
             elif tag == 0x1A:
-                self.message = read_str(place, 0x1A, &p, end)
+                self.message = read_str(location, 0x1A, &p, end)
             elif tag == 0x22:
-                self.status = read_str(place, 0x22, &p, end)
+                self.status = read_str(location, 0x22, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -413,8 +413,8 @@ cdef class RuntimeStatusRequest(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
-        return skip_all(place, p, end)
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        return skip_all(location, p, end)
 
 
 cdef MessageClass* _RuntimeStatusResponse
@@ -437,33 +437,33 @@ cdef class RuntimeStatusResponse(Message):
         if not is_empty_list(<PyObject*>self.services):
             p = write_message_list(w, p, 0x2A, <PyObject*>self.services, _ServiceStatus)
         if <PyObject*>self.detail != default_str:
-            p = put_short_str(p, w.short_start, 0x22, <PyObject*>self.detail) or write_str(w, p, 0x22, <PyObject*>self.detail)
+            p = prepend_short_str(p, w.short_start, 0x22, <PyObject*>self.detail) or write_str(w, p, 0x22, <PyObject*>self.detail)
         if <PyObject*>self.endpoint != default_str:
-            p = put_short_str(p, w.short_start, 0x1A, <PyObject*>self.endpoint) or write_str(w, p, 0x1A, <PyObject*>self.endpoint)
+            p = prepend_short_str(p, w.short_start, 0x1A, <PyObject*>self.endpoint) or write_str(w, p, 0x1A, <PyObject*>self.endpoint)
         if <PyObject*>self.docker_ready != Py_False:
             p = write_bool(w, p, 0x10, <PyObject*>self.docker_ready)
         if <PyObject*>self.containerd_ready != Py_False:
             p = write_bool(w, p, 0x8, <PyObject*>self.containerd_ready)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.containerd_ready = read_bool(place, 0x8, &p, end)
+                self.containerd_ready = read_bool(location, 0x8, &p, end)
             elif tag == 0x10:
-                self.docker_ready = read_bool(place, 0x10, &p, end)
+                self.docker_ready = read_bool(location, 0x10, &p, end)
             elif tag == 0x1A:
-                self.endpoint = read_str(place, 0x1A, &p, end)
+                self.endpoint = read_str(location, 0x1A, &p, end)
             elif tag == 0x22:
-                self.detail = read_str(place, 0x22, &p, end)
+                self.detail = read_str(location, 0x22, &p, end)
             elif tag == 0x2A:
                 if <PyObject*>self.services == unset:
                     self.services = []
-                p = read_message_item(place, 0x2A, p, end, <list>self.services, _ServiceStatus)
+                p = read_message_item(location, 0x2A, p, end, <list>self.services, _ServiceStatus)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -483,25 +483,25 @@ cdef class ServiceStatus(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.detail != default_str:
-            p = put_short_str(p, w.short_start, 0x1A, <PyObject*>self.detail) or write_str(w, p, 0x1A, <PyObject*>self.detail)
+            p = prepend_short_str(p, w.short_start, 0x1A, <PyObject*>self.detail) or write_str(w, p, 0x1A, <PyObject*>self.detail)
         if <PyObject*>self.status != default_str:
-            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.status) or write_str(w, p, 0x12, <PyObject*>self.status)
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.status) or write_str(w, p, 0x12, <PyObject*>self.status)
         if <PyObject*>self.name != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.name) or write_str(w, p, 0xA, <PyObject*>self.name)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.name) or write_str(w, p, 0xA, <PyObject*>self.name)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.name = read_str(place, 0xA, &p, end)
+                self.name = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.status = read_str(place, 0x12, &p, end)
+                self.status = read_str(location, 0x12, &p, end)
             elif tag == 0x1A:
-                self.detail = read_str(place, 0x1A, &p, end)
+                self.detail = read_str(location, 0x1A, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -525,16 +525,16 @@ cdef class ShutdownRequest(Message):
             p = write_uint32(w, p, 0x8, <PyObject*>self.timeout_seconds)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.timeout_seconds = read_uint32(place, 0x8, &p, end)
+                self.timeout_seconds = read_uint32(location, 0x8, &p, end)
             elif tag == 0x320:
-                self.reboot = read_bool(place, 0x320, &p, end)
+                self.reboot = read_bool(location, 0x320, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -555,14 +555,14 @@ cdef class ShutdownResponse(Message):
             p = write_bool(w, p, 0x8, <PyObject*>self.accepted)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.accepted = read_bool(place, 0x8, &p, end)
+                self.accepted = read_bool(location, 0x8, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -579,8 +579,8 @@ cdef class AgentInfoRequest(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
-        return skip_all(place, p, end)
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        return skip_all(location, p, end)
 
 
 cdef MessageClass* _AgentInfo
@@ -608,9 +608,9 @@ cdef class AgentInfo(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.runtime != default_str:
-            p = put_short_str(p, w.short_start, 0x62, <PyObject*>self.runtime) or write_str(w, p, 0x62, <PyObject*>self.runtime)
+            p = prepend_short_str(p, w.short_start, 0x62, <PyObject*>self.runtime) or write_str(w, p, 0x62, <PyObject*>self.runtime)
         if <PyObject*>self.state_dir != default_str:
-            p = put_short_str(p, w.short_start, 0x5A, <PyObject*>self.state_dir) or write_str(w, p, 0x5A, <PyObject*>self.state_dir)
+            p = prepend_short_str(p, w.short_start, 0x5A, <PyObject*>self.state_dir) or write_str(w, p, 0x5A, <PyObject*>self.state_dir)
         if <PyObject*>self.log_lag_bytes != default_int:
             p = write_uint64(w, p, 0x50, <PyObject*>self.log_lag_bytes)
         if not is_empty_list(<PyObject*>self.features):
@@ -630,47 +630,47 @@ cdef class AgentInfo(Message):
         if <PyObject*>self.pid != default_int:
             p = write_uint32(w, p, 0x10, <PyObject*>self.pid)
         if <PyObject*>self.version != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.version) or write_str(w, p, 0xA, <PyObject*>self.version)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.version) or write_str(w, p, 0xA, <PyObject*>self.version)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.version = read_str(place, 0xA, &p, end)
+                self.version = read_str(location, 0xA, &p, end)
             elif tag == 0x10:
-                self.pid = read_uint32(place, 0x10, &p, end)
+                self.pid = read_uint32(location, 0x10, &p, end)
             elif tag == 0x18:
-                self.uptime_ms = read_uint64(place, 0x18, &p, end)
+                self.uptime_ms = read_uint64(location, 0x18, &p, end)
             elif tag == 0x22:
                 if <PyObject*>self.listeners == unset:
                     self.listeners = []
-                p = read_message_item(place, 0x22, p, end, <list>self.listeners, _ListenerInfo)
+                p = read_message_item(location, 0x22, p, end, <list>self.listeners, _ListenerInfo)
             elif tag == 0x28:
-                self.connections = read_uint32(place, 0x28, &p, end)
+                self.connections = read_uint32(location, 0x28, &p, end)
             elif tag == 0x30:
-                self.queued_bytes = read_uint64(place, 0x30, &p, end)
+                self.queued_bytes = read_uint64(location, 0x30, &p, end)
             elif tag == 0x3A:
                 if <PyObject*>self.counters == unset:
                     self.counters = {}
-                p = read_uint64_map(place, 0x3A, p, end, <dict>self.counters)
+                p = read_uint64_map(location, 0x3A, p, end, <dict>self.counters)
             elif tag == 0x42:
                 if <PyObject*>self.limits == unset:
                     self.limits = {}
-                p = read_uint64_map(place, 0x42, p, end, <dict>self.limits)
+                p = read_uint64_map(location, 0x42, p, end, <dict>self.limits)
             elif tag == 0x4A:
                 if <PyObject*>self.features == unset:
                     self.features = []
-                p = read_str_item(place, 0x4A, p, end, <list>self.features)
+                p = read_str_item(location, 0x4A, p, end, <list>self.features)
             elif tag == 0x50:
-                self.log_lag_bytes = read_uint64(place, 0x50, &p, end)
+                self.log_lag_bytes = read_uint64(location, 0x50, &p, end)
             elif tag == 0x5A:
-                self.state_dir = read_str(place, 0x5A, &p, end)
+                self.state_dir = read_str(location, 0x5A, &p, end)
             elif tag == 0x62:
-                self.runtime = read_str(place, 0x62, &p, end)
+                self.runtime = read_str(location, 0x62, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -690,25 +690,25 @@ cdef class ListenerInfo(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.mode != default_str:
-            p = put_short_str(p, w.short_start, 0x1A, <PyObject*>self.mode) or write_str(w, p, 0x1A, <PyObject*>self.mode)
+            p = prepend_short_str(p, w.short_start, 0x1A, <PyObject*>self.mode) or write_str(w, p, 0x1A, <PyObject*>self.mode)
         if <PyObject*>self.connections != default_int:
             p = write_uint32(w, p, 0x10, <PyObject*>self.connections)
         if <PyObject*>self.address != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.address) or write_str(w, p, 0xA, <PyObject*>self.address)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.address) or write_str(w, p, 0xA, <PyObject*>self.address)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.address = read_str(place, 0xA, &p, end)
+                self.address = read_str(location, 0xA, &p, end)
             elif tag == 0x10:
-                self.connections = read_uint32(place, 0x10, &p, end)
+                self.connections = read_uint32(location, 0x10, &p, end)
             elif tag == 0x1A:
-                self.mode = read_str(place, 0x1A, &p, end)
+                self.mode = read_str(location, 0x1A, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -731,27 +731,27 @@ cdef class Mount(Message):
         if <PyObject*>self.readonly != Py_False:
             p = write_bool(w, p, 0x20, <PyObject*>self.readonly)
         if <PyObject*>self.type != default_str:
-            p = put_short_str(p, w.short_start, 0x1A, <PyObject*>self.type) or write_str(w, p, 0x1A, <PyObject*>self.type)
+            p = prepend_short_str(p, w.short_start, 0x1A, <PyObject*>self.type) or write_str(w, p, 0x1A, <PyObject*>self.type)
         if <PyObject*>self.target != default_str:
-            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.target) or write_str(w, p, 0x12, <PyObject*>self.target)
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.target) or write_str(w, p, 0x12, <PyObject*>self.target)
         if <PyObject*>self.source != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.source) or write_str(w, p, 0xA, <PyObject*>self.source)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.source) or write_str(w, p, 0xA, <PyObject*>self.source)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.source = read_str(place, 0xA, &p, end)
+                self.source = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.target = read_str(place, 0x12, &p, end)
+                self.target = read_str(location, 0x12, &p, end)
             elif tag == 0x1A:
-                self.type = read_str(place, 0x1A, &p, end)
+                self.type = read_str(location, 0x1A, &p, end)
             elif tag == 0x20:
-                self.readonly = read_bool(place, 0x20, &p, end)
+                self.readonly = read_bool(location, 0x20, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -783,9 +783,9 @@ cdef class CreateContainerRequest(Message):
         if <PyObject*>self.detail != Py_False:
             p = write_bool(w, p, 0x320, <PyObject*>self.detail)
         if <PyObject*>self.id != default_str:
-            p = put_short_str(p, w.short_start, 0x62, <PyObject*>self.id) or write_str(w, p, 0x62, <PyObject*>self.id)
+            p = prepend_short_str(p, w.short_start, 0x62, <PyObject*>self.id) or write_str(w, p, 0x62, <PyObject*>self.id)
         if <PyObject*>self.rootfs != default_str:
-            p = put_short_str(p, w.short_start, 0x5A, <PyObject*>self.rootfs) or write_str(w, p, 0x5A, <PyObject*>self.rootfs)
+            p = prepend_short_str(p, w.short_start, 0x5A, <PyObject*>self.rootfs) or write_str(w, p, 0x5A, <PyObject*>self.rootfs)
         if <PyObject*>self.open_stdin != Py_False:
             p = write_bool(w, p, 0x50, <PyObject*>self.open_stdin)
         if <PyObject*>self.tty != Py_False:
@@ -793,9 +793,9 @@ cdef class CreateContainerRequest(Message):
         if not is_empty_list(<PyObject*>self.mounts):
             p = write_message_list(w, p, 0x42, <PyObject*>self.mounts, _Mount)
         if <PyObject*>self.user != default_str:
-            p = put_short_str(p, w.short_start, 0x3A, <PyObject*>self.user) or write_str(w, p, 0x3A, <PyObject*>self.user)
+            p = prepend_short_str(p, w.short_start, 0x3A, <PyObject*>self.user) or write_str(w, p, 0x3A, <PyObject*>self.user)
         if <PyObject*>self.working_dir != default_str:
-            p = put_short_str(p, w.short_start, 0x32, <PyObject*>self.working_dir) or write_str(w, p, 0x32, <PyObject*>self.working_dir)
+            p = prepend_short_str(p, w.short_start, 0x32, <PyObject*>self.working_dir) or write_str(w, p, 0x32, <PyObject*>self.working_dir)
         if not is_empty_map(<PyObject*>self.env):
             p = write_str_map(w, p, 0x2A, <PyObject*>self.env)
         if not is_empty_list(<PyObject*>self.entrypoint):
@@ -803,51 +803,51 @@ cdef class CreateContainerRequest(Message):
         if not is_empty_list(<PyObject*>self.cmd):
             p = write_str_list(w, p, 0x1A, <PyObject*>self.cmd)
         if <PyObject*>self.image != default_str:
-            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.image) or write_str(w, p, 0x12, <PyObject*>self.image)
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.image) or write_str(w, p, 0x12, <PyObject*>self.image)
         if <PyObject*>self.name != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.name) or write_str(w, p, 0xA, <PyObject*>self.name)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.name) or write_str(w, p, 0xA, <PyObject*>self.name)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.name = read_str(place, 0xA, &p, end)
+                self.name = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.image = read_str(place, 0x12, &p, end)
+                self.image = read_str(location, 0x12, &p, end)
             elif tag == 0x1A:
                 if <PyObject*>self.cmd == unset:
                     self.cmd = []
-                p = read_str_item(place, 0x1A, p, end, <list>self.cmd)
+                p = read_str_item(location, 0x1A, p, end, <list>self.cmd)
             elif tag == 0x22:
                 if <PyObject*>self.entrypoint == unset:
                     self.entrypoint = []
-                p = read_str_item(place, 0x22, p, end, <list>self.entrypoint)
+                p = read_str_item(location, 0x22, p, end, <list>self.entrypoint)
             elif tag == 0x2A:
                 if <PyObject*>self.env == unset:
                     self.env = {}
-                p = read_str_map(place, 0x2A, p, end, <dict>self.env)
+                p = read_str_map(location, 0x2A, p, end, <dict>self.env)
             elif tag == 0x32:
-                self.working_dir = read_str(place, 0x32, &p, end)
+                self.working_dir = read_str(location, 0x32, &p, end)
             elif tag == 0x3A:
-                self.user = read_str(place, 0x3A, &p, end)
+                self.user = read_str(location, 0x3A, &p, end)
             elif tag == 0x42:
                 if <PyObject*>self.mounts == unset:
                     self.mounts = []
-                p = read_message_item(place, 0x42, p, end, <list>self.mounts, _Mount)
+                p = read_message_item(location, 0x42, p, end, <list>self.mounts, _Mount)
             elif tag == 0x48:
-                self.tty = read_bool(place, 0x48, &p, end)
+                self.tty = read_bool(location, 0x48, &p, end)
             elif tag == 0x50:
-                self.open_stdin = read_bool(place, 0x50, &p, end)
+                self.open_stdin = read_bool(location, 0x50, &p, end)
             elif tag == 0x5A:
-                self.rootfs = read_str(place, 0x5A, &p, end)
+                self.rootfs = read_str(location, 0x5A, &p, end)
             elif tag == 0x62:
-                self.id = read_str(place, 0x62, &p, end)
+                self.id = read_str(location, 0x62, &p, end)
             elif tag == 0x320:
-                self.detail = read_bool(place, 0x320, &p, end)
+                self.detail = read_bool(location, 0x320, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -868,21 +868,21 @@ cdef class CreateContainerResponse(Message):
         if not is_empty_list(<PyObject*>self.warnings):
             p = write_str_list(w, p, 0x322, <PyObject*>self.warnings)
         if <PyObject*>self.id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.id = read_str(place, 0xA, &p, end)
+                self.id = read_str(location, 0xA, &p, end)
             elif tag == 0x322:
                 if <PyObject*>self.warnings == unset:
                     self.warnings = []
-                p = read_str_item(place, 0x322, p, end, <list>self.warnings)
+                p = read_str_item(location, 0x322, p, end, <list>self.warnings)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -900,17 +900,17 @@ cdef class StartContainerRequest(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.id = read_str(place, 0xA, &p, end)
+                self.id = read_str(location, 0xA, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -929,8 +929,8 @@ cdef class StartContainerResponse(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
-        return skip_all(place, p, end)
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        return skip_all(location, p, end)
 
 
 cdef MessageClass* _StopContainerRequest
@@ -950,19 +950,19 @@ cdef class StopContainerRequest(Message):
         if <PyObject*>self.timeout != default_int:
             p = write_uint32(w, p, 0x10, <PyObject*>self.timeout)
         if <PyObject*>self.id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.id = read_str(place, 0xA, &p, end)
+                self.id = read_str(location, 0xA, &p, end)
             elif tag == 0x10:
-                self.timeout = read_uint32(place, 0x10, &p, end)
+                self.timeout = read_uint32(location, 0x10, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -979,8 +979,8 @@ cdef class StopContainerResponse(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
-        return skip_all(place, p, end)
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        return skip_all(location, p, end)
 
 
 cdef MessageClass* _RemoveContainerRequest
@@ -1000,19 +1000,19 @@ cdef class RemoveContainerRequest(Message):
         if <PyObject*>self.force != Py_False:
             p = write_bool(w, p, 0x10, <PyObject*>self.force)
         if <PyObject*>self.id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.id = read_str(place, 0xA, &p, end)
+                self.id = read_str(location, 0xA, &p, end)
             elif tag == 0x10:
-                self.force = read_bool(place, 0x10, &p, end)
+                self.force = read_bool(location, 0x10, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1029,8 +1029,8 @@ cdef class RemoveContainerResponse(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
-        return skip_all(place, p, end)
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        return skip_all(location, p, end)
 
 
 cdef MessageClass* _ListContainersRequest
@@ -1049,25 +1049,25 @@ cdef class ListContainersRequest(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.filter != default_str:
-            p = put_short_str(p, w.short_start, 0x32A, <PyObject*>self.filter) or write_str(w, p, 0x32A, <PyObject*>self.filter)
+            p = prepend_short_str(p, w.short_start, 0x32A, <PyObject*>self.filter) or write_str(w, p, 0x32A, <PyObject*>self.filter)
         if <PyObject*>self.detail != Py_False:
             p = write_bool(w, p, 0x320, <PyObject*>self.detail)
         if <PyObject*>self.all != Py_False:
             p = write_bool(w, p, 0x8, <PyObject*>self.all)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.all = read_bool(place, 0x8, &p, end)
+                self.all = read_bool(location, 0x8, &p, end)
             elif tag == 0x320:
-                self.detail = read_bool(place, 0x320, &p, end)
+                self.detail = read_bool(location, 0x320, &p, end)
             elif tag == 0x32A:
-                self.filter = read_str(place, 0x32A, &p, end)
+                self.filter = read_str(location, 0x32A, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1088,16 +1088,16 @@ cdef class ListContainersResponse(Message):
             p = write_message_list(w, p, 0xA, <PyObject*>self.containers, _ContainerInfo)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
                 if <PyObject*>self.containers == unset:
                     self.containers = []
-                p = read_message_item(place, 0xA, p, end, <list>self.containers, _ContainerInfo)
+                p = read_message_item(location, 0xA, p, end, <list>self.containers, _ContainerInfo)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1131,15 +1131,15 @@ cdef class ContainerInfo(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.rootfs != default_str:
-            p = put_short_str(p, w.short_start, 0x372, <PyObject*>self.rootfs) or write_str(w, p, 0x372, <PyObject*>self.rootfs)
+            p = prepend_short_str(p, w.short_start, 0x372, <PyObject*>self.rootfs) or write_str(w, p, 0x372, <PyObject*>self.rootfs)
         if <PyObject*>self.user != default_str:
-            p = put_short_str(p, w.short_start, 0x36A, <PyObject*>self.user) or write_str(w, p, 0x36A, <PyObject*>self.user)
+            p = prepend_short_str(p, w.short_start, 0x36A, <PyObject*>self.user) or write_str(w, p, 0x36A, <PyObject*>self.user)
         if <PyObject*>self.tty != Py_False:
             p = write_bool(w, p, 0x360, <PyObject*>self.tty)
         if not is_empty_list(<PyObject*>self.warnings):
             p = write_str_list(w, p, 0x35A, <PyObject*>self.warnings)
         if <PyObject*>self.error != default_str:
-            p = put_short_str(p, w.short_start, 0x352, <PyObject*>self.error) or write_str(w, p, 0x352, <PyObject*>self.error)
+            p = prepend_short_str(p, w.short_start, 0x352, <PyObject*>self.error) or write_str(w, p, 0x352, <PyObject*>self.error)
         if not is_empty_list(<PyObject*>self.command):
             p = write_str_list(w, p, 0x34A, <PyObject*>self.command)
         if <PyObject*>self.finished_at != default_int:
@@ -1155,61 +1155,61 @@ cdef class ContainerInfo(Message):
         if <PyObject*>self.created != default_int:
             p = write_int64(w, p, 0x30, <PyObject*>self.created)
         if <PyObject*>self.status != default_str:
-            p = put_short_str(p, w.short_start, 0x2A, <PyObject*>self.status) or write_str(w, p, 0x2A, <PyObject*>self.status)
+            p = prepend_short_str(p, w.short_start, 0x2A, <PyObject*>self.status) or write_str(w, p, 0x2A, <PyObject*>self.status)
         if <PyObject*>self.state != default_str:
-            p = put_short_str(p, w.short_start, 0x22, <PyObject*>self.state) or write_str(w, p, 0x22, <PyObject*>self.state)
+            p = prepend_short_str(p, w.short_start, 0x22, <PyObject*>self.state) or write_str(w, p, 0x22, <PyObject*>self.state)
         if <PyObject*>self.image != default_str:
-            p = put_short_str(p, w.short_start, 0x1A, <PyObject*>self.image) or write_str(w, p, 0x1A, <PyObject*>self.image)
+            p = prepend_short_str(p, w.short_start, 0x1A, <PyObject*>self.image) or write_str(w, p, 0x1A, <PyObject*>self.image)
         if <PyObject*>self.name != default_str:
-            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.name) or write_str(w, p, 0x12, <PyObject*>self.name)
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.name) or write_str(w, p, 0x12, <PyObject*>self.name)
         if <PyObject*>self.id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.id = read_str(place, 0xA, &p, end)
+                self.id = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.name = read_str(place, 0x12, &p, end)
+                self.name = read_str(location, 0x12, &p, end)
             elif tag == 0x1A:
-                self.image = read_str(place, 0x1A, &p, end)
+                self.image = read_str(location, 0x1A, &p, end)
             elif tag == 0x22:
-                self.state = read_str(place, 0x22, &p, end)
+                self.state = read_str(location, 0x22, &p, end)
             elif tag == 0x2A:
-                self.status = read_str(place, 0x2A, &p, end)
+                self.status = read_str(location, 0x2A, &p, end)
             elif tag == 0x30:
-                self.created = read_int64(place, 0x30, &p, end)
+                self.created = read_int64(location, 0x30, &p, end)
             elif tag == 0x320:
-                self.pid = read_uint32(place, 0x320, &p, end)
+                self.pid = read_uint32(location, 0x320, &p, end)
             elif tag == 0x328:
-                self.exit_code = read_int32(place, 0x328, &p, end)
+                self.exit_code = read_int32(location, 0x328, &p, end)
             elif tag == 0x330:
-                self.signal = read_int32(place, 0x330, &p, end)
+                self.signal = read_int32(location, 0x330, &p, end)
             elif tag == 0x338:
-                self.started_at = read_int64(place, 0x338, &p, end)
+                self.started_at = read_int64(location, 0x338, &p, end)
             elif tag == 0x340:
-                self.finished_at = read_int64(place, 0x340, &p, end)
+                self.finished_at = read_int64(location, 0x340, &p, end)
             elif tag == 0x34A:
                 if <PyObject*>self.command == unset:
                     self.command = []
-                p = read_str_item(place, 0x34A, p, end, <list>self.command)
+                p = read_str_item(location, 0x34A, p, end, <list>self.command)
             elif tag == 0x352:
-                self.error = read_str(place, 0x352, &p, end)
+                self.error = read_str(location, 0x352, &p, end)
             elif tag == 0x35A:
                 if <PyObject*>self.warnings == unset:
                     self.warnings = []
-                p = read_str_item(place, 0x35A, p, end, <list>self.warnings)
+                p = read_str_item(location, 0x35A, p, end, <list>self.warnings)
             elif tag == 0x360:
-                self.tty = read_bool(place, 0x360, &p, end)
+                self.tty = read_bool(location, 0x360, &p, end)
             elif tag == 0x36A:
-                self.user = read_str(place, 0x36A, &p, end)
+                self.user = read_str(location, 0x36A, &p, end)
             elif tag == 0x372:
-                self.rootfs = read_str(place, 0x372, &p, end)
+                self.rootfs = read_str(location, 0x372, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1228,21 +1228,21 @@ cdef class KillContainerRequest(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.signal != default_str:
-            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.signal) or write_str(w, p, 0x12, <PyObject*>self.signal)
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.signal) or write_str(w, p, 0x12, <PyObject*>self.signal)
         if <PyObject*>self.id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.id = read_str(place, 0xA, &p, end)
+                self.id = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.signal = read_str(place, 0x12, &p, end)
+                self.signal = read_str(location, 0x12, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1261,21 +1261,21 @@ cdef class WaitContainerRequest(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.condition != default_str:
-            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.condition) or write_str(w, p, 0x12, <PyObject*>self.condition)
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.condition) or write_str(w, p, 0x12, <PyObject*>self.condition)
         if <PyObject*>self.id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.id = read_str(place, 0xA, &p, end)
+                self.id = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.condition = read_str(place, 0x12, &p, end)
+                self.condition = read_str(location, 0x12, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1297,23 +1297,23 @@ cdef class WaitContainerResponse(Message):
         if <PyObject*>self.signal != default_int:
             p = write_int32(w, p, 0x320, <PyObject*>self.signal)
         if <PyObject*>self.error != default_str:
-            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.error) or write_str(w, p, 0x12, <PyObject*>self.error)
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.error) or write_str(w, p, 0x12, <PyObject*>self.error)
         if <PyObject*>self.status_code != default_int:
             p = write_int64(w, p, 0x8, <PyObject*>self.status_code)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.status_code = read_int64(place, 0x8, &p, end)
+                self.status_code = read_int64(location, 0x8, &p, end)
             elif tag == 0x12:
-                self.error = read_str(place, 0x12, &p, end)
+                self.error = read_str(location, 0x12, &p, end)
             elif tag == 0x320:
-                self.signal = read_int32(place, 0x320, &p, end)
+                self.signal = read_int32(location, 0x320, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1331,17 +1331,17 @@ cdef class PauseContainerRequest(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.id = read_str(place, 0xA, &p, end)
+                self.id = read_str(location, 0xA, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1359,17 +1359,17 @@ cdef class UnpauseContainerRequest(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.id = read_str(place, 0xA, &p, end)
+                self.id = read_str(location, 0xA, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1387,17 +1387,17 @@ cdef class ContainerStatsRequest(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.id = read_str(place, 0xA, &p, end)
+                self.id = read_str(location, 0xA, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1445,32 +1445,32 @@ cdef class ContainerStatsResponse(Message):
             p = write_uint64(w, p, 0x8, <PyObject*>self.cpu_usage)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.cpu_usage = read_uint64(place, 0x8, &p, end)
+                self.cpu_usage = read_uint64(location, 0x8, &p, end)
             elif tag == 0x10:
-                self.system_cpu_usage = read_uint64(place, 0x10, &p, end)
+                self.system_cpu_usage = read_uint64(location, 0x10, &p, end)
             elif tag == 0x18:
-                self.online_cpus = read_uint32(place, 0x18, &p, end)
+                self.online_cpus = read_uint32(location, 0x18, &p, end)
             elif tag == 0x20:
-                self.memory_usage = read_uint64(place, 0x20, &p, end)
+                self.memory_usage = read_uint64(location, 0x20, &p, end)
             elif tag == 0x28:
-                self.memory_limit = read_uint64(place, 0x28, &p, end)
+                self.memory_limit = read_uint64(location, 0x28, &p, end)
             elif tag == 0x30:
-                self.network_rx_bytes = read_uint64(place, 0x30, &p, end)
+                self.network_rx_bytes = read_uint64(location, 0x30, &p, end)
             elif tag == 0x38:
-                self.network_tx_bytes = read_uint64(place, 0x38, &p, end)
+                self.network_tx_bytes = read_uint64(location, 0x38, &p, end)
             elif tag == 0x40:
-                self.block_read_bytes = read_uint64(place, 0x40, &p, end)
+                self.block_read_bytes = read_uint64(location, 0x40, &p, end)
             elif tag == 0x48:
-                self.block_write_bytes = read_uint64(place, 0x48, &p, end)
+                self.block_write_bytes = read_uint64(location, 0x48, &p, end)
             elif tag == 0x50:
-                self.pids = read_uint32(place, 0x50, &p, end)
+                self.pids = read_uint32(location, 0x50, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1489,21 +1489,21 @@ cdef class ContainerTopRequest(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.ps_args != default_str:
-            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.ps_args) or write_str(w, p, 0x12, <PyObject*>self.ps_args)
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.ps_args) or write_str(w, p, 0x12, <PyObject*>self.ps_args)
         if <PyObject*>self.id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.id = read_str(place, 0xA, &p, end)
+                self.id = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.ps_args = read_str(place, 0x12, &p, end)
+                self.ps_args = read_str(location, 0x12, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1527,20 +1527,20 @@ cdef class ContainerTopResponse(Message):
             p = write_str_list(w, p, 0xA, <PyObject*>self.titles)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
                 if <PyObject*>self.titles == unset:
                     self.titles = []
-                p = read_str_item(place, 0xA, p, end, <list>self.titles)
+                p = read_str_item(location, 0xA, p, end, <list>self.titles)
             elif tag == 0x12:
                 if <PyObject*>self.processes == unset:
                     self.processes = []
-                p = read_message_item(place, 0x12, p, end, <list>self.processes, _ProcessRow)
+                p = read_message_item(location, 0x12, p, end, <list>self.processes, _ProcessRow)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1561,16 +1561,16 @@ cdef class ProcessRow(Message):
             p = write_str_list(w, p, 0xA, <PyObject*>self.values)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
                 if <PyObject*>self.values == unset:
                     self.values = []
-                p = read_str_item(place, 0xA, p, end, <list>self.values)
+                p = read_str_item(location, 0xA, p, end, <list>self.values)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1587,8 +1587,8 @@ cdef class PortBindingsChanged(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
-        return skip_all(place, p, end)
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        return skip_all(location, p, end)
 
 
 cdef MessageClass* _PortBindingsRemoved
@@ -1604,8 +1604,8 @@ cdef class PortBindingsRemoved(Message):
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
-        return skip_all(place, p, end)
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        return skip_all(location, p, end)
 
 
 cdef MessageClass* _ExecRequest
@@ -1650,53 +1650,53 @@ cdef class ExecRequest(Message):
         if <PyObject*>self.tty != Py_False:
             p = write_bool(w, p, 0x30, <PyObject*>self.tty)
         if <PyObject*>self.user != default_str:
-            p = put_short_str(p, w.short_start, 0x2A, <PyObject*>self.user) or write_str(w, p, 0x2A, <PyObject*>self.user)
+            p = prepend_short_str(p, w.short_start, 0x2A, <PyObject*>self.user) or write_str(w, p, 0x2A, <PyObject*>self.user)
         if <PyObject*>self.working_dir != default_str:
-            p = put_short_str(p, w.short_start, 0x22, <PyObject*>self.working_dir) or write_str(w, p, 0x22, <PyObject*>self.working_dir)
+            p = prepend_short_str(p, w.short_start, 0x22, <PyObject*>self.working_dir) or write_str(w, p, 0x22, <PyObject*>self.working_dir)
         if not is_empty_map(<PyObject*>self.env):
             p = write_str_map(w, p, 0x1A, <PyObject*>self.env)
         if not is_empty_list(<PyObject*>self.cmd):
             p = write_str_list(w, p, 0x12, <PyObject*>self.cmd)
         if <PyObject*>self.container_id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.container_id) or write_str(w, p, 0xA, <PyObject*>self.container_id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.container_id) or write_str(w, p, 0xA, <PyObject*>self.container_id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.container_id = read_str(place, 0xA, &p, end)
+                self.container_id = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
                 if <PyObject*>self.cmd == unset:
                     self.cmd = []
-                p = read_str_item(place, 0x12, p, end, <list>self.cmd)
+                p = read_str_item(location, 0x12, p, end, <list>self.cmd)
             elif tag == 0x1A:
                 if <PyObject*>self.env == unset:
                     self.env = {}
-                p = read_str_map(place, 0x1A, p, end, <dict>self.env)
+                p = read_str_map(location, 0x1A, p, end, <dict>self.env)
             elif tag == 0x22:
-                self.working_dir = read_str(place, 0x22, &p, end)
+                self.working_dir = read_str(location, 0x22, &p, end)
             elif tag == 0x2A:
-                self.user = read_str(place, 0x2A, &p, end)
+                self.user = read_str(location, 0x2A, &p, end)
             elif tag == 0x30:
-                self.tty = read_bool(place, 0x30, &p, end)
+                self.tty = read_bool(location, 0x30, &p, end)
             elif tag == 0x320:
-                self.stream = read_bool(place, 0x320, &p, end)
+                self.stream = read_bool(location, 0x320, &p, end)
             elif tag == 0x328:
-                self.timeout_ms = read_uint64(place, 0x328, &p, end)
+                self.timeout_ms = read_uint64(location, 0x328, &p, end)
             elif tag == 0x330:
-                self.detach = read_bool(place, 0x330, &p, end)
+                self.detach = read_bool(location, 0x330, &p, end)
             elif tag == 0x33A:
-                self.stdin = read_bytes(place, 0x33A, &p, end)
+                self.stdin = read_bytes(location, 0x33A, &p, end)
             elif tag == 0x340:
-                self.tty_width = read_uint32(place, 0x340, &p, end)
+                self.tty_width = read_uint32(location, 0x340, &p, end)
             elif tag == 0x348:
-                self.tty_height = read_uint32(place, 0x348, &p, end)
+                self.tty_height = read_uint32(location, 0x348, &p, end)
             elif tag == 0x350:
-                self.detail = read_bool(place, 0x350, &p, end)
+                self.detail = read_bool(location, 0x350, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1735,31 +1735,31 @@ cdef class ExecOutput(Message):
         if <PyObject*>self.data != default_bytes:
             p = write_bytes(w, p, 0x12, <PyObject*>self.data)
         if <PyObject*>self.stream != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.stream) or write_str(w, p, 0xA, <PyObject*>self.stream)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.stream) or write_str(w, p, 0xA, <PyObject*>self.stream)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.stream = read_str(place, 0xA, &p, end)
+                self.stream = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.data = read_bytes(place, 0x12, &p, end)
+                self.data = read_bytes(location, 0x12, &p, end)
             elif tag == 0x18:
-                self.exit_code = read_int32(place, 0x18, &p, end)
+                self.exit_code = read_int32(location, 0x18, &p, end)
             elif tag == 0x20:
-                self.done = read_bool(place, 0x20, &p, end)
+                self.done = read_bool(location, 0x20, &p, end)
             elif tag == 0x322:
-                self.stderr = read_bytes(place, 0x322, &p, end)
+                self.stderr = read_bytes(location, 0x322, &p, end)
             elif tag == 0x328:
-                self.signal = read_int32(place, 0x328, &p, end)
+                self.signal = read_int32(location, 0x328, &p, end)
             elif tag == 0x330:
-                self.timed_out = read_bool(place, 0x330, &p, end)
+                self.timed_out = read_bool(location, 0x330, &p, end)
             elif tag == 0x338:
-                self.pid = read_uint32(place, 0x338, &p, end)
+                self.pid = read_uint32(location, 0x338, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1794,49 +1794,49 @@ cdef class ExecStartRequest(Message):
         if <PyObject*>self.tty != Py_False:
             p = write_bool(w, p, 0x38, <PyObject*>self.tty)
         if <PyObject*>self.user != default_str:
-            p = put_short_str(p, w.short_start, 0x32, <PyObject*>self.user) or write_str(w, p, 0x32, <PyObject*>self.user)
+            p = prepend_short_str(p, w.short_start, 0x32, <PyObject*>self.user) or write_str(w, p, 0x32, <PyObject*>self.user)
         if <PyObject*>self.working_dir != default_str:
-            p = put_short_str(p, w.short_start, 0x2A, <PyObject*>self.working_dir) or write_str(w, p, 0x2A, <PyObject*>self.working_dir)
+            p = prepend_short_str(p, w.short_start, 0x2A, <PyObject*>self.working_dir) or write_str(w, p, 0x2A, <PyObject*>self.working_dir)
         if not is_empty_map(<PyObject*>self.env):
             p = write_str_map(w, p, 0x22, <PyObject*>self.env)
         if not is_empty_list(<PyObject*>self.cmd):
             p = write_str_list(w, p, 0x1A, <PyObject*>self.cmd)
         if <PyObject*>self.container_id != default_str:
-            p = put_short_str(p, w.short_start, 0x12, <PyObject*>self.container_id) or write_str(w, p, 0x12, <PyObject*>self.container_id)
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.container_id) or write_str(w, p, 0x12, <PyObject*>self.container_id)
         if <PyObject*>self.exec_id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.exec_id) or write_str(w, p, 0xA, <PyObject*>self.exec_id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.exec_id) or write_str(w, p, 0xA, <PyObject*>self.exec_id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.exec_id = read_str(place, 0xA, &p, end)
+                self.exec_id = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.container_id = read_str(place, 0x12, &p, end)
+                self.container_id = read_str(location, 0x12, &p, end)
             elif tag == 0x1A:
                 if <PyObject*>self.cmd == unset:
                     self.cmd = []
-                p = read_str_item(place, 0x1A, p, end, <list>self.cmd)
+                p = read_str_item(location, 0x1A, p, end, <list>self.cmd)
             elif tag == 0x22:
                 if <PyObject*>self.env == unset:
                     self.env = {}
-                p = read_str_map(place, 0x22, p, end, <dict>self.env)
+                p = read_str_map(location, 0x22, p, end, <dict>self.env)
             elif tag == 0x2A:
-                self.working_dir = read_str(place, 0x2A, &p, end)
+                self.working_dir = read_str(location, 0x2A, &p, end)
             elif tag == 0x32:
-                self.user = read_str(place, 0x32, &p, end)
+                self.user = read_str(location, 0x32, &p, end)
             elif tag == 0x38:
-                self.tty = read_bool(place, 0x38, &p, end)
+                self.tty = read_bool(location, 0x38, &p, end)
             elif tag == 0x40:
-                self.detach = read_bool(place, 0x40, &p, end)
+                self.detach = read_bool(location, 0x40, &p, end)
             elif tag == 0x48:
-                self.tty_width = read_uint32(place, 0x48, &p, end)
+                self.tty_width = read_uint32(location, 0x48, &p, end)
             elif tag == 0x50:
-                self.tty_height = read_uint32(place, 0x50, &p, end)
+                self.tty_height = read_uint32(location, 0x50, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1857,14 +1857,14 @@ cdef class ExecStartResponse(Message):
             p = write_uint32(w, p, 0x8, <PyObject*>self.pid)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.pid = read_uint32(place, 0x8, &p, end)
+                self.pid = read_uint32(location, 0x8, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1888,21 +1888,21 @@ cdef class ExecResizeRequest(Message):
         if <PyObject*>self.width != default_int:
             p = write_uint32(w, p, 0x10, <PyObject*>self.width)
         if <PyObject*>self.exec_id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.exec_id) or write_str(w, p, 0xA, <PyObject*>self.exec_id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.exec_id) or write_str(w, p, 0xA, <PyObject*>self.exec_id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.exec_id = read_str(place, 0xA, &p, end)
+                self.exec_id = read_str(location, 0xA, &p, end)
             elif tag == 0x10:
-                self.width = read_uint32(place, 0x10, &p, end)
+                self.width = read_uint32(location, 0x10, &p, end)
             elif tag == 0x18:
-                self.height = read_uint32(place, 0x18, &p, end)
+                self.height = read_uint32(location, 0x18, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1926,7 +1926,7 @@ cdef class AttachRequest(Message):
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
         if <PyObject*>self.exec_id != default_str:
-            p = put_short_str(p, w.short_start, 0x3A, <PyObject*>self.exec_id) or write_str(w, p, 0x3A, <PyObject*>self.exec_id)
+            p = prepend_short_str(p, w.short_start, 0x3A, <PyObject*>self.exec_id) or write_str(w, p, 0x3A, <PyObject*>self.exec_id)
         if <PyObject*>self.tty_height != default_int:
             p = write_uint32(w, p, 0x30, <PyObject*>self.tty_height)
         if <PyObject*>self.tty_width != default_int:
@@ -1938,29 +1938,29 @@ cdef class AttachRequest(Message):
         if <PyObject*>self.attach_stdin != Py_False:
             p = write_bool(w, p, 0x10, <PyObject*>self.attach_stdin)
         if <PyObject*>self.container_id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.container_id) or write_str(w, p, 0xA, <PyObject*>self.container_id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.container_id) or write_str(w, p, 0xA, <PyObject*>self.container_id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.container_id = read_str(place, 0xA, &p, end)
+                self.container_id = read_str(location, 0xA, &p, end)
             elif tag == 0x10:
-                self.attach_stdin = read_bool(place, 0x10, &p, end)
+                self.attach_stdin = read_bool(location, 0x10, &p, end)
             elif tag == 0x18:
-                self.attach_stdout = read_bool(place, 0x18, &p, end)
+                self.attach_stdout = read_bool(location, 0x18, &p, end)
             elif tag == 0x20:
-                self.attach_stderr = read_bool(place, 0x20, &p, end)
+                self.attach_stderr = read_bool(location, 0x20, &p, end)
             elif tag == 0x28:
-                self.tty_width = read_uint32(place, 0x28, &p, end)
+                self.tty_width = read_uint32(location, 0x28, &p, end)
             elif tag == 0x30:
-                self.tty_height = read_uint32(place, 0x30, &p, end)
+                self.tty_height = read_uint32(location, 0x30, &p, end)
             elif tag == 0x3A:
-                self.exec_id = read_str(place, 0x3A, &p, end)
+                self.exec_id = read_str(location, 0x3A, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -1990,20 +1990,20 @@ cdef class AttachInput(Message):
             p = write_bytes(w, p, 0xA, <PyObject*>self.data)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.data = read_bytes(place, 0xA, &p, end)
+                self.data = read_bytes(location, 0xA, &p, end)
             elif tag == 0x10:
-                self.resize = read_bool(place, 0x10, &p, end)
+                self.resize = read_bool(location, 0x10, &p, end)
             elif tag == 0x18:
-                self.width = read_uint32(place, 0x18, &p, end)
+                self.width = read_uint32(location, 0x18, &p, end)
             elif tag == 0x20:
-                self.height = read_uint32(place, 0x20, &p, end)
+                self.height = read_uint32(location, 0x20, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -2024,19 +2024,19 @@ cdef class AttachOutput(Message):
         if <PyObject*>self.data != default_bytes:
             p = write_bytes(w, p, 0x12, <PyObject*>self.data)
         if <PyObject*>self.stream != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.stream) or write_str(w, p, 0xA, <PyObject*>self.stream)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.stream) or write_str(w, p, 0xA, <PyObject*>self.stream)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.stream = read_str(place, 0xA, &p, end)
+                self.stream = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.data = read_bytes(place, 0x12, &p, end)
+                self.data = read_bytes(location, 0x12, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -2084,37 +2084,37 @@ cdef class LogsRequest(Message):
         if <PyObject*>self.follow != Py_False:
             p = write_bool(w, p, 0x10, <PyObject*>self.follow)
         if <PyObject*>self.container_id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.container_id) or write_str(w, p, 0xA, <PyObject*>self.container_id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.container_id) or write_str(w, p, 0xA, <PyObject*>self.container_id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.container_id = read_str(place, 0xA, &p, end)
+                self.container_id = read_str(location, 0xA, &p, end)
             elif tag == 0x10:
-                self.follow = read_bool(place, 0x10, &p, end)
+                self.follow = read_bool(location, 0x10, &p, end)
             elif tag == 0x18:
-                self.stdout = read_bool(place, 0x18, &p, end)
+                self.stdout = read_bool(location, 0x18, &p, end)
             elif tag == 0x20:
-                self.stderr = read_bool(place, 0x20, &p, end)
+                self.stderr = read_bool(location, 0x20, &p, end)
             elif tag == 0x28:
-                self.since = read_int64(place, 0x28, &p, end)
+                self.since = read_int64(location, 0x28, &p, end)
             elif tag == 0x30:
-                self.until = read_int64(place, 0x30, &p, end)
+                self.until = read_int64(location, 0x30, &p, end)
             elif tag == 0x38:
-                self.timestamps = read_bool(place, 0x38, &p, end)
+                self.timestamps = read_bool(location, 0x38, &p, end)
             elif tag == 0x40:
-                self.tail = read_int64(place, 0x40, &p, end)
+                self.tail = read_int64(location, 0x40, &p, end)
             elif tag == 0x320:
-                self.stream = read_bool(place, 0x320, &p, end)
+                self.stream = read_bool(location, 0x320, &p, end)
             elif tag == 0x328:
-                self.since_nanos = read_int64(place, 0x328, &p, end)
+                self.since_nanos = read_int64(location, 0x328, &p, end)
             elif tag == 0x330:
-                self.until_nanos = read_int64(place, 0x330, &p, end)
+                self.until_nanos = read_int64(location, 0x330, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -2141,23 +2141,23 @@ cdef class LogEntry(Message):
         if <PyObject*>self.data != default_bytes:
             p = write_bytes(w, p, 0x12, <PyObject*>self.data)
         if <PyObject*>self.stream != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.stream) or write_str(w, p, 0xA, <PyObject*>self.stream)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.stream) or write_str(w, p, 0xA, <PyObject*>self.stream)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.stream = read_str(place, 0xA, &p, end)
+                self.stream = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.data = read_bytes(place, 0x12, &p, end)
+                self.data = read_bytes(location, 0x12, &p, end)
             elif tag == 0x18:
-                self.timestamp = read_int64(place, 0x18, &p, end)
+                self.timestamp = read_int64(location, 0x18, &p, end)
             elif tag == 0x320:
-                self.partial = read_bool(place, 0x320, &p, end)
+                self.partial = read_bool(location, 0x320, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -2183,25 +2183,25 @@ cdef class LogEntryV2(Message):
         if <PyObject*>self.data != default_bytes:
             p = write_bytes(w, p, 0x12, <PyObject*>self.data)
         if <PyObject*>self.stream != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.stream) or write_str(w, p, 0xA, <PyObject*>self.stream)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.stream) or write_str(w, p, 0xA, <PyObject*>self.stream)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.stream = read_str(place, 0xA, &p, end)
+                self.stream = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.data = read_bytes(place, 0x12, &p, end)
+                self.data = read_bytes(location, 0x12, &p, end)
             elif tag == 0x1A:
                 if self.timestamp is None:
                     self.timestamp = new_message(_Timestamp)
-                p = read_message(place, 0x1A, p, end, self.timestamp)
+                p = read_message(location, 0x1A, p, end, self.timestamp)
             elif tag == 0x320:
-                self.partial = read_bool(place, 0x320, &p, end)
+                self.partial = read_bool(location, 0x320, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -2225,21 +2225,21 @@ cdef class ReadFileRequest(Message):
         if <PyObject*>self.offset != default_int:
             p = write_int64(w, p, 0x10, <PyObject*>self.offset)
         if <PyObject*>self.path != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.path) or write_str(w, p, 0xA, <PyObject*>self.path)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.path) or write_str(w, p, 0xA, <PyObject*>self.path)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.path = read_str(place, 0xA, &p, end)
+                self.path = read_str(location, 0xA, &p, end)
             elif tag == 0x10:
-                self.offset = read_int64(place, 0x10, &p, end)
+                self.offset = read_int64(location, 0x10, &p, end)
             elif tag == 0x18:
-                self.limit = read_int64(place, 0x18, &p, end)
+                self.limit = read_int64(location, 0x18, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -2269,25 +2269,25 @@ cdef class FileChunk(Message):
         if <PyObject*>self.data != default_bytes:
             p = write_bytes(w, p, 0x12, <PyObject*>self.data)
         if <PyObject*>self.path != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.path) or write_str(w, p, 0xA, <PyObject*>self.path)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.path) or write_str(w, p, 0xA, <PyObject*>self.path)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.path = read_str(place, 0xA, &p, end)
+                self.path = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
-                self.data = read_bytes(place, 0x12, &p, end)
+                self.data = read_bytes(location, 0x12, &p, end)
             elif tag == 0x18:
-                self.offset = read_int64(place, 0x18, &p, end)
+                self.offset = read_int64(location, 0x18, &p, end)
             elif tag == 0x20:
-                self.eof = read_bool(place, 0x20, &p, end)
+                self.eof = read_bool(location, 0x20, &p, end)
             elif tag == 0x28:
-                self.mode = read_uint32(place, 0x28, &p, end)
+                self.mode = read_uint32(location, 0x28, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -2308,14 +2308,14 @@ cdef class WriteFileResponse(Message):
             p = write_int64(w, p, 0x8, <PyObject*>self.bytes_written)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.bytes_written = read_int64(place, 0x8, &p, end)
+                self.bytes_written = read_int64(location, 0x8, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -2336,19 +2336,19 @@ cdef class StatsRequest(Message):
         if <PyObject*>self.stream != Py_False:
             p = write_bool(w, p, 0x10, <PyObject*>self.stream)
         if <PyObject*>self.container_id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.container_id) or write_str(w, p, 0xA, <PyObject*>self.container_id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.container_id) or write_str(w, p, 0xA, <PyObject*>self.container_id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.container_id = read_str(place, 0xA, &p, end)
+                self.container_id = read_str(location, 0xA, &p, end)
             elif tag == 0x10:
-                self.stream = read_bool(place, 0x10, &p, end)
+                self.stream = read_bool(location, 0x10, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -2376,37 +2376,37 @@ cdef class ContainerStats(Message):
         p = write_message(w, p, 0x1A, <PyObject*>self.memory, _MemoryStats)
         p = write_message(w, p, 0x12, <PyObject*>self.cpu, _CpuStats)
         if <PyObject*>self.container_id != default_str:
-            p = put_short_str(p, w.short_start, 0xA, <PyObject*>self.container_id) or write_str(w, p, 0xA, <PyObject*>self.container_id)
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.container_id) or write_str(w, p, 0xA, <PyObject*>self.container_id)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0xA:
-                self.container_id = read_str(place, 0xA, &p, end)
+                self.container_id = read_str(location, 0xA, &p, end)
             elif tag == 0x12:
                 if self.cpu is None:
                     self.cpu = new_message(_CpuStats)
-                p = read_message(place, 0x12, p, end, self.cpu)
+                p = read_message(location, 0x12, p, end, self.cpu)
             elif tag == 0x1A:
                 if self.memory is None:
                     self.memory = new_message(_MemoryStats)
-                p = read_message(place, 0x1A, p, end, self.memory)
+                p = read_message(location, 0x1A, p, end, self.memory)
             elif tag == 0x22:
                 if self.network is None:
                     self.network = new_message(_NetworkStats)
-                p = read_message(place, 0x22, p, end, self.network)
+                p = read_message(location, 0x22, p, end, self.network)
             elif tag == 0x2A:
                 if self.block is None:
                     self.block = new_message(_BlockStats)
-                p = read_message(place, 0x2A, p, end, self.block)
+                p = read_message(location, 0x2A, p, end, self.block)
             elif tag == 0x32:
                 if self.timestamp is None:
                     self.timestamp = new_message(_Timestamp)
-                p = read_message(place, 0x32, p, end, self.timestamp)
+                p = read_message(location, 0x32, p, end, self.timestamp)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -2432,18 +2432,18 @@ cdef class CpuStats(Message):
             p = write_uint64(w, p, 0x8, <PyObject*>self.usage_ns)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.usage_ns = read_uint64(place, 0x8, &p, end)
+                self.usage_ns = read_uint64(location, 0x8, &p, end)
             elif tag == 0x10:
-                self.system_ns = read_uint64(place, 0x10, &p, end)
+                self.system_ns = read_uint64(location, 0x10, &p, end)
             elif tag == 0x19:
-                self.usage_percent = read_double(place, 0x19, &p, end)
+                self.usage_percent = read_double(location, 0x19, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -2472,20 +2472,20 @@ cdef class MemoryStats(Message):
             p = write_uint64(w, p, 0x8, <PyObject*>self.usage)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.usage = read_uint64(place, 0x8, &p, end)
+                self.usage = read_uint64(location, 0x8, &p, end)
             elif tag == 0x10:
-                self.limit = read_uint64(place, 0x10, &p, end)
+                self.limit = read_uint64(location, 0x10, &p, end)
             elif tag == 0x19:
-                self.usage_percent = read_double(place, 0x19, &p, end)
+                self.usage_percent = read_double(location, 0x19, &p, end)
             elif tag == 0x20:
-                self.cache = read_uint64(place, 0x20, &p, end)
+                self.cache = read_uint64(location, 0x20, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -2515,20 +2515,20 @@ cdef class NetworkStats(Message):
             p = write_uint64(w, p, 0x8, <PyObject*>self.rx_bytes)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.rx_bytes = read_uint64(place, 0x8, &p, end)
+                self.rx_bytes = read_uint64(location, 0x8, &p, end)
             elif tag == 0x10:
-                self.tx_bytes = read_uint64(place, 0x10, &p, end)
+                self.tx_bytes = read_uint64(location, 0x10, &p, end)
             elif tag == 0x18:
-                self.rx_packets = read_uint64(place, 0x18, &p, end)
+                self.rx_packets = read_uint64(location, 0x18, &p, end)
             elif tag == 0x20:
-                self.tx_packets = read_uint64(place, 0x20, &p, end)
+                self.tx_packets = read_uint64(location, 0x20, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 
@@ -2552,16 +2552,16 @@ cdef class BlockStats(Message):
             p = write_uint64(w, p, 0x8, <PyObject*>self.read_bytes)
         return p
 
-    cdef int _merge(self, Place* place, const uint8_t* p, const uint8_t* end) except -1:
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
         cdef uint32_t tag = 0
         while p < end:
-            p = read_tag(place, p, end, &tag)
+            p = read_tag(location, p, end, &tag)
             if tag == 0x8:
-                self.read_bytes = read_uint64(place, 0x8, &p, end)
+                self.read_bytes = read_uint64(location, 0x8, &p, end)
             elif tag == 0x10:
-                self.write_bytes = read_uint64(place, 0x10, &p, end)
+                self.write_bytes = read_uint64(location, 0x10, &p, end)
             else:
-                p = skip(place, tag, p, end)
+                p = skip(location, tag, p, end)
         return 0
 
 

@@ -5,11 +5,11 @@
 # needed, and a frame's header is put before the payload, all in one pass and
 # without moving a byte.
 #
-# Most values are short, and are written by `put_short_...`: in line, after one look at the room
+# Most values are short, and are written by `prepend_short_...`: in line, after one look at the room
 # (`short_start`) and one at the object.  Whatever else a value may be, the helper behind it
 # (`write_...`) finds out: longer, of a subclass, not ASCII, negative, wrong.
 #
-# Decoding runs forwards over the caller's bytes; `p` is the place and `end` the
+# Decoding runs forwards over the caller's bytes; `p` is the next byte and `end` the
 # first byte that does not belong to the message.  No helper reads at `end`.
 #
 # Neither side keeps a path while all goes well.  `refuse_...` makes it, when a value
@@ -19,19 +19,17 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from arcbox_agent._bytes cimport *
+
 cdef extern from "<stdint.h>":
     const int64_t INT64_MIN
     const int64_t INT64_MAX
-    const uint64_t UINT64_MAX
-
-cdef extern from *:
-    int __builtin_clzll(unsigned long long) nogil
 
 cdef extern from "short_values.h":
     enum: SHORT_TEXT "ARCBOX_SHORT_TEXT"
     bint short_int "arcbox_short_int"(PyObject*, int64_t*) noexcept
-    uint8_t* put_short_text "arcbox_put_short_text"(uint8_t*, const void*, size_t) noexcept nogil
-    uint8_t* put_short_str "arcbox_put_short_str"(
+    uint8_t* prepend_short_text "arcbox_prepend_short_text"(uint8_t*, const void*, size_t) noexcept nogil
+    uint8_t* prepend_short_str "arcbox_prepend_short_str"(
         uint8_t*, const uint8_t*, uint32_t, PyObject*) noexcept
 
 # Declared here with borrowed pointers: cpython's own declarations take references.
@@ -75,6 +73,12 @@ cdef enum:
 cdef enum:
     MAX_DEPTH = 100
 
+# A map's entry is a message of its own, with a key and a value: their tags.
+cdef enum:
+    TAG_ENTRY_KEY = 1 << 3 | 2
+    TAG_ENTRY_STR = 2 << 3 | 2
+    TAG_ENTRY_UINT64 = 2 << 3 | 0
+
 # Wire types.
 cdef enum:
     VARINT = 0
@@ -87,7 +91,7 @@ cdef enum:
 
 # The fields around the present one, for `refuse_...`: number and index of each, -1
 # where the field is not repeated.
-cdef struct Place:
+cdef struct Location:
     PyObject* root  # borrowed: the class of the outermost message
     int depth
     uint32_t numbers[MAX_NESTING]
@@ -104,11 +108,11 @@ cdef struct Writer:
     uint8_t* start  # owner: the writer (take_writer, give_writer)
     uint8_t* short_start  # start + SHORT_FIELD: at it and above is room for a short field
     uint8_t* end
-    Place place
+    Location location
 
 
-cdef int refuse_value(Place* place, uint32_t tag, object index, object reason) except -1
-cdef int refuse_bytes(Place* place, uint32_t tag, object index, object reason) except -1
+cdef int refuse_value(Location* location, uint32_t tag, object index, object reason) except -1
+cdef int refuse_bytes(Location* location, uint32_t tag, object index, object reason) except -1
 cdef int describe(object cls, dict fields) except -1
 cdef object held(PyObject* value)
 cdef str kind_of(object value)
@@ -152,82 +156,18 @@ cdef inline uint8_t* reserve_short(Writer* w, uint8_t* p) except NULL:
     return p
 
 
-cdef inline uint8_t* put_u64(uint8_t* p, uint64_t bits) noexcept nogil:
-    """Eight bytes, little-endian; the caller has reserved them."""
-    cdef int i
-    p -= 8
-    for i in range(8):
-        p[i] = <uint8_t>(bits >> (8 * i))
-    return p
-
-
-cdef inline uint64_t seven_bits_a_byte(uint64_t value) noexcept nogil:
-    """The lowest 56 bits, spread over eight bytes from the lowest one on.
-
-    The upper half moves up by four bits, of each half the upper half by two, of each quarter by one.
-    """
-    value = value & 0xFFFFFFF | (value & 0xFFFFFFF0000000ULL) << 4
-    value = value & 0x00003FFF00003FFFULL | (value & 0x0FFFC0000FFFC000ULL) << 2
-    return value & 0x007F007F007F007FULL | (value & 0x3F803F803F803F80ULL) << 1
-
-
-cdef inline uint8_t* put_varint(uint8_t* p, uint64_t value) noexcept nogil:
-    """At most ten bytes.  The caller has reserved them, and not less than eight."""
-    cdef uint64_t bytes
-    cdef int spare
-    if value < 0x80:
-        p -= 1
-        p[0] = <uint8_t>value
-        return p
-    bytes = seven_bits_a_byte(value)
-    value >>= 56
-    if value:
-        # Nine bytes, or ten with the one bit that is left for the tenth.
-        if value >= 0x80:
-            p -= 1
-            p[0] = 1
-        p -= 1
-        p[0] = <uint8_t>value
-        return put_u64(p, bytes | 0x8080808080808080ULL)
-    # The last byte ends at p; what is spare stands before the first, and is written over.
-    spare = __builtin_clzll(bytes) & 0x38
-    put_u64(p, bytes << spare | 0x80808080808080ULL & (UINT64_MAX << spare))
-    return p - 8 + (spare >> 3)
-
-
-cdef inline uint8_t* put_tag(uint8_t* p, uint32_t tag) noexcept nogil:
-    """A tag; the caller has reserved eight bytes."""
-    if tag < 0x80:
-        p -= 1
-        p[0] = <uint8_t>tag
-        return p
-    if tag < 0x4000:
-        p -= 2
-        p[0] = <uint8_t>(tag | 0x80)
-        p[1] = <uint8_t>(tag >> 7)
-        return p
-    return put_varint(p, tag)
-
-
-cdef inline uint8_t* put_block(uint8_t* p, const void* data, size_t size) noexcept nogil:
-    """`size` bytes, which the caller has reserved."""
-    p -= size
-    memcpy(p, data, size)
-    return p
-
-
 cdef inline uint8_t* write_varint(Writer* w, uint8_t* p, uint32_t tag, uint64_t value) except NULL:
     p = reserve_short(w, p)
-    return put_tag(put_varint(p, value), tag)
+    return prepend_tag(prepend_varint(p, value), tag)
 
 
 cdef inline uint8_t* write_block(
     Writer* w, uint8_t* p, uint32_t tag, const void* data, size_t size) except NULL:
     """Tag, length, bytes."""
     p = reserve(w, p, size + FIELD_HEAD)
-    p = put_block(p, data, size)
-    p = put_varint(p, size)
-    return put_tag(p, tag)
+    p = prepend_block(p, data, size)
+    p = prepend_varint(p, size)
+    return prepend_tag(p, tag)
 
 
 cdef inline bint is_ascii(PyObject* value) noexcept:
@@ -257,7 +197,7 @@ cdef inline uint8_t* write_bytes(Writer* w, uint8_t* p, uint32_t tag, PyObject* 
     if size == 0:
         return p
     if size <= SHORT_TEXT and p >= w.short_start:
-        return put_tag(put_short_text(p, PyBytes_AS_STRING(value), size), tag)
+        return prepend_tag(prepend_short_text(p, PyBytes_AS_STRING(value), size), tag)
     return write_block(w, p, tag, PyBytes_AS_STRING(value), size)
 
 
@@ -267,7 +207,7 @@ cdef inline uint8_t* write_bool(Writer* w, uint8_t* p, uint32_t tag, PyObject* v
     return write_varint(w, p, tag, 1)
 
 
-cdef inline uint8_t* put_short_int(
+cdef inline uint8_t* prepend_short_int(
     uint8_t* p, const uint8_t* lowest, uint32_t tag, PyObject* value, uint64_t high) noexcept:
     """A field whose value is a plain int from 0 to `high`, before p, where that is not below `lowest`.
 
@@ -278,38 +218,31 @@ cdef inline uint8_t* put_short_int(
         return NULL
     if number == 0:
         return p
-    return put_tag(put_varint(p, <uint64_t>number), tag)
+    return prepend_tag(prepend_varint(p, <uint64_t>number), tag)
 
 
 cdef inline uint8_t* write_int32(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
     return (
-        put_short_int(p, w.short_start, tag, value, 0x7FFFFFFF)
+        prepend_short_int(p, w.short_start, tag, value, 0x7FFFFFFF)
         or write_integer(w, p, tag, value, -0x80000000, 0x7FFFFFFF))
 
 
 cdef inline uint8_t* write_int64(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
     return (
-        put_short_int(p, w.short_start, tag, value, <uint64_t>INT64_MAX)
+        prepend_short_int(p, w.short_start, tag, value, <uint64_t>INT64_MAX)
         or write_integer(w, p, tag, value, INT64_MIN, <uint64_t>INT64_MAX))
 
 
 cdef inline uint8_t* write_uint32(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
     return (
-        put_short_int(p, w.short_start, tag, value, 0xFFFFFFFF)
+        prepend_short_int(p, w.short_start, tag, value, 0xFFFFFFFF)
         or write_integer(w, p, tag, value, 0, 0xFFFFFFFF))
 
 
 cdef inline uint8_t* write_uint64(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
     return (
-        put_short_int(p, w.short_start, tag, value, UINT64_MAX)
+        prepend_short_int(p, w.short_start, tag, value, UINT64_MAX)
         or write_integer(w, p, tag, value, 0, UINT64_MAX))
-
-
-cdef inline uint8_t* put_double(uint8_t* p, double value) noexcept nogil:
-    """Eight bytes, little-endian; the caller has reserved them."""
-    cdef uint64_t bits
-    memcpy(&bits, &value, 8)
-    return put_u64(p, bits)
 
 
 cdef inline uint8_t* write_double(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
@@ -324,114 +257,102 @@ cdef inline uint8_t* write_double(Writer* w, uint8_t* p, uint32_t tag, PyObject*
     if bits == 0:
         return p
     p = reserve_short(w, p)
-    return put_tag(put_double(p, number), tag)
+    return prepend_tag(prepend_double(p, number), tag)
 
 
-cdef inline uint8_t* put_u32(uint8_t* p, uint32_t value) noexcept nogil:
-    """Four bytes, big-endian; the caller has reserved them."""
-    p -= 4
-    p[0] = <uint8_t>(value >> 24)
-    p[1] = <uint8_t>(value >> 16)
-    p[2] = <uint8_t>(value >> 8)
-    p[3] = <uint8_t>value
-    return p
-
-
-cdef inline uint32_t u32_at(const uint8_t* p) noexcept nogil:
-    return <uint32_t>p[0] << 24 | <uint32_t>p[1] << 16 | <uint32_t>p[2] << 8 | p[3]
 
 # ------------------------------------------------------------------ decoding
 
 cdef const uint8_t* long_varint(
-    Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, uint64_t* value) except NULL
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, uint64_t* value) except NULL
 cdef const uint8_t* long_tag(
-    Place* place, const uint8_t* p, const uint8_t* end, uint32_t* tag) except NULL
+    Location* location, const uint8_t* p, const uint8_t* end, uint32_t* tag) except NULL
 cdef const uint8_t* long_size(
-    Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, size_t* size) except NULL
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, size_t* size) except NULL
 cdef const uint8_t* skip(
-    Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end) except NULL
-cdef int skip_all(Place* place, const uint8_t* p, const uint8_t* end) except -1
-cdef object text_of(Place* place, uint32_t tag, const uint8_t* p, size_t size)
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end) except NULL
+cdef int skip_all(Location* location, const uint8_t* p, const uint8_t* end) except -1
+cdef object text_of(Location* location, uint32_t tag, const uint8_t* p, size_t size)
 cdef const uint8_t* read_str_item(
-    Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, list values) except NULL
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, list values) except NULL
 cdef const uint8_t* read_double_item(
-    Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, list values) except NULL
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, list values) except NULL
 cdef const uint8_t* read_str_map(
-    Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, dict values) except NULL
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, dict values) except NULL
 cdef const uint8_t* read_uint64_map(
-    Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, dict values) except NULL
-cdef tuple read_error_body(Place* place, const uint8_t* p, const uint8_t* end)
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, dict values) except NULL
+cdef tuple read_error_body(Location* location, const uint8_t* p, const uint8_t* end)
 
 
 cdef inline const uint8_t* read_tag(
-    Place* place, const uint8_t* p, const uint8_t* end, uint32_t* tag) except NULL:
+    Location* location, const uint8_t* p, const uint8_t* end, uint32_t* tag) except NULL:
     """The caller knows that p < end."""
     # Field number 0 is illegal, so a one-byte tag is 0x08 or more.
     if 0x08 <= p[0] < 0x80:
         tag[0] = p[0]
         return p + 1
-    return long_tag(place, p, end, tag)
+    return long_tag(location, p, end, tag)
 
 
 cdef inline const uint8_t* read_varint(
-    Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, uint64_t* value) except NULL:
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, uint64_t* value) except NULL:
     if p < end and p[0] < 0x80:
         value[0] = p[0]
         return p + 1
-    return long_varint(place, tag, p, end, value)
+    return long_varint(location, tag, p, end, value)
 
 
 cdef inline const uint8_t* read_size(
-    Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, size_t* size) except NULL:
-    """A length, judged: that many bytes are there after the returned place."""
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, size_t* size) except NULL:
+    """A length, judged: that many bytes follow the returned pointer."""
     if p < end and p[0] < 0x80 and p[0] < end - p:
         size[0] = p[0]
         return p + 1
-    return long_size(place, tag, p, end, size)
+    return long_size(location, tag, p, end, size)
 
 
-cdef inline object read_str(Place* place, uint32_t tag, const uint8_t** p, const uint8_t* end):
+cdef inline object read_str(Location* location, uint32_t tag, const uint8_t** p, const uint8_t* end):
     cdef size_t size = 0
-    cdef const uint8_t* data = read_size(place, tag, p[0], end, &size)
+    cdef const uint8_t* data = read_size(location, tag, p[0], end, &size)
     p[0] = data + size
-    return text_of(place, tag, data, size)
+    return text_of(location, tag, data, size)
 
 
-cdef inline object read_bytes(Place* place, uint32_t tag, const uint8_t** p, const uint8_t* end):
+cdef inline object read_bytes(Location* location, uint32_t tag, const uint8_t** p, const uint8_t* end):
     cdef size_t size = 0
-    cdef const uint8_t* data = read_size(place, tag, p[0], end, &size)
+    cdef const uint8_t* data = read_size(location, tag, p[0], end, &size)
     p[0] = data + size
     return PyBytes_FromStringAndSize(<const char*>data, <Py_ssize_t>size)
 
 
-cdef inline object read_bool(Place* place, uint32_t tag, const uint8_t** p, const uint8_t* end):
+cdef inline object read_bool(Location* location, uint32_t tag, const uint8_t** p, const uint8_t* end):
     cdef uint64_t value = 0
-    p[0] = read_varint(place, tag, p[0], end, &value)
+    p[0] = read_varint(location, tag, p[0], end, &value)
     return True if value else False
 
 
-cdef inline object read_int32(Place* place, uint32_t tag, const uint8_t** p, const uint8_t* end):
+cdef inline object read_int32(Location* location, uint32_t tag, const uint8_t** p, const uint8_t* end):
     cdef uint64_t value = 0
-    p[0] = read_varint(place, tag, p[0], end, &value)
+    p[0] = read_varint(location, tag, p[0], end, &value)
     # Of a longer varint the low 32 bits count.
     return PyLong_FromLongLong(<int32_t><uint32_t>value)
 
 
-cdef inline object read_int64(Place* place, uint32_t tag, const uint8_t** p, const uint8_t* end):
+cdef inline object read_int64(Location* location, uint32_t tag, const uint8_t** p, const uint8_t* end):
     cdef uint64_t value = 0
-    p[0] = read_varint(place, tag, p[0], end, &value)
+    p[0] = read_varint(location, tag, p[0], end, &value)
     return PyLong_FromLongLong(<int64_t>value)
 
 
-cdef inline object read_uint32(Place* place, uint32_t tag, const uint8_t** p, const uint8_t* end):
+cdef inline object read_uint32(Location* location, uint32_t tag, const uint8_t** p, const uint8_t* end):
     cdef uint64_t value = 0
-    p[0] = read_varint(place, tag, p[0], end, &value)
+    p[0] = read_varint(location, tag, p[0], end, &value)
     return PyLong_FromUnsignedLongLong(<uint32_t>value)
 
 
-cdef inline object read_uint64(Place* place, uint32_t tag, const uint8_t** p, const uint8_t* end):
+cdef inline object read_uint64(Location* location, uint32_t tag, const uint8_t** p, const uint8_t* end):
     cdef uint64_t value = 0
-    p[0] = read_varint(place, tag, p[0], end, &value)
+    p[0] = read_varint(location, tag, p[0], end, &value)
     return PyLong_FromUnsignedLongLong(value)
 
 
@@ -445,18 +366,18 @@ cdef inline double double_at(const uint8_t* p) noexcept nogil:
     return value
 
 
-cdef inline object read_double(Place* place, uint32_t tag, const uint8_t** p, const uint8_t* end):
+cdef inline object read_double(Location* location, uint32_t tag, const uint8_t** p, const uint8_t* end):
     if end - p[0] < 8:
-        refuse_bytes(place, tag, None, "the message ends inside a double")
+        refuse_bytes(location, tag, None, "the message ends inside a double")
     p[0] += 8
     return double_at(p[0] - 8)
 
 
-cdef inline void enter(Place* place, uint32_t tag, Py_ssize_t index) noexcept nogil:
-    place.numbers[place.depth] = tag >> 3
-    place.indexes[place.depth] = index
-    place.depth += 1
+cdef inline void enter(Location* location, uint32_t tag, Py_ssize_t index) noexcept nogil:
+    location.numbers[location.depth] = tag >> 3
+    location.indexes[location.depth] = index
+    location.depth += 1
 
 
-cdef inline void leave(Place* place) noexcept nogil:
-    place.depth -= 1
+cdef inline void leave(Location* location) noexcept nogil:
+    location.depth -= 1

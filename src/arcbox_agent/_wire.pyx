@@ -10,6 +10,8 @@ from cpython.dict cimport PyDict_Next, PyDict_Size
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeUTF8
 from libc.stdlib cimport free, malloc
 
+from arcbox_agent._tags cimport TAG_ERROR_CODE, TAG_ERROR_MESSAGE
+
 from arcbox_agent.errors import DecodeError, EncodeError
 
 cdef extern from "Python.h":
@@ -31,16 +33,16 @@ cdef int describe(object cls, dict fields) except -1:
     return 0
 
 
-cdef str _path(Place* place, uint32_t tag, object index):
+cdef str _path(Location* location, uint32_t tag, object index):
     """Names from the outermost class down, as in `CreateContainerRequest.mounts[1].target`."""
-    cls = <object>place.root
+    cls = <object>location.root
     path = cls.__name__
     cdef int i
-    for i in range(place.depth):
-        name, cls = _fields[cls][place.numbers[i]]
+    for i in range(location.depth):
+        name, cls = _fields[cls][location.numbers[i]]
         path += f".{name}"
-        if place.indexes[i] >= 0:
-            path += f"[{place.indexes[i]}]"
+        if location.indexes[i] >= 0:
+            path += f"[{location.indexes[i]}]"
     number = tag >> 3
     if number:
         field = _fields.get(cls, {}).get(number)
@@ -50,12 +52,12 @@ cdef str _path(Place* place, uint32_t tag, object index):
     return path
 
 
-cdef int refuse_value(Place* place, uint32_t tag, object index, object reason) except -1:
-    raise EncodeError(_path(place, tag, index), reason)
+cdef int refuse_value(Location* location, uint32_t tag, object index, object reason) except -1:
+    raise EncodeError(_path(location, tag, index), reason)
 
 
-cdef int refuse_bytes(Place* place, uint32_t tag, object index, object reason) except -1:
-    raise DecodeError(_path(place, tag, index), reason)
+cdef int refuse_bytes(Location* location, uint32_t tag, object index, object reason) except -1:
+    raise DecodeError(_path(location, tag, index), reason)
 
 
 # ------------------------------------------------------------------- writing
@@ -82,8 +84,8 @@ cdef PyObject* empty_bytes = <PyObject*>_empty_bytes
 cdef uint8_t* take_writer(Writer* w, PyObject* cls) except NULL:
     """The caller gives it back (`give_writer`) whatever happens."""
     global _scratch
-    w.place.root = cls
-    w.place.depth = 0
+    w.location.root = cls
+    w.location.depth = 0
     if _scratch != NULL:
         # Taken, not shared: encoding may run a buffer's own code, which may encode.
         w.start = _scratch
@@ -112,7 +114,7 @@ cdef uint8_t* grow(Writer* w, uint8_t* p, size_t size) except NULL:
     cdef size_t capacity = <size_t>(w.end - w.start)
     cdef uint8_t* start
     if size > MESSAGE_LIMIT or written + size > MESSAGE_LIMIT:
-        refuse_value(&w.place, 0, None, "the message is longer than 2 GiB")
+        refuse_value(&w.location, 0, None, "the message is longer than 2 GiB")
     capacity = max(capacity * 2, written + size)
     start = <uint8_t*>malloc(capacity)
     if start == NULL:
@@ -139,17 +141,17 @@ cdef const char* utf8_of(
     """UTF-8 of a str; it belongs to the str."""
     value = held(borrowed)
     if not isinstance(value, str):
-        refuse_value(&w.place, tag, index, f"expected str, not {kind_of(value)}")
+        refuse_value(&w.location, tag, index, f"expected str, not {kind_of(value)}")
     try:
         return PyUnicode_AsUTF8AndSize(value, size)
     except UnicodeEncodeError as error:
-        place = error.start
-    refuse_value(&w.place, tag, index, f"character {place} has no UTF-8: a lone surrogate")
+        position = error.start
+    refuse_value(&w.location, tag, index, f"character {position} has no UTF-8: a lone surrogate")
     return NULL
 
 
 cdef uint8_t* write_str(Writer* w, uint8_t* p, uint32_t tag, PyObject* value) except NULL:
-    """What `put_short_str` does not take."""
+    """What `prepend_short_str` does not take."""
     cdef Py_ssize_t size = 0
     cdef const char* data
     if is_ascii(value):
@@ -163,7 +165,7 @@ cdef uint8_t* write_buffer(Writer* w, uint8_t* p, uint32_t tag, PyObject* borrow
     cdef Py_buffer buffer
     value = held(borrowed)
     if not isinstance(value, (bytes, bytearray, memoryview)):
-        refuse_value(&w.place, tag, None, f"expected bytes, not {kind_of(value)}")
+        refuse_value(&w.location, tag, None, f"expected bytes, not {kind_of(value)}")
     try:
         PyObject_GetBuffer(value, &buffer, PyBUF_SIMPLE)
     except (BufferError, ValueError) as error:
@@ -175,13 +177,13 @@ cdef uint8_t* write_buffer(Writer* w, uint8_t* p, uint32_t tag, PyObject* borrow
         finally:
             PyBuffer_Release(&buffer)
         return p
-    refuse_value(&w.place, tag, None, reason)
+    refuse_value(&w.location, tag, None, reason)
     return NULL
 
 
 cdef uint8_t* write_integer(
     Writer* w, uint8_t* p, uint32_t tag, PyObject* value, int64_t low, uint64_t high) except NULL:
-    """What `put_short_int` does not take; a negative one is ten bytes of its two's complement."""
+    """What `prepend_short_int` does not take; a negative one is ten bytes of its two's complement."""
     cdef uint64_t bits = integer_of(w, tag, None, value, low, high)
     return write_varint(w, p, tag, bits) if bits else p
 
@@ -197,7 +199,7 @@ cdef uint64_t integer_of(
     cdef int64_t number
     value = held(borrowed)
     if not isinstance(value, int):
-        refuse_value(&w.place, tag, index, f"expected int, not {kind_of(value)}")
+        refuse_value(&w.location, tag, index, f"expected int, not {kind_of(value)}")
     number = PyLong_AsLongLongAndOverflow(borrowed, &overflow)
     if overflow == 0 and number >= low and (number < 0 or <uint64_t>number <= high):
         return <uint64_t>number
@@ -210,7 +212,7 @@ cdef uint64_t integer_of(
         shown = int.__repr__(value)
     except ValueError:  # more digits than Python writes
         shown = f"an int of {int.bit_length(value)} bits"
-    refuse_value(&w.place, tag, index, f"{shown} is not in the range {low} to {high}")
+    refuse_value(&w.location, tag, index, f"{shown} is not in the range {low} to {high}")
     return 1
 
 
@@ -219,19 +221,19 @@ cdef double double_of(Writer* w, uint32_t tag, object index, PyObject* borrowed)
     if isinstance(value, float):
         return PyFloat_AS_DOUBLE(borrowed)
     if not isinstance(value, int):
-        refuse_value(&w.place, tag, index, f"expected float, not {kind_of(value)}")
+        refuse_value(&w.location, tag, index, f"expected float, not {kind_of(value)}")
     try:
         return PyLong_AsDouble(value)
     except OverflowError:
         pass
-    refuse_value(&w.place, tag, index, "the int is too large for a double")
+    refuse_value(&w.location, tag, index, "the int is too large for a double")
     return 0
 
 
 cdef object sequence_of(Writer* w, uint32_t tag, PyObject* borrowed):
     value = held(borrowed)
     if not isinstance(value, (list, tuple)):
-        refuse_value(&w.place, tag, None, f"expected list, not {kind_of(value)}")
+        refuse_value(&w.location, tag, None, f"expected list, not {kind_of(value)}")
     return value
 
 
@@ -246,7 +248,7 @@ cdef uint8_t* write_str_list(Writer* w, uint8_t* p, uint32_t tag, PyObject* valu
     while i > 0:
         i -= 1
         item = PySequence_Fast_GET_ITEM(items, i)
-        short_one = put_short_str(p, w.short_start, tag, item)
+        short_one = prepend_short_str(p, w.short_start, tag, item)
         if short_one != NULL:
             p = short_one
             continue
@@ -271,9 +273,9 @@ cdef uint8_t* write_double_list(Writer* w, uint8_t* p, uint32_t tag, PyObject* v
     while i > 0:
         i -= 1
         number = double_of(w, tag, i, PySequence_Fast_GET_ITEM(items, i))
-        p = put_double(p, number)
-    p = put_varint(p, <uint64_t>size * 8)
-    return put_varint(p, tag)
+        p = prepend_double(p, number)
+    p = prepend_varint(p, <uint64_t>size * 8)
+    return prepend_varint(p, tag)
 
 
 cdef enum:
@@ -302,7 +304,7 @@ cdef uint8_t* _write_map(
     if not isinstance(value, dict):
         if value == ():
             return p  # nobody has asked for it yet
-        refuse_value(&w.place, tag, None, f"expected dict, not {kind_of(value)}")
+        refuse_value(&w.location, tag, None, f"expected dict, not {kind_of(value)}")
     # A dict is walked from its first entry only, and the last is to be written first.
     size = PyDict_Size(value)
     if size > ENTRIES_ON_STACK:
@@ -329,17 +331,17 @@ cdef uint8_t* _write_entry(
     cdef uint8_t* short_one
     if of_str:
         # Most entries are short on both sides.
-        short_one = put_short_str(p, w.short_start, 0x12, item)
+        short_one = prepend_short_str(p, w.short_start, TAG_ENTRY_STR, item)
         if short_one != NULL:
-            short_one = put_short_str(short_one, w.short_start, 0x0A, key)
+            short_one = prepend_short_str(short_one, w.short_start, TAG_ENTRY_KEY, key)
         if short_one != NULL and short_one >= w.short_start:
-            return put_tag(put_varint(short_one, <size_t>(p - short_one)), tag)
+            return prepend_tag(prepend_varint(short_one, <size_t>(p - short_one)), tag)
     before = <size_t>(w.end - p)
     if of_str:
-        p = _write_entry_str(w, p, tag, 0x12, key, item)
+        p = _write_entry_str(w, p, tag, TAG_ENTRY_STR, key, item)
     else:
-        p = write_varint(w, p, 0x10, integer_of(w, tag, held(key), item, 0, UINT64_MAX))
-    p = _write_entry_str(w, p, tag, 0x0A, key, key)
+        p = write_varint(w, p, TAG_ENTRY_UINT64, integer_of(w, tag, held(key), item, 0, UINT64_MAX))
+    p = _write_entry_str(w, p, tag, TAG_ENTRY_KEY, key, key)
     return write_varint(w, p, tag, <size_t>(w.end - p) - before)
 
 
@@ -358,119 +360,119 @@ cdef uint8_t* _write_entry_str(
 cdef uint8_t* write_error_body(Writer* w, uint8_t* p, PyObject* code, PyObject* message) except NULL:
     """`i32 code, u32 message_length, message`."""
     cdef Py_ssize_t size = 0
-    cdef const char* data = utf8_of(w, 2 << 3, None, message, &size)
-    cdef uint64_t bits = integer_of(w, 1 << 3, None, code, -0x80000000, 0x7FFFFFFF)
+    cdef const char* data = utf8_of(w, TAG_ERROR_MESSAGE, None, message, &size)
+    cdef uint64_t bits = integer_of(w, TAG_ERROR_CODE, None, code, -0x80000000, 0x7FFFFFFF)
     p = reserve(w, p, <size_t>size + 8)
-    p = put_block(p, data, <size_t>size)
-    p = put_u32(p, <uint32_t>size)
-    return put_u32(p, <uint32_t>bits)
+    p = prepend_block(p, data, <size_t>size)
+    p = prepend_u32(p, <uint32_t>size)
+    return prepend_u32(p, <uint32_t>bits)
 
 
 # ------------------------------------------------------------------- reading
 
 cdef const uint8_t* long_varint(
-    Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, uint64_t* value) except NULL:
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, uint64_t* value) except NULL:
     cdef int shift = 0
     cdef uint64_t result = 0
     while shift < 70:
         if p >= end:
-            refuse_bytes(place, tag, None, "the message ends inside a varint")
+            refuse_bytes(location, tag, None, "the message ends inside a varint")
         result |= <uint64_t>(p[0] & 0x7F) << shift
         if p[0] < 0x80:
             value[0] = result
             return p + 1
         p += 1
         shift += 7
-    refuse_bytes(place, tag, None, "a varint is longer than ten bytes")
+    refuse_bytes(location, tag, None, "a varint is longer than ten bytes")
     return NULL
 
 
 cdef const uint8_t* long_tag(
-    Place* place, const uint8_t* p, const uint8_t* end, uint32_t* tag) except NULL:
-    p = any_tag(place, p, end, tag)
+    Location* location, const uint8_t* p, const uint8_t* end, uint32_t* tag) except NULL:
+    p = any_tag(location, p, end, tag)
     if tag[0] >> 3 == 0:
-        refuse_bytes(place, 0, None, "field number 0")
+        refuse_bytes(location, 0, None, "field number 0")
     return p
 
 
 cdef const uint8_t* any_tag(
-    Place* place, const uint8_t* p, const uint8_t* end, uint32_t* tag) except NULL:
+    Location* location, const uint8_t* p, const uint8_t* end, uint32_t* tag) except NULL:
     """A tag among fields of which none is known: number 0 passes, as in google.protobuf."""
     cdef uint64_t value = 0
     cdef const uint8_t* start = p
-    p = long_varint(place, 0, p, end, &value)
+    p = long_varint(location, 0, p, end, &value)
     if p - start > 5:
-        refuse_bytes(place, 0, None, "a tag is longer than five bytes")
+        refuse_bytes(location, 0, None, "a tag is longer than five bytes")
     if value >> 32:
-        refuse_bytes(place, 0, None, f"field number {value >> 3} is above 536870911")
+        refuse_bytes(location, 0, None, f"field number {value >> 3} is above 536870911")
     tag[0] = <uint32_t>value
     return p
 
 
 cdef const uint8_t* long_size(
-    Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, size_t* size) except NULL:
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, size_t* size) except NULL:
     cdef uint64_t value = 0
     cdef const uint8_t* start = p
-    p = long_varint(place, tag, p, end, &value)
+    p = long_varint(location, tag, p, end, &value)
     if p - start > 5:
-        refuse_bytes(place, tag, None, "a length is longer than five bytes")
+        refuse_bytes(location, tag, None, "a length is longer than five bytes")
     if value > <uint64_t>(end - p):
-        refuse_bytes(place, tag, None, f"length {value} is more than the {end - p} bytes left")
+        refuse_bytes(location, tag, None, f"length {value} is more than the {end - p} bytes left")
     size[0] = <size_t>value
     return p
 
 
 cdef const uint8_t* skip(
-    Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end) except NULL:
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end) except NULL:
     """Past the value of an unknown field."""
-    return _skip(place, tag, p, end, place.depth)
+    return _skip(location, tag, p, end, location.depth)
 
 
-cdef int skip_all(Place* place, const uint8_t* p, const uint8_t* end) except -1:
+cdef int skip_all(Location* location, const uint8_t* p, const uint8_t* end) except -1:
     """All of a message that has no fields."""
     cdef uint32_t tag = 0
     while p < end:
-        p = any_tag(place, p, end, &tag)
-        p = skip(place, tag, p, end)
+        p = any_tag(location, p, end, &tag)
+        p = skip(location, tag, p, end)
     return 0
 
 
 cdef const uint8_t* _skip(
-    Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, int depth) except NULL:
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, int depth) except NULL:
     cdef uint32_t kind = tag & 7
     cdef uint64_t value = 0
     cdef size_t size = 0
     cdef uint32_t inner = 0
     if kind == VARINT:
-        return read_varint(place, tag, p, end, &value)
+        return read_varint(location, tag, p, end, &value)
     if kind == BYTES:
-        p = read_size(place, tag, p, end, &size)
+        p = read_size(location, tag, p, end, &size)
         return p + size
     if kind == FIXED64 or kind == FIXED32:
         size = 8 if kind == FIXED64 else 4
         if <size_t>(end - p) < size:
-            refuse_bytes(place, tag, None, "the message ends inside a fixed-width value")
+            refuse_bytes(location, tag, None, "the message ends inside a fixed-width value")
         return p + size
     if kind != GROUP_START:
         refuse_bytes(
-            place, tag, None,
+            location, tag, None,
             "a group ends that did not begin" if kind == GROUP_END else f"wire type {kind}")
     if depth + 1 > MAX_DEPTH:
-        refuse_bytes(place, tag, None, f"groups nest deeper than {MAX_DEPTH}")
+        refuse_bytes(location, tag, None, f"groups nest deeper than {MAX_DEPTH}")
     while p < end:
-        p = any_tag(place, p, end, &inner)
+        p = any_tag(location, p, end, &inner)
         if inner & 7 == GROUP_END:
             if inner >> 3 != tag >> 3:
-                refuse_bytes(place, tag, None, f"group {inner >> 3} ends inside it")
+                refuse_bytes(location, tag, None, f"group {inner >> 3} ends inside it")
             return p
-        p = _skip(place, inner, p, end, depth + 1)
-    refuse_bytes(place, tag, None, "the message ends inside a group")
+        p = _skip(location, inner, p, end, depth + 1)
+    refuse_bytes(location, tag, None, "the message ends inside a group")
     return NULL
 
 
 # Short texts come again and again - `stdout`, `running`, the names of variables - and
 # making a str costs more than finding one.  So the last ones are kept, each in the one
-# place that its bytes point to; whatever a peer sends, it is never more than these.
+# slot that its bytes point to; whatever a peer sends, it is never more than these.
 cdef enum:
     KEPT_TEXT = 16
     KEPT_TEXTS = 512
@@ -484,7 +486,7 @@ cdef struct KeptText:
 cdef KeptText _kept_texts[KEPT_TEXTS]
 
 
-cdef object text_of(Place* place, uint32_t tag, const uint8_t* p, size_t size):
+cdef object text_of(Location* location, uint32_t tag, const uint8_t* p, size_t size):
     """A str of UTF-8, which is checked."""
     cdef uint64_t first = 0, last = 0
     cdef uint32_t first4, last4
@@ -501,7 +503,7 @@ cdef object text_of(Place* place, uint32_t tag, const uint8_t* p, size_t size):
         # The rest, with some bytes of the last round once more.
         memcpy(&first, p + size - 8, 8)
         if (first | last) & 0x8080808080808080ULL:
-            return _other_text(place, tag, p, size)
+            return _other_text(location, tag, p, size)
         return _ascii(p, size)
     if size >= 8:
         memcpy(&first, p, 8)
@@ -515,7 +517,7 @@ cdef object text_of(Place* place, uint32_t tag, const uint8_t* p, size_t size):
         first = p[0]
         last = <uint64_t>p[size // 2] << 8 | p[size - 1]
     if (first | last) & 0x8080808080808080ULL:
-        return _other_text(place, tag, p, size)
+        return _other_text(location, tag, p, size)
     i = (first * 0x9E3779B97F4A7C15ULL + last * 0xC2B2AE3D27D4EB4FULL + size) >> 55  # 9 bits
     kept = &_kept_texts[i]
     if kept.first != first or kept.last != last or kept.size != size:
@@ -536,31 +538,31 @@ cdef inline object _ascii(const uint8_t* p, size_t size):
     return text
 
 
-cdef object _other_text(Place* place, uint32_t tag, const uint8_t* p, size_t size):
+cdef object _other_text(Location* location, uint32_t tag, const uint8_t* p, size_t size):
     try:
         return PyUnicode_DecodeUTF8(<const char*>p, <Py_ssize_t>size, NULL)
     except UnicodeDecodeError as error:
         reason = f"not UTF-8 at byte {error.start}"
-    refuse_bytes(place, tag, None, reason)
+    refuse_bytes(location, tag, None, reason)
 
 
 cdef const uint8_t* read_str_item(
-    Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, list values) except NULL:
-    values.append(read_str(place, tag, &p, end))
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, list values) except NULL:
+    values.append(read_str(location, tag, &p, end))
     return p
 
 
 cdef const uint8_t* read_double_item(
-    Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, list values) except NULL:
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, list values) except NULL:
     """Packed or one by one: a reader takes both."""
     cdef size_t size = 0
     cdef const uint8_t* stop
     if tag & 7 == FIXED64:
-        values.append(read_double(place, tag, &p, end))
+        values.append(read_double(location, tag, &p, end))
         return p
-    p = read_size(place, tag, p, end, &size)
+    p = read_size(location, tag, p, end, &size)
     if size % 8:
-        refuse_bytes(place, tag, None, f"{size} bytes are no whole number of doubles")
+        refuse_bytes(location, tag, None, f"{size} bytes are no whole number of doubles")
     stop = p + size
     while p < stop:
         values.append(double_at(p))
@@ -569,7 +571,17 @@ cdef const uint8_t* read_double_item(
 
 
 cdef const uint8_t* read_str_map(
-    Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, dict values) except NULL:
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, dict values) except NULL:
+    return _read_entry(location, tag, p, end, values, True)
+
+
+cdef const uint8_t* read_uint64_map(
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, dict values) except NULL:
+    return _read_entry(location, tag, p, end, values, False)
+
+
+cdef inline const uint8_t* _read_entry(
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, dict values, bint of_str) except NULL:
     """One entry: a message with the key as field 1 and the value as field 2.
 
     An entry that holds anything else is unknown as a whole, as google.protobuf has it.
@@ -578,59 +590,36 @@ cdef const uint8_t* read_str_map(
     cdef bint known = True
     cdef uint32_t part = 0
     cdef const uint8_t* stop
-    p = read_size(place, tag, p, end, &size)
-    stop = p + size
-    key = value = ""
-    enter(place, tag, -1)
-    while p < stop:
-        p = read_tag(place, p, stop, &part)
-        if part == 0x0A:
-            key = read_str(place, 0, &p, stop)
-        elif part == 0x12:
-            value = read_str(place, 0, &p, stop)
-        else:
-            p = skip(place, part, p, stop)
-            known = False
-    leave(place)
-    if known:
-        values[key] = value
-    return p
-
-
-cdef const uint8_t* read_uint64_map(
-    Place* place, uint32_t tag, const uint8_t* p, const uint8_t* end, dict values) except NULL:
-    cdef size_t size = 0
-    cdef bint known = True
-    cdef uint32_t part = 0
-    cdef const uint8_t* stop
-    p = read_size(place, tag, p, end, &size)
+    p = read_size(location, tag, p, end, &size)
     stop = p + size
     key = ""
-    value = 0
-    enter(place, tag, -1)
+    value = "" if of_str else 0
+    enter(location, tag, -1)
     while p < stop:
-        p = read_tag(place, p, stop, &part)
-        if part == 0x0A:
-            key = read_str(place, 0, &p, stop)
-        elif part == 0x10:
-            value = read_uint64(place, 0, &p, stop)
+        p = read_tag(location, p, stop, &part)
+        if part == TAG_ENTRY_KEY:
+            key = read_str(location, 0, &p, stop)
+        elif of_str and part == TAG_ENTRY_STR:
+            value = read_str(location, 0, &p, stop)
+        elif not of_str and part == TAG_ENTRY_UINT64:
+            value = read_uint64(location, 0, &p, stop)
         else:
-            p = skip(place, part, p, stop)
+            p = skip(location, part, p, stop)
             known = False
-    leave(place)
+    leave(location)
     if known:
         values[key] = value
     return p
 
 
-cdef tuple read_error_body(Place* place, const uint8_t* p, const uint8_t* end):
+cdef tuple read_error_body(Location* location, const uint8_t* p, const uint8_t* end):
     cdef uint32_t size
     if end - p < 4:
-        refuse_bytes(place, 1 << 3, None, "the message ends inside the code")
+        refuse_bytes(location, TAG_ERROR_CODE, None, "the message ends inside the code")
     code = <int32_t>u32_at(p)
     if end - p < 8:
-        refuse_bytes(place, 2 << 3, None, "the message ends inside the length of the text")
+        refuse_bytes(location, TAG_ERROR_MESSAGE, None, "the message ends inside the length of the text")
     size = u32_at(p + 4)
     if size > <size_t>(end - p - 8):
-        refuse_bytes(place, 2 << 3, None, f"length {size} is more than the {end - p - 8} bytes left")
-    return code, text_of(place, 2 << 3, p + 8, size)
+        refuse_bytes(location, TAG_ERROR_MESSAGE, None, f"length {size} is more than the {end - p - 8} bytes left")
+    return code, text_of(location, TAG_ERROR_MESSAGE, p + 8, size)

@@ -20,7 +20,7 @@
    ARCBOX_HALF_TEXT bytes, and where there are more, of the first.  Of a shorter text the copy begins
    in the object's head, which is as long or longer; what it writes before the text is written over
    by what comes before the text. */
-ARCBOX_ALWAYS_INLINE uint8_t *arcbox_put_short_text(uint8_t *p, const char *data, size_t size) {
+ARCBOX_ALWAYS_INLINE uint8_t *arcbox_prepend_short_text(uint8_t *p, const char *data, size_t size) {
     memcpy(p - ARCBOX_HALF_TEXT, data + size - ARCBOX_HALF_TEXT, ARCBOX_HALF_TEXT);
     if (size > ARCBOX_HALF_TEXT)
         memcpy(p - size, data, ARCBOX_HALF_TEXT);
@@ -34,7 +34,7 @@ _Static_assert(offsetof(PyBytesObject, ob_sval) >= ARCBOX_HALF_TEXT, "the head o
 
 /* A field whose value is an ASCII str of 1 to ARCBOX_SHORT_TEXT characters; returns the new place.
    NULL: the value is another, the tag is longer than two bytes, or `p` is below `lowest`. */
-ARCBOX_ALWAYS_INLINE uint8_t *arcbox_put_short_str(
+ARCBOX_ALWAYS_INLINE uint8_t *arcbox_prepend_short_str(
     uint8_t *p, const uint8_t *lowest, uint32_t tag, PyObject *value) {
     size_t size;
     if (p < lowest || value == NULL || !PyUnicode_CheckExact(value) || !PyUnicode_IS_COMPACT_ASCII(value))
@@ -42,7 +42,7 @@ ARCBOX_ALWAYS_INLINE uint8_t *arcbox_put_short_str(
     size = (size_t)PyUnicode_GET_LENGTH(value);
     if (size - 1 >= ARCBOX_SHORT_TEXT || tag >= 0x4000)
         return NULL;
-    p = arcbox_put_short_text(p, (const char *)((PyASCIIObject *)value + 1), size);
+    p = arcbox_prepend_short_text(p, (const char *)((PyASCIIObject *)value + 1), size);
     if (tag < 0x80) {
         *--p = (uint8_t)tag;
     } else {

@@ -22,7 +22,6 @@ from arcbox_agent._frames import (
     encode_error,
     encode_frame,
     encode_message,
-    serve_pings,
 )
 from arcbox_agent._messages import (
     AgentInfo,
@@ -87,6 +86,7 @@ from arcbox_agent._messages import (
     WaitContainerResponse,
     WriteFileResponse,
 )
+from arcbox_agent._pings import serve_pings
 from arcbox_agent.errors import (
     DecodeError,
     DecoderFailedError,

@@ -15,9 +15,9 @@ PACKAGE = Path(__file__).resolve().parents[2] / "src" / "arcbox_agent"
 ALLOWED = {
     "errors": set(),
     "message_types": set(),
-    "wire": {"errors", "_classes", "_frames", "_messages", "message_types"},
+    "wire": {"errors", "_classes", "_frames", "_messages", "_pings", "message_types"},
     "address": {"errors"},
-    "logs": {"errors", "wire", "_lines", "_logs", "_logscan"},
+    "logs": {"errors", "wire", "_lines", "_log_output", "_logs", "_logscan"},
     # The compiled parts that only a guest needs are the agent's alone.
     "agent": {
         "errors",
@@ -25,6 +25,7 @@ ALLOWED = {
         "wire",
         "address",
         "logs",
+        "_log_output",
         "_logs",
         "_spawn",
         "_log_file",

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from arcbox_agent import _logs
+from arcbox_agent import _log_output, _logs
 from tests.reference.logs import Entry
 
 
-def plain(entries: Sequence[_logs.Entry]) -> list[Entry]:
+def plain(entries: Sequence[_log_output.Entry]) -> list[Entry]:
     """Ours, as the judge has them."""
     return [Entry(e.stream, e.data, e.timestamp, e.partial) for e in entries]
 
@@ -41,7 +41,7 @@ def pass_whole(content: bytes, pieces: Sequence[int], **options: Any) -> list[En
     fd = os.memfd_create("log")
     try:
         engine = _logs.Engine(**options)
-        entries: list[_logs.Entry] = []
+        entries: list[_log_output.Entry] = []
         at = 0
         for size in [*pieces, len(content)]:
             os.write(fd, content[at : at + size])

@@ -35,7 +35,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 def start(module: str, *arguments: object, **options: Any) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", f"tests.logs.{module}", *map(str, arguments)]
-    path = os.pathsep.join([str(REPOSITORY / "src"), str(REPOSITORY)])
+    # First what this process was given: a build of its own, under tools/sanitized.py.
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(REPOSITORY / "src"), str(REPOSITORY)]))
     return subprocess.Popen(command, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": path}, **options)
 
 

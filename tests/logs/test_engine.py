@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from arcbox_agent import _lines, _logs, wire
+from arcbox_agent import _lines, _log_output, _logs, wire
 from arcbox_agent.logs import read_log
 from arcbox_agent.logs.reader import LogReader
 from tests.logs.support import pass_whole, plain, write_log
@@ -225,13 +225,13 @@ def test_frames_decode_to_the_judges_entries(content: bytes, timestamps: bool) -
             )
         assert frames == bytes(whole)
         if trace == "":
-            retraced = _logs.with_trace(frames, b"abc")
+            retraced = _log_output.with_trace(frames, b"abc")
             assert retraced == encode(version, content, timestamps=timestamps, trace=b"abc")
 
 
 def test_broken_frames_are_not_retraced() -> None:
     with pytest.raises(ValueError, match="not whole V2 frames"):
-        _logs.with_trace(b"\0\0\0\x20\0\0\x10\x21\0\0", b"x")
+        _log_output.with_trace(b"\0\0\0\x20\0\0\x10\x21\0\0", b"x")
 
 
 def test_a_line_of_two_windows_comes_in_parts_with_little_memory(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from arcbox_agent import _logs
 from arcbox_agent._logs import BLOCKED, CHANGED, END, Engine
 from arcbox_agent._logscan import TailScan, bisect
 from arcbox_agent.logs.files import LogFile, open_neighbour, open_newest
@@ -16,6 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
     from typing import Any
+
+    from arcbox_agent._log_output import Entry
 
 #: A larger file is searched for a time by bisection, which takes its times to
 #: be in order, but for SLACK: where the clock was set back by more, lines
@@ -199,7 +200,7 @@ def read_log(
     since: int | None = None,
     until: int | None = None,
     timestamps: bool = False,
-) -> Iterator[_logs.Entry]:
+) -> Iterator[Entry]:
     """The entries of a log file and its rotated siblings, oldest first.
 
     `path`: the log itself, `ID.log`; older lines are taken from `ID.log.1` and

@@ -1,7 +1,7 @@
 """Ids and names of containers: made and checked here, and nowhere else.
 
-Both end up as file names, cgroup names and arguments of programs.  A name that is
-checked here cannot lead out of a directory, hide as a dot file or pass for an option.
+Both become file names, cgroup names and arguments of programs.  A name that passes the
+check cannot lead out of a directory, is no dot file, and is not taken for an option.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def new_id() -> str:
 
 
 def check(value: str, what: str) -> str:
-    """`value`, if it may be a container's id or name, or a volume's name; `what` says which."""
+    """Returns `value`, a container's id or name or a volume's name; `what` says which.  BadRequestError: it is none."""
     if not is_id(value):
         shown = value if len(value) <= 140 else value[:140] + "..."
         raise BadRequestError(

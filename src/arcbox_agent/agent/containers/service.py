@@ -1,4 +1,4 @@
-"""All containers of the agent: made, found, listed; every change is carried out by the supervisor."""
+"""All containers of the agent: creates, finds and lists them; the supervisor carries out every change."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from arcbox_agent.errors import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from arcbox_agent.agent.config.table import Settings
     from arcbox_agent.agent.containers.events import Exit
@@ -44,16 +44,16 @@ if TYPE_CHECKING:
 
 log = Logger("containers")
 
-#: Bytes of one request, all texts together: a record must stay something that can be written often.
-#: In JSON, with warnings and errors that repeat them, it stays below the store's MAX_RECORD.
+#: Bytes of one request, all texts together: a record is written often, and must stay small.
+#: In JSON, with warnings and errors that repeat the texts, it stays below the store's MAX_RECORD.
 MAX_REQUEST = 1 << 20
 
-#: Containers that are recovered or stopped at once, of those that wait for it.
+#: Containers that are recovered at once; the others wait.
 AT_ONCE = 64
 
 
 class Containers:
-    """See the module."""
+    """All containers of one agent, by id and by name."""
 
     def __init__(
         self, settings: Settings, metrics: Metrics, processes: Processes, lanes: Lanes, capture: Capture
@@ -62,8 +62,8 @@ class Containers:
         self._lanes = lanes
         self._store = Store(settings.state_dir, settings.run_dir)
         self.runtime = ProcessRuntime(self._store, processes, lanes, capture, settings.state_dir, settings.run_dir)
-        self.events = Events()
-        self.events.subscribe(Journal(metrics))
+        self._events = Events()
+        self._events.subscribe(Journal(metrics))
         self._supervisor = Supervisor(self._store, self.runtime, lanes)
         self._tasks = self._supervisor.tasks
         self._containers: dict[str, Container] = {}
@@ -83,7 +83,7 @@ class Containers:
     # ----------------------------------------------------- start and close
 
     async def open(self) -> None:
-        """Load what is on disk, and find again what still runs."""
+        """Load the records, and adopt what still runs.  ConfigError: state_dir cannot be used."""
         try:
             await self._lanes.disk(self._store.prepare)
             records = await self._lanes.disk(self._store.load)
@@ -91,9 +91,9 @@ class Containers:
             raise ConfigError("state_dir", f"{error.filename}: {error.strerror}") from error
         await self.runtime.open()
         for record in records:
-            self._add(Container.load(record, self._store.log_path(record.id), self.events))
-        await self._all(self._supervisor.recover(each, self._forget) for each in list(self._containers.values()))
-        # Only now: what was found again tells what belongs to nobody.
+            self._add(Container.load(record, self._store.log_path(record.id), self._events))
+        await self._recover_all()
+        # Only after the adoptions: they tell what belongs to no container.
         known, running = list(self._containers), [each.id for each in self.list()]
         try:
             await self._lanes.disk(self._store.sweep, known)
@@ -104,12 +104,12 @@ class Containers:
             log.info("containers loaded", containers=len(self._containers), running=self._count_running())
 
     async def close(self, stop: bool, deadline: float) -> None:
-        """Leave them running, or stop them by `deadline` (loop time)."""
+        """Leave the containers running, or stop them by `deadline` (loop time)."""
         await self._supervisor.settle(self._containers.values())
         if stop:
             left = deadline - asyncio.get_running_loop().time()
             await self.stop_all(max(0.0, min(left, self._settings.stop_timeout)))
-        self.events.close(AgentFailedError("the agent is stopping"))
+        self._events.close(AgentFailedError("the agent is stopping"))
         await self._supervisor.close(self._containers.values())
         await self.runtime.close()
 
@@ -117,22 +117,22 @@ class Containers:
         """Stop every container that runs; see Stopper.stop_all."""
         await self._supervisor.stopper.stop_all(self._containers.values(), timeout)
 
-    async def _all(self, works: Iterable[object], at_once: int = AT_ONCE) -> None:
-        gate = asyncio.Semaphore(at_once)
+    async def _recover_all(self) -> None:
+        gate = asyncio.Semaphore(AT_ONCE)
 
-        async def one(work: object) -> None:
+        async def recover(container: Container) -> None:
             async with gate:
-                await work  # type: ignore[misc]
+                await self._supervisor.recover(container, self._forget)
 
-        results = await asyncio.gather(*(one(work) for work in works), return_exceptions=True)
+        results = await asyncio.gather(*map(recover, self._containers.values()), return_exceptions=True)
         for result in results:
             if isinstance(result, Exception):
-                log.exception("a container could not be brought in order", result)
+                log.exception("a container could not be recovered", result)
 
     # -------------------------------------------------------------- lookup
 
     def resolve(self, ref: str) -> Container:
-        """By id, by name, or by the beginning of an id that only one has."""
+        """The container of that id or name, or whose id alone begins so.  NotFoundError; ConflictError: several do."""
         container = self._containers.get(ref) or self._names.get(ref)
         if container is not None:
             return container
@@ -151,7 +151,7 @@ class Containers:
         return container
 
     def list(self, all: bool = False, filter: str = "") -> Sequence[Container]:
-        """In order of creation; with `filter`, those of that id, id prefix or name."""
+        """In order of creation; with `filter`, those of that id, beginning of an id, or name."""
         found = [
             each
             for each in self._containers.values()
@@ -162,7 +162,10 @@ class Containers:
     # -------------------------------------------------------------- create
 
     async def create(self, request: CreateContainerRequest) -> tuple[Container, Sequence[str]]:
-        """Checks all that can be checked before a start."""
+        """Check all that can be checked before a start, and write the record; the container, and warnings.
+
+        BadRequestError, ConflictError, BusyError; AgentFailedError: it cannot be written.
+        """
         record = self._record_of(request)
         if self._supervisor.closing:
             raise AgentFailedError("the agent is stopping")
@@ -183,7 +186,7 @@ class Containers:
             await self._lanes.disk(self.runtime.check, record, request.mounts)
             for warning in record.warnings:
                 log.warning("container created, but not as asked", container=record.id, warning=warning)
-            container = Container(record, self._store.log_path(record.id), self.events)
+            container = Container(record, self._store.log_path(record.id), self._events)
             await self._supervisor.create(container)
         except OSError as error:
             raise AgentFailedError(f"the container cannot be created: {system_reason(error)}") from error
@@ -249,7 +252,7 @@ class Containers:
 
     async def wait(self, ref: str, condition: str = "") -> Exit:
         """See waiting.py."""
-        return await wait(self._attended(ref), check_condition(condition), self.events)
+        return await wait(self._attended(ref), check_condition(condition), self._events)
 
     def place(self, ref: str, env: Mapping[str, str], cwd: str, user: str) -> Callable[[], Place]:
         """Where a command in a container is to run."""

@@ -1,16 +1,18 @@
 """The heads of ExecOutput frames whose data goes from a pipe to the socket inside the kernel.
 
-    u32 length | u32 type | trace id (V2) | 0x0a, stream | 0x12, size of data |  data
-    └───────────────────────── head ──────────────────────────────────────────┘  spliced
+    u32 length | u32 type | trace id (V2) | field `stream` | tag and size of `data` |  data
+    └───────────────────────── head ───────────────────────────────────────────────┘  spliced
 
 Frames that carry more are made by the generated classes; a test compares both.
 """
 
 from __future__ import annotations
 
-from arcbox_agent.message_types import MessageType
+from arcbox_agent.wire import ExecOutput
 
-_TYPE = int(MessageType.EXEC_OUTPUT).to_bytes(4, "big")
+_TYPE = ExecOutput.TYPE.to_bytes(4, "big")
+#: What comes before the size of the data.
+_DATA_TAG = ExecOutput(data=b"x").encode()[:-2]
 
 #: The longest trace id that a V2 frame can name.
 _LONGEST_TRACE = 0xFFFF
@@ -31,8 +33,7 @@ class FrameHeads:
         """What comes before `size` bytes of data."""
         field = self._streams.get(stream)
         if field is None:
-            name = stream.encode()
-            field = self._streams[stream] = b"\x0a" + _varint(len(name)) + name + b"\x12"
+            field = self._streams[stream] = ExecOutput(stream=stream).encode() + _DATA_TAG
         body = field + _varint(size)
         length = 4 + len(self._trace) + len(body) + size
         return length.to_bytes(4, "big") + _TYPE + self._trace + body
