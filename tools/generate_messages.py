@@ -62,7 +62,8 @@ class SchemaError(Exception):
 class Field:
     """One field, with the words that the generated code needs."""
 
-    def __init__(self, descriptor: FieldDescriptor) -> None:
+    def __init__(self, descriptor: FieldDescriptor, doc: str) -> None:
+        self.doc = doc
         self.name = descriptor.name
         self.number = descriptor.number
         self.repeated = descriptor.is_repeated
@@ -104,13 +105,13 @@ class Field:
 class Declaration:
     """One message of the schema."""
 
-    def __init__(self, descriptor: Descriptor, options: dict[str, int | None], doc: str) -> None:
+    def __init__(self, descriptor: Descriptor, options: dict[str, int | None], doc: str, field_docs: list[str]) -> None:
         self.name = descriptor.name
         self.type = options["type"]
         self.frame_version = options["frame_version"]
         self.fixed_layout = bool(options["fixed_layout"])
         self.doc = doc
-        self.fields = sorted((Field(f) for f in descriptor.fields), key=lambda f: f.number)
+        self.fields = sorted(map(Field, descriptor.fields, field_docs), key=lambda f: f.number)
 
 
 def parse(schema: pathlib.Path) -> list[Declaration]:
@@ -137,15 +138,17 @@ def parse(schema: pathlib.Path) -> list[Declaration]:
     source = files.file[-1]
     described = pool.FindFileByName(source.name)
     comments = {
-        tuple(location.path): " ".join(location.leading_comments.split())
+        tuple(location.path): " ".join(f"{location.leading_comments} {location.trailing_comments}".split())
         for location in source.source_code_info.location
     }
     declarations = []
     for index, message in enumerate(source.message_type):
         descriptor = described.message_types_by_name[message.name]
         _check_nesting(descriptor, ())
+        # By the numbers that descriptor.proto gives its own fields: message 4, field of a message 2.
         doc = comments.get((4, index), "")
-        declarations.append(Declaration(descriptor, _options(pool, described, descriptor), doc))
+        field_docs = [comments.get((4, index, 2, number), "") for number in range(len(message.field))]
+        declarations.append(Declaration(descriptor, _options(pool, described, descriptor), doc, field_docs))
     return declarations
 
 
@@ -215,8 +218,7 @@ def _class(message: Declaration) -> Iterator[str]:
     yield "@cython.final"
     yield "@cython.no_gc  # no message of the schema can hold itself"
     yield f"cdef class {message.name}(Message):"
-    if message.doc:
-        yield f'    """{message.doc}"""\n'
+    yield from _docstring(message)
     yield f"    TYPE = {_type(message.type)}"
     yield f"    FRAME_VERSION = {message.frame_version}"
     yield f"    __match_args__ = ({names})"
@@ -226,6 +228,22 @@ def _class(message: Declaration) -> Iterator[str]:
         yield f"    cdef object {field.name}"
     yield from _write(message)
     yield from _merge(message)
+
+
+def _docstring(message: Declaration) -> Iterator[str]:
+    """What the message is, and its fields with what the schema says of each."""
+    lines = [f"{field.name}: {field.python}" + (f"  # {field.doc}" if field.doc else "") for field in message.fields]
+    if message.doc and lines:
+        lines[:0] = [message.doc, ""]
+    elif message.doc:
+        lines = [message.doc]
+    if not lines:
+        return
+    yield f'    """{lines[0]}' + ('"""\n' if len(lines) == 1 else "")
+    for line in lines[1:]:
+        yield f"    {line}".rstrip()
+    if len(lines) > 1:
+        yield '    """\n'
 
 
 def _write(message: Declaration) -> Iterator[str]:
@@ -318,6 +336,8 @@ def pyi(declarations: list[Declaration]) -> Iterator[str]:
         yield f"    __match_args__: ClassVar[tuple[{', '.join('str' for _ in message.fields) or '()'}]]"
         for field in message.fields:
             yield f"    {field.name}: {field.python}"
+            if field.doc:
+                yield f'    """{field.doc}"""'
         if message.fields:
             yield "    def __init__("
             yield "        self,"

@@ -17,6 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 COPY = ROOT / ".cache" / "sanitized"
+#: Where a sanitizer writes what it found, followed by the number of the process.
+REPORT = COPY / "report"
 
 #: Each reaches compiled code with inputs at its bounds.
 TESTS = ["tests/wire", "tests/logs/test_engine.py", "tests/logs/test_capture.py", "tests/containers/test_processes.py"]
@@ -61,15 +63,21 @@ def main(arguments: list[str]) -> int:
         # The interpreter itself is not built with ASan, so the library has to be loaded before it.
         "LD_PRELOAD": library(compiler, "libasan.so"),
         # The interpreter frees little at its exit, and a spawned child shares memory until execve.
-        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:allocator_may_return_null=1",
-        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "ASAN_OPTIONS": f"detect_leaks=0:allocator_may_return_null=1:log_path={REPORT}",
+        "UBSAN_OPTIONS": f"print_stacktrace=1:log_path={REPORT}",
         # pymalloc would hide the bounds of objects from ASan.
         "PYTHONMALLOC": "malloc",
         "PYTHONPATH": os.pathsep.join([str(COPY / "src"), str(ROOT)]),
     }
     left_out = [f"--ignore={path}" for path in LEFT_OUT]
     command = [sys.executable, "-m", "pytest", "-q", *left_out, *(arguments or TESTS)]
-    return subprocess.run(command, cwd=ROOT, env=environment).returncode
+    for old in COPY.glob("report.*"):
+        old.unlink()
+    status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    # Files, because pytest takes what a test writes to stderr, and is gone with the process.
+    reports = [path.read_text() for path in sorted(COPY.glob("report.*"))]
+    print(*reports, sep="\n")
+    return status or bool(reports)
 
 
 if __name__ == "__main__":

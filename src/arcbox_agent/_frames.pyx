@@ -276,7 +276,7 @@ cdef class FrameDecoder:
         cdef int version = 0
         cdef const uint8_t* trace = NULL
         cdef size_t trace_size = 0
-        cdef bytes owner = self.owner  # what `trace` points into is kept until the end
+        cdef bytes _owner = self.owner  # what `trace` points into is kept until the end
         trace_id = None
         if self.failure is not None:
             self._raise_failed()

@@ -57,7 +57,7 @@ cdef size_t parse_stamp(
 ) noexcept nogil:
     """The length of the RFC 3339 time at p, or 0 where there is none."""
     cdef size_t i = 19
-    cdef int second, value, digits = 0, hours, minutes
+    cdef int second, value, digits = 0, written = 0, hours, minutes
     cdef int64_t nanos = 0, seconds
     if n < 20:
         return 0
@@ -84,14 +84,16 @@ cdef size_t parse_stamp(
             i += 1
         if digits == 0:
             return 0
-        for value in range(digits, 9):
+        written = digits
+        while digits < 9:
             nanos *= 10
+            digits += 1
     if i >= n:
         return 0
     seconds = minute.seconds + second
     canonical[0] = False
     if p[i] == c"Z" or p[i] == c"z":
-        canonical[0] = digits == 9 and second < 60 and p[i] == c"Z" and p[10] == c"T"
+        canonical[0] = written == 9 and second < 60 and p[i] == c"Z" and p[10] == c"T"
         i += 1
     elif p[i] == c"+" or p[i] == c"-":
         if i + 6 > n or p[i + 3] != c":":
@@ -196,7 +198,7 @@ cdef int hex4(const char* p) noexcept nogil:
     return value
 
 
-cdef inline char* put_utf8(char* out, int code) noexcept nogil:
+cdef inline char* append_utf8(char* out, int code) noexcept nogil:
     if code < 0x80:
         out[0] = <char> code
         return out + 1
@@ -265,7 +267,7 @@ cdef const char* json_string(const char* p, const char* end, char* out, size_t* 
                     p += 6
                 else:
                     code = 0xFFFD  # half a pair: no character
-            out = put_utf8(out, code)
+            out = append_utf8(out, code)
             continue
         else:
             return NULL

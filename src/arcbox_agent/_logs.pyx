@@ -8,7 +8,7 @@ the caller may choose the thread that waits.
 """
 
 from libc.errno cimport EAGAIN, ENOMEM, errno
-from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memmove
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -96,7 +96,6 @@ cdef int emit(
         state.entries += 1
         state.last_stamp = stamp
     return rc
-
 
 
 cdef int chain_add(State* state, Output* out, int stream, const char* text, size_t n) noexcept nogil:

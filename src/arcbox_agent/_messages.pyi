@@ -81,6 +81,7 @@ class Error(Message):
     FRAME_VERSION: ClassVar[None]
     __match_args__: ClassVar[tuple[str, str]]
     code: int
+    """400, 404, 500: docs/protocol.md"""
     message: str
     def __init__(
         self,
@@ -95,6 +96,7 @@ class Timestamp(Message):
     FRAME_VERSION: ClassVar[None]
     __match_args__: ClassVar[tuple[str, str]]
     seconds: int
+    """Unix"""
     nanos: int
     def __init__(
         self,
@@ -110,7 +112,9 @@ class PingRequest(Message):
     __match_args__: ClassVar[tuple[str, str, str]]
     message: str
     timestamp_secs: int
+    """The host's clock, Unix seconds. Over 0, the agent may set the guest's."""
     detail: bool
+    """fill the fields of the response from 100 up"""
     def __init__(
         self,
         *,
@@ -125,8 +129,10 @@ class PingResponse(Message):
     FRAME_VERSION: ClassVar[None]
     __match_args__: ClassVar[tuple[str, str, str]]
     message: str
+    """`pong`, or `pong: ` and the request's message"""
     version: str
     features: list[str]
+    """The calls that the agent has, as in AgentInfo. An agent that names any has all of this file's fields too."""
     def __init__(
         self,
         *,
@@ -151,11 +157,15 @@ class SystemInfo(Message):
     os_version: str
     arch: str
     total_memory: int
+    """bytes"""
     available_memory: int
+    """bytes"""
     cpu_count: int
     load_average: list[float]
+    """1, 5 and 15 minutes"""
     hostname: str
     uptime: int
+    """seconds"""
     ip_addresses: list[str]
     def __init__(
         self,
@@ -251,6 +261,7 @@ class ShutdownRequest(Message):
     FRAME_VERSION: ClassVar[None]
     __match_args__: ClassVar[tuple[str, str]]
     timeout_seconds: int
+    """for the containers to stop in; 0: the agent's default"""
     reboot: bool
     def __init__(
         self,
@@ -288,10 +299,14 @@ class AgentInfo(Message):
     listeners: list[ListenerInfo]
     connections: int
     queued_bytes: int
+    """replies not yet taken by their peers"""
     counters: dict[str, int]
+    """since the agent started"""
     limits: dict[str, int]
+    """the bounds in force"""
     features: list[str]
     log_lag_bytes: int
+    """written by containers, not yet in a log"""
     state_dir: str
     runtime: str
     def __init__(
@@ -319,6 +334,7 @@ class ListenerInfo(Message):
     address: str
     connections: int
     mode: str
+    """`full`, `no-exec`, `read-only`"""
     def __init__(
         self,
         *,
@@ -335,6 +351,7 @@ class Mount(Message):
     source: str
     target: str
     type: str
+    """`bind`, `volume`, `tmpfs`"""
     readonly: bool
     def __init__(
         self,
@@ -357,12 +374,16 @@ class CreateContainerRequest(Message):
     env: dict[str, str]
     working_dir: str
     user: str
+    """`name|uid[:group|gid]`"""
     mounts: list[Mount]
     tty: bool
     open_stdin: bool
     rootfs: str
+    """a directory to run in"""
     id: str
+    """chosen by the host; empty: the agent makes one"""
     detail: bool
+    """fill the fields of the response from 100 up"""
     def __init__(
         self,
         *,
@@ -388,6 +409,7 @@ class CreateContainerResponse(Message):
     __match_args__: ClassVar[tuple[str, str]]
     id: str
     warnings: list[str]
+    """what was asked and will not be done"""
     def __init__(
         self,
         *,
@@ -422,6 +444,7 @@ class StopContainerRequest(Message):
     __match_args__: ClassVar[tuple[str, str]]
     id: str
     timeout: int
+    """seconds between SIGTERM and SIGKILL"""
     def __init__(
         self,
         *,
@@ -462,7 +485,9 @@ class ListContainersRequest(Message):
     __match_args__: ClassVar[tuple[str, str, str]]
     all: bool
     detail: bool
+    """fill the fields of ContainerInfo from 100 up"""
     filter: str
+    """only this id, id prefix or name"""
     def __init__(
         self,
         *,
@@ -492,15 +517,22 @@ class ContainerInfo(Message):
     name: str
     image: str
     state: str
+    """`created`, `running`, `stopped`"""
     status: str
+    """`Created`, `Running (PID: n)`, `Exited (c)`, `Stopped`"""
     created: int
+    """Unix seconds"""
     pid: int
+    """From here on: only where ListContainersRequest.detail asks."""
     exit_code: int
+    """128 + signal where a signal ended it"""
     signal: int
     started_at: int
+    """Unix ns, 0: never"""
     finished_at: int
     command: list[str]
     error: str
+    """why it could not start, or that its exit was lost"""
     warnings: list[str]
     tty: bool
     user: str
@@ -534,6 +566,7 @@ class KillContainerRequest(Message):
     __match_args__: ClassVar[tuple[str, str]]
     id: str
     signal: str
+    """name or number; empty: KILL"""
     def __init__(
         self,
         *,
@@ -548,6 +581,7 @@ class WaitContainerRequest(Message):
     __match_args__: ClassVar[tuple[str, str]]
     id: str
     condition: str
+    """`not-running` (also empty), `next-exit`, `removed`"""
     def __init__(
         self,
         *,
@@ -561,6 +595,7 @@ class WaitContainerResponse(Message):
     FRAME_VERSION: ClassVar[None]
     __match_args__: ClassVar[tuple[str, str, str]]
     status_code: int
+    """128 + signal where a signal ended it"""
     error: str
     signal: int
     def __init__(
@@ -613,7 +648,9 @@ class ContainerStatsResponse(Message):
     FRAME_VERSION: ClassVar[None]
     __match_args__: ClassVar[tuple[str, str, str, str, str, str, str, str, str, str]]
     cpu_usage: int
+    """ns"""
     system_cpu_usage: int
+    """ns"""
     online_cpus: int
     memory_usage: int
     memory_limit: int
@@ -695,18 +732,24 @@ class ExecRequest(Message):
     FRAME_VERSION: ClassVar[None]
     __match_args__: ClassVar[tuple[str, str, str, str, str, str, str, str, str, str, str, str, str]]
     container_id: str
+    """empty: in the guest itself"""
     cmd: list[str]
     env: dict[str, str]
     working_dir: str
     user: str
     tty: bool
     stream: bool
+    """many ExecOutput, the last one with `done`"""
     timeout_ms: int
+    """0: none; then SIGKILL for all it started"""
     detach: bool
+    """answered at once; goes on when the client goes away"""
     stdin: bytes
+    """all of its standard input"""
     tty_width: int
     tty_height: int
     detail: bool
+    """fill the fields of ExecOutput from 100 up; `stream` does too"""
     def __init__(
         self,
         *,
@@ -731,13 +774,17 @@ class ExecOutput(Message):
     FRAME_VERSION: ClassVar[None]
     __match_args__: ClassVar[tuple[str, str, str, str, str, str, str, str]]
     stream: str
+    """`stdout`, `stderr`"""
     data: bytes
     exit_code: int
+    """-1 where a signal ended it"""
     done: bool
     stderr: bytes
+    """in the one reply of a call without `stream`"""
     signal: int
     timed_out: bool
     pid: int
+    """of a detached command"""
     def __init__(
         self,
         *,
@@ -873,13 +920,19 @@ class LogsRequest(Message):
     container_id: str
     follow: bool
     stdout: bool
+    """neither: both"""
     stderr: bool
     since: int
+    """Unix seconds, 0: none"""
     until: int
     timestamps: bool
+    """each line begins with its time, RFC 3339"""
     tail: int
+    """lines, 0: all"""
     stream: bool
+    """without follow: an entry a line, closed by Empty"""
     since_nanos: int
+    """added to `since`"""
     until_nanos: int
     def __init__(
         self,
@@ -904,8 +957,11 @@ class LogEntry(Message):
     __match_args__: ClassVar[tuple[str, str, str, str]]
     stream: str
     data: bytes
+    """the line, without its newline"""
     timestamp: int
+    """Unix ns"""
     partial: bool
+    """no newline follows: the line goes on in the next entry of this stream, or ends so"""
     def __init__(
         self,
         *,
@@ -941,6 +997,7 @@ class ReadFileRequest(Message):
     path: str
     offset: int
     limit: int
+    """0: all"""
     def __init__(
         self,
         *,

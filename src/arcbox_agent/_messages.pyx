@@ -104,6 +104,10 @@ cdef MessageClass* _Error
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class Error(Message):
+    """code: int  # 400, 404, 500: docs/protocol.md
+    message: str
+    """
+
     TYPE = 0xFFFF
     FRAME_VERSION = None
     __match_args__ = ("code", "message")
@@ -125,6 +129,10 @@ cdef MessageClass* _Timestamp
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class Timestamp(Message):
+    """seconds: int  # Unix
+    nanos: int
+    """
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("seconds", "nanos")
@@ -158,6 +166,11 @@ cdef MessageClass* _PingRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class PingRequest(Message):
+    """message: str
+    timestamp_secs: int  # The host's clock, Unix seconds. Over 0, the agent may set the guest's.
+    detail: bool  # fill the fields of the response from 100 up
+    """
+
     TYPE = 0x0001
     FRAME_VERSION = None
     __match_args__ = ("message", "timestamp_secs", "detail")
@@ -196,6 +209,11 @@ cdef MessageClass* _PingResponse
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class PingResponse(Message):
+    """message: str  # `pong`, or `pong: ` and the request's message
+    version: str
+    features: list[str]  # The calls that the agent has, as in AgentInfo. An agent that names any has all of this file's fields too.
+    """
+
     TYPE = 0x1001
     FRAME_VERSION = None
     __match_args__ = ("message", "version", "features")
@@ -253,6 +271,19 @@ cdef MessageClass* _SystemInfo
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class SystemInfo(Message):
+    """kernel_version: str
+    os_name: str
+    os_version: str
+    arch: str
+    total_memory: int  # bytes
+    available_memory: int  # bytes
+    cpu_count: int
+    load_average: list[float]  # 1, 5 and 15 minutes
+    hostname: str
+    uptime: int  # seconds
+    ip_addresses: list[str]
+    """
+
     TYPE = 0x1002
     FRAME_VERSION = None
     __match_args__ = ("kernel_version", "os_name", "os_version", "arch", "total_memory", "available_memory", "cpu_count", "load_average", "hostname", "uptime", "ip_addresses")
@@ -335,6 +366,8 @@ cdef MessageClass* _RuntimeEnsureRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class RuntimeEnsureRequest(Message):
+    """start_if_needed: bool"""
+
     TYPE = 0x0003
     FRAME_VERSION = None
     __match_args__ = ("start_if_needed",)
@@ -363,6 +396,12 @@ cdef MessageClass* _RuntimeEnsureResponse
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class RuntimeEnsureResponse(Message):
+    """ready: bool
+    endpoint: str
+    message: str
+    status: str
+    """
+
     TYPE = 0x1003
     FRAME_VERSION = None
     __match_args__ = ("ready", "endpoint", "message", "status")
@@ -423,6 +462,13 @@ cdef MessageClass* _RuntimeStatusResponse
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class RuntimeStatusResponse(Message):
+    """containerd_ready: bool
+    docker_ready: bool
+    endpoint: str
+    detail: str
+    services: list[ServiceStatus]
+    """
+
     TYPE = 0x1004
     FRAME_VERSION = None
     __match_args__ = ("containerd_ready", "docker_ready", "endpoint", "detail", "services")
@@ -473,6 +519,11 @@ cdef MessageClass* _ServiceStatus
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ServiceStatus(Message):
+    """name: str
+    status: str
+    detail: str
+    """
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("name", "status", "detail")
@@ -511,6 +562,10 @@ cdef MessageClass* _ShutdownRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ShutdownRequest(Message):
+    """timeout_seconds: int  # for the containers to stop in; 0: the agent's default
+    reboot: bool
+    """
+
     TYPE = 0x000A
     FRAME_VERSION = None
     __match_args__ = ("timeout_seconds", "reboot")
@@ -544,6 +599,8 @@ cdef MessageClass* _ShutdownResponse
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ShutdownResponse(Message):
+    """accepted: bool"""
+
     TYPE = 0x100A
     FRAME_VERSION = None
     __match_args__ = ("accepted",)
@@ -589,6 +646,20 @@ cdef MessageClass* _AgentInfo
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class AgentInfo(Message):
+    """version: str
+    pid: int
+    uptime_ms: int
+    listeners: list[ListenerInfo]
+    connections: int
+    queued_bytes: int  # replies not yet taken by their peers
+    counters: dict[str, int]  # since the agent started
+    limits: dict[str, int]  # the bounds in force
+    features: list[str]
+    log_lag_bytes: int  # written by containers, not yet in a log
+    state_dir: str
+    runtime: str
+    """
+
     TYPE = 0x1100
     FRAME_VERSION = None
     __match_args__ = ("version", "pid", "uptime_ms", "listeners", "connections", "queued_bytes", "counters", "limits", "features", "log_lag_bytes", "state_dir", "runtime")
@@ -680,6 +751,11 @@ cdef MessageClass* _ListenerInfo
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ListenerInfo(Message):
+    """address: str
+    connections: int
+    mode: str  # `full`, `no-exec`, `read-only`
+    """
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("address", "connections", "mode")
@@ -718,6 +794,12 @@ cdef MessageClass* _Mount
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class Mount(Message):
+    """source: str
+    target: str
+    type: str  # `bind`, `volume`, `tmpfs`
+    readonly: bool
+    """
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("source", "target", "type", "readonly")
@@ -761,6 +843,21 @@ cdef MessageClass* _CreateContainerRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class CreateContainerRequest(Message):
+    """name: str
+    image: str
+    cmd: list[str]
+    entrypoint: list[str]
+    env: dict[str, str]
+    working_dir: str
+    user: str  # `name|uid[:group|gid]`
+    mounts: list[Mount]
+    tty: bool
+    open_stdin: bool
+    rootfs: str  # a directory to run in
+    id: str  # chosen by the host; empty: the agent makes one
+    detail: bool  # fill the fields of the response from 100 up
+    """
+
     TYPE = 0x0010
     FRAME_VERSION = None
     __match_args__ = ("name", "image", "cmd", "entrypoint", "env", "working_dir", "user", "mounts", "tty", "open_stdin", "rootfs", "id", "detail")
@@ -857,6 +954,10 @@ cdef MessageClass* _CreateContainerResponse
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class CreateContainerResponse(Message):
+    """id: str
+    warnings: list[str]  # what was asked and will not be done
+    """
+
     TYPE = 0x1010
     FRAME_VERSION = None
     __match_args__ = ("id", "warnings")
@@ -892,6 +993,8 @@ cdef MessageClass* _StartContainerRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class StartContainerRequest(Message):
+    """id: str"""
+
     TYPE = 0x0011
     FRAME_VERSION = None
     __match_args__ = ("id",)
@@ -939,6 +1042,10 @@ cdef MessageClass* _StopContainerRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class StopContainerRequest(Message):
+    """id: str
+    timeout: int  # seconds between SIGTERM and SIGKILL
+    """
+
     TYPE = 0x0012
     FRAME_VERSION = None
     __match_args__ = ("id", "timeout")
@@ -989,6 +1096,10 @@ cdef MessageClass* _RemoveContainerRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class RemoveContainerRequest(Message):
+    """id: str
+    force: bool
+    """
+
     TYPE = 0x0013
     FRAME_VERSION = None
     __match_args__ = ("id", "force")
@@ -1039,6 +1150,11 @@ cdef MessageClass* _ListContainersRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ListContainersRequest(Message):
+    """all: bool
+    detail: bool  # fill the fields of ContainerInfo from 100 up
+    filter: str  # only this id, id prefix or name
+    """
+
     TYPE = 0x0014
     FRAME_VERSION = None
     __match_args__ = ("all", "detail", "filter")
@@ -1077,6 +1193,8 @@ cdef MessageClass* _ListContainersResponse
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ListContainersResponse(Message):
+    """containers: list[ContainerInfo]"""
+
     TYPE = 0x1014
     FRAME_VERSION = None
     __match_args__ = ("containers",)
@@ -1107,6 +1225,25 @@ cdef MessageClass* _ContainerInfo
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ContainerInfo(Message):
+    """id: str
+    name: str
+    image: str
+    state: str  # `created`, `running`, `stopped`
+    status: str  # `Created`, `Running (PID: n)`, `Exited (c)`, `Stopped`
+    created: int  # Unix seconds
+    pid: int  # From here on: only where ListContainersRequest.detail asks.
+    exit_code: int  # 128 + signal where a signal ended it
+    signal: int
+    started_at: int  # Unix ns, 0: never
+    finished_at: int
+    command: list[str]
+    error: str  # why it could not start, or that its exit was lost
+    warnings: list[str]
+    tty: bool
+    user: str
+    rootfs: str
+    """
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("id", "name", "image", "state", "status", "created", "pid", "exit_code", "signal", "started_at", "finished_at", "command", "error", "warnings", "tty", "user", "rootfs")
@@ -1219,6 +1356,10 @@ cdef MessageClass* _KillContainerRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class KillContainerRequest(Message):
+    """id: str
+    signal: str  # name or number; empty: KILL
+    """
+
     TYPE = 0x0015
     FRAME_VERSION = None
     __match_args__ = ("id", "signal")
@@ -1252,6 +1393,10 @@ cdef MessageClass* _WaitContainerRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class WaitContainerRequest(Message):
+    """id: str
+    condition: str  # `not-running` (also empty), `next-exit`, `removed`
+    """
+
     TYPE = 0x0016
     FRAME_VERSION = None
     __match_args__ = ("id", "condition")
@@ -1285,6 +1430,11 @@ cdef MessageClass* _WaitContainerResponse
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class WaitContainerResponse(Message):
+    """status_code: int  # 128 + signal where a signal ended it
+    error: str
+    signal: int
+    """
+
     TYPE = 0x1016
     FRAME_VERSION = None
     __match_args__ = ("status_code", "error", "signal")
@@ -1323,6 +1473,8 @@ cdef MessageClass* _PauseContainerRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class PauseContainerRequest(Message):
+    """id: str"""
+
     TYPE = 0x0017
     FRAME_VERSION = None
     __match_args__ = ("id",)
@@ -1351,6 +1503,8 @@ cdef MessageClass* _UnpauseContainerRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class UnpauseContainerRequest(Message):
+    """id: str"""
+
     TYPE = 0x0018
     FRAME_VERSION = None
     __match_args__ = ("id",)
@@ -1379,6 +1533,8 @@ cdef MessageClass* _ContainerStatsRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ContainerStatsRequest(Message):
+    """id: str"""
+
     TYPE = 0x0019
     FRAME_VERSION = None
     __match_args__ = ("id",)
@@ -1407,6 +1563,18 @@ cdef MessageClass* _ContainerStatsResponse
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ContainerStatsResponse(Message):
+    """cpu_usage: int  # ns
+    system_cpu_usage: int  # ns
+    online_cpus: int
+    memory_usage: int
+    memory_limit: int
+    network_rx_bytes: int
+    network_tx_bytes: int
+    block_read_bytes: int
+    block_write_bytes: int
+    pids: int
+    """
+
     TYPE = 0x1019
     FRAME_VERSION = None
     __match_args__ = ("cpu_usage", "system_cpu_usage", "online_cpus", "memory_usage", "memory_limit", "network_rx_bytes", "network_tx_bytes", "block_read_bytes", "block_write_bytes", "pids")
@@ -1480,6 +1648,10 @@ cdef MessageClass* _ContainerTopRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ContainerTopRequest(Message):
+    """id: str
+    ps_args: str
+    """
+
     TYPE = 0x001A
     FRAME_VERSION = None
     __match_args__ = ("id", "ps_args")
@@ -1513,6 +1685,10 @@ cdef MessageClass* _ContainerTopResponse
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ContainerTopResponse(Message):
+    """titles: list[str]
+    processes: list[ProcessRow]
+    """
+
     TYPE = 0x101A
     FRAME_VERSION = None
     __match_args__ = ("titles", "processes")
@@ -1550,6 +1726,8 @@ cdef MessageClass* _ProcessRow
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ProcessRow(Message):
+    """values: list[str]"""
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("values",)
@@ -1614,6 +1792,21 @@ cdef MessageClass* _ExecRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ExecRequest(Message):
+    """container_id: str  # empty: in the guest itself
+    cmd: list[str]
+    env: dict[str, str]
+    working_dir: str
+    user: str
+    tty: bool
+    stream: bool  # many ExecOutput, the last one with `done`
+    timeout_ms: int  # 0: none; then SIGKILL for all it started
+    detach: bool  # answered at once; goes on when the client goes away
+    stdin: bytes  # all of its standard input
+    tty_width: int
+    tty_height: int
+    detail: bool  # fill the fields of ExecOutput from 100 up; `stream` does too
+    """
+
     TYPE = 0x0020
     FRAME_VERSION = None
     __match_args__ = ("container_id", "cmd", "env", "working_dir", "user", "tty", "stream", "timeout_ms", "detach", "stdin", "tty_width", "tty_height", "detail")
@@ -1706,6 +1899,16 @@ cdef MessageClass* _ExecOutput
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ExecOutput(Message):
+    """stream: str  # `stdout`, `stderr`
+    data: bytes
+    exit_code: int  # -1 where a signal ended it
+    done: bool
+    stderr: bytes  # in the one reply of a call without `stream`
+    signal: int
+    timed_out: bool
+    pid: int  # of a detached command
+    """
+
     TYPE = 0x1020
     FRAME_VERSION = None
     __match_args__ = ("stream", "data", "exit_code", "done", "stderr", "signal", "timed_out", "pid")
@@ -1769,6 +1972,18 @@ cdef MessageClass* _ExecStartRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ExecStartRequest(Message):
+    """exec_id: str
+    container_id: str
+    cmd: list[str]
+    env: dict[str, str]
+    working_dir: str
+    user: str
+    tty: bool
+    detach: bool
+    tty_width: int
+    tty_height: int
+    """
+
     TYPE = 0x0022
     FRAME_VERSION = None
     __match_args__ = ("exec_id", "container_id", "cmd", "env", "working_dir", "user", "tty", "detach", "tty_width", "tty_height")
@@ -1846,6 +2061,8 @@ cdef MessageClass* _ExecStartResponse
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ExecStartResponse(Message):
+    """pid: int"""
+
     TYPE = 0x1022
     FRAME_VERSION = None
     __match_args__ = ("pid",)
@@ -1874,6 +2091,11 @@ cdef MessageClass* _ExecResizeRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ExecResizeRequest(Message):
+    """exec_id: str
+    width: int
+    height: int
+    """
+
     TYPE = 0x0023
     FRAME_VERSION = None
     __match_args__ = ("exec_id", "width", "height")
@@ -1912,6 +2134,15 @@ cdef MessageClass* _AttachRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class AttachRequest(Message):
+    """container_id: str
+    attach_stdin: bool
+    attach_stdout: bool
+    attach_stderr: bool
+    tty_width: int
+    tty_height: int
+    exec_id: str
+    """
+
     TYPE = 0x0024
     FRAME_VERSION = None
     __match_args__ = ("container_id", "attach_stdin", "attach_stdout", "attach_stderr", "tty_width", "tty_height", "exec_id")
@@ -1970,6 +2201,12 @@ cdef MessageClass* _AttachInput
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class AttachInput(Message):
+    """data: bytes
+    resize: bool
+    width: int
+    height: int
+    """
+
     TYPE = 0x0025
     FRAME_VERSION = None
     __match_args__ = ("data", "resize", "width", "height")
@@ -2013,6 +2250,10 @@ cdef MessageClass* _AttachOutput
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class AttachOutput(Message):
+    """stream: str
+    data: bytes
+    """
+
     TYPE = 0x1023
     FRAME_VERSION = None
     __match_args__ = ("stream", "data")
@@ -2046,6 +2287,19 @@ cdef MessageClass* _LogsRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class LogsRequest(Message):
+    """container_id: str
+    follow: bool
+    stdout: bool  # neither: both
+    stderr: bool
+    since: int  # Unix seconds, 0: none
+    until: int
+    timestamps: bool  # each line begins with its time, RFC 3339
+    tail: int  # lines, 0: all
+    stream: bool  # without follow: an entry a line, closed by Empty
+    since_nanos: int  # added to `since`
+    until_nanos: int
+    """
+
     TYPE = 0x0021
     FRAME_VERSION = None
     __match_args__ = ("container_id", "follow", "stdout", "stderr", "since", "until", "timestamps", "tail", "stream", "since_nanos", "until_nanos")
@@ -2124,6 +2378,12 @@ cdef MessageClass* _LogEntry
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class LogEntry(Message):
+    """stream: str
+    data: bytes  # the line, without its newline
+    timestamp: int  # Unix ns
+    partial: bool  # no newline follows: the line goes on in the next entry of this stream, or ends so
+    """
+
     TYPE = 0x1021
     FRAME_VERSION = 1
     __match_args__ = ("stream", "data", "timestamp", "partial")
@@ -2167,6 +2427,12 @@ cdef MessageClass* _LogEntryV2
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class LogEntryV2(Message):
+    """stream: str
+    data: bytes
+    timestamp: Timestamp | None
+    partial: bool
+    """
+
     TYPE = 0x1021
     FRAME_VERSION = 2
     __match_args__ = ("stream", "data", "timestamp", "partial")
@@ -2211,6 +2477,11 @@ cdef MessageClass* _ReadFileRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ReadFileRequest(Message):
+    """path: str
+    offset: int
+    limit: int  # 0: all
+    """
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("path", "offset", "limit")
@@ -2249,6 +2520,13 @@ cdef MessageClass* _FileChunk
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class FileChunk(Message):
+    """path: str
+    data: bytes
+    offset: int
+    eof: bool
+    mode: int
+    """
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("path", "data", "offset", "eof", "mode")
@@ -2297,6 +2575,8 @@ cdef MessageClass* _WriteFileResponse
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class WriteFileResponse(Message):
+    """bytes_written: int"""
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("bytes_written",)
@@ -2325,6 +2605,10 @@ cdef MessageClass* _StatsRequest
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class StatsRequest(Message):
+    """container_id: str
+    stream: bool
+    """
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("container_id", "stream")
@@ -2358,6 +2642,14 @@ cdef MessageClass* _ContainerStats
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ContainerStats(Message):
+    """container_id: str
+    cpu: CpuStats | None
+    memory: MemoryStats | None
+    network: NetworkStats | None
+    block: BlockStats | None
+    timestamp: Timestamp | None
+    """
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("container_id", "cpu", "memory", "network", "block", "timestamp")
@@ -2416,6 +2708,11 @@ cdef MessageClass* _CpuStats
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class CpuStats(Message):
+    """usage_ns: int
+    system_ns: int
+    usage_percent: float
+    """
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("usage_ns", "system_ns", "usage_percent")
@@ -2453,6 +2750,12 @@ cdef MessageClass* _MemoryStats
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class MemoryStats(Message):
+    """usage: int
+    limit: int
+    usage_percent: float
+    cache: int
+    """
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("usage", "limit", "usage_percent", "cache")
@@ -2495,6 +2798,12 @@ cdef MessageClass* _NetworkStats
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class NetworkStats(Message):
+    """rx_bytes: int
+    tx_bytes: int
+    rx_packets: int
+    tx_packets: int
+    """
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("rx_bytes", "tx_bytes", "rx_packets", "tx_packets")
@@ -2538,6 +2847,10 @@ cdef MessageClass* _BlockStats
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class BlockStats(Message):
+    """read_bytes: int
+    write_bytes: int
+    """
+
     TYPE = None
     FRAME_VERSION = None
     __match_args__ = ("read_bytes", "write_bytes")

@@ -6,7 +6,6 @@ into its plan and back.  Linux 5.6 or newer.
 
 cimport cython
 from libc.errno cimport errno
-from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 from cpython.bytes cimport PyBytes_AS_STRING
@@ -49,9 +48,6 @@ cdef extern from "spawn_child.h" nogil:
         return 1;
     }
 
-    static int spawn_pidfd_getfd(int pidfd, int fd) {
-        return (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0);
-    }
     static int spawn_openat2(int dir, const char *path, int flags) {
         return spawn_open_in_root(dir, path, flags);
     }
@@ -115,7 +111,6 @@ cdef extern from "spawn_child.h" nogil:
     int spawn_run(spawn_plan *plan)
     int spawn_read_exit(int pidfd, int *status)
     int spawn_take_status(int pidfd, int *code, int *status)
-    int spawn_pidfd_getfd(int pidfd, int fd)
     int spawn_openat2(int dir, const char *path, int flags)
 
 
@@ -155,7 +150,7 @@ class SpawnError(Exception):
     `errno`: why.  `step`: at which of STEPS.  `item`: which mount or limit, or -1.
     """
 
-    def __init__(self, int errno, str step, int item=-1):
+    def __init__(self, int errno, str step, int item=-1):  # no-cython-lint: the name is public
         super().__init__(f"{step}: {os.strerror(errno)}")
         self.errno = errno
         self.step = step
@@ -335,16 +330,6 @@ def exit_status(int pidfd):
     if done < 0:
         raise OSError(errno, os.strerror(errno))
     return status if done else None
-
-
-def pidfd_getfd(int pidfd, int fd):
-    """A duplicate, close-on-exec, of another process's descriptor."""
-    cdef int got
-    with nogil:
-        got = spawn_pidfd_getfd(pidfd, fd)
-    if got < 0:
-        raise OSError(errno, os.strerror(errno))
-    return got
 
 
 def open_in_root(int root, path, int flags):

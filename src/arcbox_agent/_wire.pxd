@@ -260,7 +260,6 @@ cdef inline uint8_t* write_double(Writer* w, uint8_t* p, uint32_t tag, PyObject*
     return prepend_tag(prepend_double(p, number), tag)
 
 
-
 # ------------------------------------------------------------------ decoding
 
 cdef const uint8_t* long_varint(

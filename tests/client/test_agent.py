@@ -90,7 +90,7 @@ def test_a_call_the_agent_does_not_know_is_a_bad_request(agent, run_async):
     async def main():
         async with connect(agent) as client:
             with pytest.raises(BadRequestError):
-                await client.call(wire.ContainerStatsRequest(id="x"), wire.ContainerStatsResponse)
+                await client.call(wire.PauseContainerRequest(id="x"), wire.Empty)
             await client.ping()
             assert (await client.agent_info()).connections == 1
 

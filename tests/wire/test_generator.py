@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from arcbox_agent import wire
 from tools import generate_messages
 
 HEAD = 'syntax = "proto3";\npackage arcbox.agent;\nimport "google/protobuf/descriptor.proto";\n' + (
@@ -87,6 +88,23 @@ def test_what_cannot_be_made_is_refused_with_a_reason(
     schema.write_text(HEAD + body)
     assert generate_messages.main(["--check", "--schema", str(schema)]) == 2
     assert reason in capfd.readouterr().err
+
+
+def test_the_comments_of_the_schema_are_the_docstrings_of_messages_and_fields(tmp_path: pathlib.Path) -> None:
+    assert (wire.Mount.__doc__ or "").splitlines()[2].strip() == "type: str  # `bind`, `volume`, `tmpfs`"
+    schema = tmp_path / "agent.proto"
+    addition = "// Says hello.\nmessage Hello {\n  // Who is\n  // greeted.\n  string name = 1;\n  bool loud = 2;  // or not\n}\n"
+    schema.write_text(generate_messages.SCHEMA.read_text() + addition)
+    texts = generate_messages.generate(schema)
+    assert '    name: str\n    """Who is greeted."""\n    loud: bool\n    """or not"""\n' in texts["_messages.pyi"]
+    docstring = '    """Says hello.\n\n    name: str  # Who is greeted.\n    loud: bool  # or not\n    """\n'
+    assert docstring in texts["_messages.pyx"]
+
+
+def test_the_tags_in_compiled_code_are_those_of_the_schema() -> None:
+    tags = generate_messages.generate(generate_messages.SCHEMA)["_tags.pxd"]
+    assert "    TYPE_LOG_ENTRY = 0x1021\n    TAG_LOG_ENTRY_STREAM = 0xA\n" in tags
+    assert "    TAG_LOG_ENTRY_PARTIAL = 0x320\n" in tags
 
 
 def test_the_nesting_limit_is_that_of_the_compiled_part() -> None:

@@ -77,6 +77,7 @@ class Agent:
             self._containers,
             self._commands,
             self._followers,
+            self._lanes,
             self.request_stop,
         )
         self._server = Server(settings, metrics, __version__, table)

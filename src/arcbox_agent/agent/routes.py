@@ -11,6 +11,7 @@ from arcbox_agent.agent.handlers.exec import Exec
 from arcbox_agent.agent.handlers.logs import Logs
 from arcbox_agent.agent.handlers.power import Power
 from arcbox_agent.agent.handlers.system import System
+from arcbox_agent.agent.handlers.usage import Usage
 from arcbox_agent.agent.serving.route import Route
 from arcbox_agent.message_types import MessageType as Type
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.containers.service import Containers
     from arcbox_agent.agent.logs.follower import Followers
     from arcbox_agent.agent.metrics import Metrics
+    from arcbox_agent.agent.processes.lanes import Lanes
     from arcbox_agent.agent.serving.listeners import Listener
 
 
@@ -34,6 +36,7 @@ def bind(
     containers: Containers,
     commands: Commands,
     followers: Followers,
+    lanes: Lanes,
     end: Callable[[str, float | None], str],
 ) -> dict[int, Route]:
     """The table, with each handler bound to the parts that it uses.  `end`: see Agent.request_stop."""
@@ -43,6 +46,7 @@ def bind(
     container = Lifecycle(containers)
     exec = Exec(commands, settings)
     logs = Logs(containers, followers, settings)
+    usage = Usage(containers, lanes)
     power = Power(settings, end)
     read, control = Access.READ, Access.CONTROL
     routes: dict[int, Route] = {
@@ -56,6 +60,8 @@ def bind(
         Type.LIST_CONTAINERS_REQUEST: Route(container.list, wire.ListContainersRequest, read),
         Type.KILL_CONTAINER_REQUEST: Route(container.kill, wire.KillContainerRequest, control),
         Type.WAIT_CONTAINER_REQUEST: Route(container.wait, wire.WaitContainerRequest, read),
+        Type.CONTAINER_STATS_REQUEST: Route(usage.stats, wire.ContainerStatsRequest, read),
+        Type.CONTAINER_TOP_REQUEST: Route(usage.top, wire.ContainerTopRequest, read),
         Type.EXEC_REQUEST: Route(exec.run, wire.ExecRequest, Access.EXEC),
         Type.LOGS_REQUEST: Route(logs.read, wire.LogsRequest, read),
         Type.RUNTIME_ENSURE_REQUEST: Route(runtime.ensure_runtime, wire.RuntimeEnsureRequest, control),

@@ -31,6 +31,8 @@ COMMANDS = {
     "wait": "containers",
     "rm": "containers",
     "ps": "containers",
+    "top": "usage",
+    "stats": "usage",
     "run": "run",
     "exec": "exec",
     "logs": "logs",

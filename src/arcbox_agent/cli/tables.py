@@ -78,3 +78,23 @@ def size(count: int) -> str:
             break
         value /= 1024
     return f"{count} B" if unit == "B" else f"{value:.4g} {unit}"
+
+
+def short_size(count: int) -> str:
+    """Bytes as docker's stats writes memory: `1.5MiB`."""
+    return _scaled(count, 1024, ("B", "KiB", "MiB", "GiB", "TiB"), 4)
+
+
+def decimal_size(count: int) -> str:
+    """Bytes as docker's stats writes transfers: `1.23kB`."""
+    return _scaled(count, 1000, ("B", "kB", "MB", "GB", "TB"), 3)
+
+
+def _scaled(count: int, base: int, units: Sequence[str], digits: int) -> str:
+    value = float(count)
+    for unit in units:
+        # As it is written: 999.9 kB would be 1e+03 of them.
+        if float(f"{value:.{digits}g}") < base or unit == units[-1]:
+            break
+        value /= base
+    return f"{value:.{digits}g}{unit}"

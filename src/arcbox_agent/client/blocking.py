@@ -172,6 +172,8 @@ class Client:
     wait_container = _call(AsyncClient.wait_container)
     remove_container = _call(AsyncClient.remove_container)
     list_containers = _call(AsyncClient.list_containers)
+    container_top = _call(AsyncClient.container_top)
+    container_stats = _call(AsyncClient.container_stats)
 
     exec = _call(AsyncClient.exec)
     exec_stream = _stream(AsyncClient.exec_stream)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.config.table import Settings
     from arcbox_agent.agent.containers.events import Exit
     from arcbox_agent.agent.containers.output.capture import Capture
-    from arcbox_agent.agent.containers.runtimes.protocol import Place
+    from arcbox_agent.agent.containers.runtimes.protocol import Place, Running
     from arcbox_agent.agent.metrics import Metrics
     from arcbox_agent.agent.processes.children import Processes
     from arcbox_agent.agent.processes.lanes import Lanes
@@ -149,6 +149,10 @@ class Containers:
         if container.life.state is State.ORPHANED:
             raise orphan_refusal(container.id)
         return container
+
+    def run_of(self, ref: str) -> Running | None:
+        """The run of a container; None: it does not run."""
+        return self._attended(ref).run
 
     def list(self, all: bool = False, filter: str = "") -> Sequence[Container]:
         """In order of creation; with `filter`, those of that id, beginning of an id, or name."""

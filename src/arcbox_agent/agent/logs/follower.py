@@ -13,8 +13,8 @@ import asyncio
 import enum
 import time
 
-from arcbox_agent._logs import BLOCKED as STEP_BLOCKED
 from arcbox_agent._log_output import with_trace
+from arcbox_agent._logs import BLOCKED as STEP_BLOCKED
 from arcbox_agent.agent.logs.cursor import BLOCKED, END, Cursor
 from arcbox_agent.agent.logs.flow import Flow
 from arcbox_agent.agent.logs.inotify import Inotify

@@ -86,6 +86,30 @@ class Cgroup:
         found.discard(0)  # one of a pid namespace that is not ours to see
         return found
 
+    def counted(self) -> dict[str, int]:
+        """What the kernel counts for all that runs or ran in it, as far as its controllers do.
+
+        `cpu_ns`; `memory` (bytes, without page cache that the kernel can drop at once) and
+        `memory_limit`; `read_bytes` and `write_bytes` of disks; `tasks` (processes and threads).
+        """
+        found = {}
+        cpu, memory = self._numbers("cpu.stat"), self._number("memory.current")
+        if "usage_usec" in cpu:
+            found["cpu_ns"] = cpu["usage_usec"] * 1000
+        if memory is not None:
+            found["memory"] = max(0, memory - self._numbers("memory.stat").get("inactive_file", 0))
+        for name, file in (("memory_limit", "memory.max"), ("tasks", "pids.current")):
+            number = self._number(file)
+            if number is not None:
+                found[name] = number
+        transfers = self._read("io.stat")
+        if transfers is not None:
+            # A line for each disk: `8:0 rbytes=1 wbytes=2 ...`.
+            pairs = [pair.partition("=") for pair in transfers.split() if "=" in pair]
+            for name, key in (("read_bytes", "rbytes"), ("write_bytes", "wbytes")):
+                found[name] = sum(int(number) for word, _, number in pairs if word == key)
+        return found
+
     def send_signal(self, sig: int) -> int:
         """To every process in it; how many."""
         sent = 0
@@ -173,6 +197,24 @@ class Cgroup:
             found += below
             level = below
         return found
+
+    def _read(self, name: str) -> str | None:
+        """A file of its own; None: there is none, as its controller is off."""
+        try:
+            with open(os.path.join(self.path, name), encoding="ascii") as file:
+                return file.read()
+        except OSError:
+            return None
+
+    def _number(self, name: str) -> int | None:
+        """None: there is no such file, or it says `max`."""
+        text = (self._read(name) or "").strip()
+        return int(text) if text.isdigit() else None
+
+    def _numbers(self, name: str) -> dict[str, int]:
+        """A file with lines like `usage_usec 17`."""
+        pairs = [line.split(" ") for line in (self._read(name) or "").splitlines()]
+        return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2}
 
     def _write(self, name: str, octets: bytes) -> None:
         fd = os.open(os.path.join(self.path, name), os.O_WRONLY | os.O_CLOEXEC)

@@ -35,6 +35,10 @@ class Session:
     def pids(self) -> set[int]:
         return set(self._members())
 
+    def counted(self) -> dict[str, int]:
+        """The kernel counts nothing for a session (see Cgroup.counted)."""
+        return {}
+
     def send_signal(self, sig: int) -> int:
         sent = 0
         for pid, start in self._members().items():

@@ -11,7 +11,14 @@ from arcbox_agent.client.caller import Caller
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from arcbox_agent.wire import ContainerInfo, CreateContainerResponse, Mount, WaitContainerResponse
+    from arcbox_agent.wire import (
+        ContainerInfo,
+        ContainerStatsResponse,
+        ContainerTopResponse,
+        CreateContainerResponse,
+        Mount,
+        WaitContainerResponse,
+    )
 
 
 class ContainerCalls(Caller):
@@ -102,3 +109,23 @@ class ContainerCalls(Caller):
         request = wire.ListContainersRequest(all=all, detail=True, filter=filter)
         reply = await self.call(request, wire.ListContainersResponse, timeout=timeout, repeatable=True)
         return reply.containers
+
+    async def container_top(self, id: str, *, ps_args: str = "", timeout: float | None = None) -> ContainerTopResponse:
+        """The processes of a running container, commands of clients included: `titles`, and `processes` of `values`.
+
+        `ps_args`: options of ps that choose the columns: `-ef` (the default), `aux`, or
+        `-o` with names such as `pid,etime,args`.
+        """
+        request = wire.ContainerTopRequest(id=id, ps_args=ps_args)
+        return await self.call(request, wire.ContainerTopResponse, timeout=timeout, repeatable=True)
+
+    async def container_stats(self, id: str, *, timeout: float | None = None) -> ContainerStatsResponse:
+        """What a container uses now; all zeros while it does not run.
+
+        `cpu_usage` of the container and `system_cpu_usage` of the guest (ns, idle time
+        included) grow with time: the share of CPUs lies in the difference of two replies.
+        `memory_usage`, `memory_limit`, `block_read_bytes`, `block_write_bytes`: bytes.
+        `pids`: processes and their threads.
+        """
+        request = wire.ContainerStatsRequest(id=id)
+        return await self.call(request, wire.ContainerStatsResponse, timeout=timeout, repeatable=True)
