@@ -22,8 +22,9 @@ REPORT = COPY / "report"
 
 #: Each reaches compiled code with inputs at its bounds.
 TESTS = ["tests/wire", "tests/logs/test_engine.py", "tests/logs/test_capture.py", "tests/containers/test_processes.py"]
-#: Not here: it builds the extensions once more, in a way of its own.
-LEFT_OUT = ["tests/wire/test_debug_build.py"]
+#: Not here: one builds the extensions once more in a way of its own, one runs protoc in this process,
+#: whose C++ library is not built for ASan.
+LEFT_OUT = ["tests/wire/test_debug_build.py", "tests/wire/test_generator.py"]
 
 
 def build(compiler: str) -> None:

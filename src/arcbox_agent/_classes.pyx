@@ -220,7 +220,7 @@ cdef int _add_members(MessageClass* known, tuple names, tuple defaults) except -
 
 
 cdef int _add_init(MessageClass* known, tuple names, tuple defaults) except -1:
-    """`__init__`, for who calls it or wants to see what a class takes: `_call` makes objects."""
+    """`__init__`, for introspection and explicit calls; objects are made by `_call`."""
     cdef PyMethodDef* method = <PyMethodDef*>malloc(sizeof(PyMethodDef))
     cdef TypeSlots* slots = <TypeSlots*>known.type
     cdef dict members = <dict>slots.tp_dict
@@ -260,7 +260,7 @@ cdef bint _is_lazy(object default):
 
 
 cdef object _get_list(PyObject* message, void* closure):
-    """A list that nobody has asked for yet is made when it is."""
+    """A list is made when it is first asked for."""
     cdef PyObject** field = fields_of(message) + <Py_ssize_t>closure
     if field[0] == unset:
         _put(field, [])

@@ -20,7 +20,7 @@ cdef enum:
 cdef enum:
     STDOUT = 0
     STDERR = 1
-    UNNAMED = 2  # plain text: nobody said; shown as stdout, never joined with it
+    UNNAMED = 2  # plain text, whose stream is unknown: shown as stdout, never joined with it
     STREAMS = 3
 
 # What one line of a log file says.  `text` points into the line, or into the

@@ -65,10 +65,10 @@ cdef struct State:
     int64_t until
     size_t part_limit
     Position here  # of the first byte not yet used up
-    int64_t skip[STREAMS]  # lines that begin before it are not for us
+    int64_t skip[STREAMS]  # lines of this stream that begin before it are left out
     int64_t entries
     int64_t last_stamp
-    # The line that is longer than LINE_WINDOW and being passed on in pieces.
+    # The engine is inside a line longer than LINE_WINDOW, which flows through in pieces.
     bint inside
     bint dropped
     bint more
@@ -288,7 +288,7 @@ cdef int run(
             break
         if got < 0:
             return <int> got
-        # The end of the file, or only of its cached part: the next read tells.
+        # The end of the file, or only of its cached part: the next read shows which.
         cut = nowait and 0 < <size_t> got < want and (at + got) % PAGE == 0
         last = (<size_t> got < want and not cut) or want == 0 or at + got >= end
         inp.stop += got

@@ -89,7 +89,7 @@ cdef class TailScan:
         return tuple([(self.start_file[s], self.start_offset[s]) for s in range(STREAMS)])
 
     def step(self, int fd, *, int64_t budget=1 << 20, bint nowait=False):
-        """Scan on; MORE, END (of this file) or BLOCKED; `done` tells whether all was found."""
+        """Scan on; MORE, END (of this file) or BLOCKED; `done` says whether all was found."""
         cdef int rc
         if self.data is NULL:
             self.data = <char*> malloc(self.capacity)

@@ -92,7 +92,7 @@ cdef struct Stream:
     Spool spool
     int source
     bint pty
-    bint hung_up  # nobody has the terminal open; it may be opened again
+    bint hung_up  # no process has the terminal open; one may open it again
     bint last  # its processes are gone
     bint watched
     bint ended  # end of file was seen
@@ -326,7 +326,7 @@ cdef class Pump:
         self.sources.pop(<uint64_t> &source.stream, None)
 
     def drain(self, Source source):
-        """Take what is there now, once the processes are gone: a terminal that nobody has open has ended."""
+        """Take what is there now, once the processes are gone: a terminal that none has open has ended."""
         cdef Stream* s = &source.stream
         cdef int64_t before = -1
         cdef int rounds = 0

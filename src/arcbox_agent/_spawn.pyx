@@ -322,7 +322,7 @@ def take_status(int pidfd):
 def exit_status(int pidfd):
     """The wait status of an ended process that need not be a child; None where it is not known yet.
 
-    Raises OSError where the kernel cannot tell at all (before Linux 6.15).
+    Raises OSError where the kernel has no such call (before Linux 6.15).
     """
     cdef int status = 0, done
     with nogil:

@@ -63,7 +63,7 @@ cdef extern from "Python.h":
 cdef PyObject* zero         # 0
 cdef PyObject* empty_str    # ""
 cdef PyObject* empty_bytes  # b""
-cdef PyObject* unset        # (): a list or a map that nobody has asked for yet
+cdef PyObject* unset        # (): a list or a map that was never asked for
 
 # Messages of the schema nest less deep than this; the generator checks it.
 cdef enum:

@@ -67,7 +67,7 @@ cdef enum:
     SCRATCH_KEPT = 1024 * 1024  # a larger one is given back to the system after use
     MESSAGE_LIMIT = 0x7FFFFFFF  # as google.protobuf
 
-# The scratch buffer that nobody writes to at the moment, or NULL.
+# The scratch buffer while no writer uses it, else NULL.
 cdef uint8_t* _scratch = NULL
 cdef size_t _scratch_size = 0
 
@@ -303,7 +303,7 @@ cdef uint8_t* _write_map(
     value = held(borrowed)
     if not isinstance(value, dict):
         if value == ():
-            return p  # nobody has asked for it yet
+            return p  # `unset`: it was never asked for
         refuse_value(&w.location, tag, None, f"expected dict, not {kind_of(value)}")
     # A dict is walked from its first entry only, and the last is to be written first.
     size = PyDict_Size(value)

@@ -204,7 +204,7 @@ _Noreturn static void spawn_fail(struct spawn_plan *plan, int step, int item) {
         n += spawn_number(line + n, (unsigned long)step);
         line[n++] = '\n';
         if (write(plan->pid_fd, line, n) < 0) {
-            /* Nobody is left to tell. */
+            /* No process is left to report to. */
         }
     }
     for (;;) syscall(SYS_exit_group, 127);
@@ -414,7 +414,7 @@ static int spawn_child(void *argument) {
     syscall(SYS_rt_sigprocmask, SIG_SETMASK, &no_signals, NULL, SPAWN_KERNEL_SIGSET);
     for (char *const *program = plan->programs; *program; program++) {
         execve(*program, plan->argv, plan->envp);
-        /* As execvp: a file that may not be executed is told only if nothing better follows. */
+        /* As execvp: EACCES is reported only if no later program gives a better error. */
         if (errno == EACCES) error = EACCES;
         else if (errno != ENOENT && errno != ENOTDIR) {
             error = errno;

@@ -215,12 +215,16 @@ def test_a_peer_that_reads_slowly_is_not_idle(start_agent: StartAgent) -> None:
         read_pongs(slow, MANY_PINGS + 1)
 
 
-def test_a_half_frame_behind_a_call_that_runs_has_its_time_afterwards(start_agent: StartAgent) -> None:
+@pytest.mark.parametrize("comes", ["with the call", "while it runs"])
+def test_a_half_frame_behind_a_call_that_runs_has_its_time_afterwards(start_agent: StartAgent, comes: str) -> None:
     agent = start_agent(frame_timeout="1")
     go = agent.directory / "go"
     with Peer(agent.socket_path) as caller, Peer(agent.socket_path) as first, Peer(agent.socket_path) as second:
-        caller.send_bytes(encode_message(waits_for(go)) + HALF_FRAME)
+        call = encode_message(waits_for(go))
+        caller.send_bytes(call + HALF_FRAME if comes == "with the call" else call)
         began(go)
+        if comes == "while it runs":
+            caller.send_bytes(HALF_FRAME)
         first.send_bytes(HALF_FRAME)
         assert b"frame_timeout" in first.bytes_until_closed()
         second.send_bytes(PING + HALF_FRAME)
@@ -252,9 +256,9 @@ def test_a_peer_that_goes_away_after_many_looks_at_it_is_found_all_the_same(star
 
 
 def test_a_peer_over_the_bound_that_says_nothing_is_closed_all_the_same(start_agent: StartAgent) -> None:
-    agent = start_agent(max_connections="1")
-    with only_peer(agent) as peer, Peer(agent.socket_path) as silent:
-        assert peer.ask(PingRequest()) == PONG
+    agent = start_agent(max_connections="2")
+    with only_peer(agent) as peer, Peer(agent.socket_path) as other, Peer(agent.socket_path) as silent:
+        assert other.ask(PingRequest()) == PONG
         assert silent.bytes_until_closed() == b""
         # The others may be silent for as long as they like.
         assert peer.ask(PingRequest()) == PONG

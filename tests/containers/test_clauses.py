@@ -38,6 +38,10 @@ def cgroup_of(pid: int | str) -> Path:
     return Path(root + name)
 
 
+def assert_killed(pid: int) -> None:
+    eventually(lambda: not alive(pid))
+
+
 @pytest.fixture
 def leaves() -> Iterator[Callable[[sync.Client], int]]:
     """Runs a command that leaves a process in the background; its number.  It is killed at the end."""
@@ -68,7 +72,7 @@ def test_what_a_command_left_does_not_die_with_the_next(client: sync.Client, lea
     for _ in range(3):
         late = client.exec(["sh", "-c", "setsid sleep 1000 & echo $!; wait"], timeout=0.2)
         assert late.timed_out
-        eventually(lambda late=late: not alive(int(late.stdout)))
+        assert_killed(int(late.stdout))
     assert alive(pid)
 
 
@@ -78,7 +82,7 @@ def test_what_a_command_left_that_ended_by_itself_is_not_killed_when_its_client_
     with sync.connect(agent.address) as other:
         eventually(lambda: other.agent_info().connections == 1)
         late = other.exec(["sh", "-c", "setsid sleep 1000 & echo $!; wait"], timeout=0.2)
-        eventually(lambda: not alive(int(late.stdout)))
+        assert_killed(int(late.stdout))
     assert alive(pid)
 
 
@@ -284,6 +288,24 @@ def test_an_agent_that_comes_back_in_the_middle_of_a_start_waits_for_what_become
         (info,) = client.list_containers(all=True)
         assert (info.state, info.error) == ("created", "exec: No such file or directory")
         client.remove_container("x")
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_a_command_that_cannot_be_started_fails_quietly_when_its_client_has_gone(agent: Any, detach: bool) -> None:
+    with sync.connect(agent.address, wait=10) as client:
+        client.exec(["true"])
+        everything = find_parent(_cgroup_name(str(agent.state_dir)))
+        assert everything is not None, "this test needs cgroup2"
+        with whatever_is_born_waits(Path(everything)):
+            with socket.socket(socket.AF_UNIX) as leaving:
+                leaving.connect(str(agent.socket_path))
+                leaving.sendall(wire.encode_message(wire.ExecRequest(cmd=["/nowhere"], detach=detach)))
+                eventually(lambda: len(Cgroup(everything).pids()) == 1)
+            eventually(lambda: client.agent_info().connections == 1)
+        eventually(lambda: Cgroup(everything).pids() == set())
+        assert client.exec(["true"]).exit_code == 0
+    agent.stop()
+    assert " error " not in agent.log()
 
 
 def test_a_start_whose_client_goes_away_is_finished(agent: Any) -> None:

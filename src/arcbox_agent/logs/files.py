@@ -1,8 +1,8 @@
 """A log and its rotated siblings: `ID.log`, `ID.log.1` (the newest of them), `ID.log.2` ...
 
-Rotation shifts by rename, oldest first, while we look.  What makes that safe is
-the descriptor we hold: as long as the file it belongs to is found at one place
-before and after a neighbour was opened, that neighbour is the one.
+Rotation shifts the files by rename, oldest first, while a reader looks.  The reader is
+safe by the descriptor that it holds: if that file is found in the same place before and
+after a neighbour was opened, the neighbour is the right one.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import stat
 
 from arcbox_agent._logs import open_cached
 
-#: A shift leaves one place empty for a moment; more empty ones are the end of the row.
+#: A shift leaves one place empty for a moment; more empty places in a row are the end of the files.
 _HOLES = 3
-#: Nobody keeps more.
+#: More rotated files than any agent keeps.
 _MAX_NUMBER = 1000
-#: What says that no log lies in a place: nothing, or something else (a directory, a socket, a
-#: symlink to itself).  Any other error (no descriptors, no permission, a broken disk) says
-#: nothing of the kind, and lines that are there must not be left out without a word.
+#: Errors of open that mean that there is no log in a place: it is empty, or holds something else
+#: (a directory, a socket, a symlink to itself).  Any other error (no descriptors, no permission,
+#: a broken disk) is raised: lines that exist must not be left out silently.
 _NO_LOG = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.ELOOP})
 
 
 class LogFile:
-    """An open file of a log; closed when nobody holds it any more."""
+    """An open file of a log; closed with the last reference to it."""
 
     __slots__ = ("device", "fd", "inode")
 
@@ -51,7 +51,7 @@ def open_file(path: str, nowait: bool = False) -> LogFile:
     if nowait:
         fd = open_cached(path)
     else:
-        # O_NONBLOCK: a FIFO put in the log's place must not hold us.
+        # O_NONBLOCK: the open of a FIFO in the log's place must not block.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
@@ -101,7 +101,7 @@ def open_neighbour(path: str, file: LogFile, step: int, nowait: bool = False) ->
     OSError: it is there, and cannot be opened.
     """
     if nowait and not file.is_same(look(path)):
-        raise BlockingIOError  # more to look at than what was opened just now
+        raise BlockingIOError  # it was rotated: the search needs lookups that may not be cached
     for _ in range(100):
         number = find(path, file)
         if number is None or number + step < 0:

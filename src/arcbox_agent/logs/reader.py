@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
     from arcbox_agent._log_output import Entry
 
-#: A larger file is searched for a time by bisection, which takes its times to
-#: be in order, but for SLACK: where the clock was set back by more, lines
-#: before the step may be left out.  No line outside the range is ever given.
+#: A larger file is searched for a time by bisection.  That assumes that its times are in order,
+#: within SLACK ns: if the clock was set back by more, lines before the step may be left out.
+#: No line outside the range is ever given.
 BISECT_FROM = 1 << 20
 SLACK = 60 * 1_000_000_000
 
 #: The times that a line can have: one outside becomes the nearest inside, and so does the end of a range.
 _FIRST, _LAST = -(1 << 63) + 1, (1 << 63) - 1
 
-#: A log that is truncated while its end is searched for is begun with anew, so often.
+#: How often a log that is truncated during the search for its end is searched again.
 _ATTEMPTS = 5
 
 
 class LogReader:
-    """One request's way through a log; goes on by `step`, so that the caller chooses the thread.
+    """Reads a log for one request, step by step, so that the caller chooses the thread of each step.
 
     `output`, `trace`, `timestamps`, `part_limit`: as `_logs.Engine` has them.
     `tail`: only so many of the last lines, 0: all.  `unended`: a last line
@@ -96,14 +96,14 @@ class LogReader:
     def step(self, nowait: bool = False) -> Any:
         """The next piece of output, which may be empty; None: that was all.
 
-        nowait: BLOCKED where the disk would have to be waited for; nothing is
-        lost then, and a step without nowait goes on.
+        nowait: BLOCKED if the step had to wait for the disk; nothing is lost then, and
+        a step without nowait goes on.
         """
         self._nowait = nowait
         return next(self._steps, None)
 
     def close(self) -> None:
-        """Let go of the files now, where the end is not waited for."""
+        """Close the files before the end is reached."""
         with suppress(ValueError):  # a thread is in the middle of a step, and the last to hold on
             self._steps.close()
         self._files.clear()

@@ -81,7 +81,8 @@ class Stopper:
     def kill(self, container: Container, sig: int) -> None:
         """Send one signal to the main process.  ConflictError: it does not run."""
         container.check(Trigger.KILL)
-        if container.run is None or not container.run.send_signal(sig):
+        assert container.run is not None
+        if not container.run.send_signal(sig):
             raise refusal(container.life.state, Trigger.KILL, container.id)
         if sig == signal.SIGKILL and container.stop is not None:
             # A Stop that is under way ends its patience with the rest, too.

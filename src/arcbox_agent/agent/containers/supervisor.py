@@ -112,13 +112,8 @@ class Supervisor:
 
     async def _follow(self, container: Container, run: Running) -> None:
         """From the start of a run to the moment when nothing of it is left."""
-        try:
-            status = await run.wait()
-        except asyncio.CancelledError:
-            # The agent ends and the container goes on: the next agent takes over.
-            if self.closing:
-                return
-            raise
+        # Cancelled at the agent's end, where the container goes on: the next agent takes over.
+        status = await run.wait()
         finished_ns = time.time_ns()
         container.move(Trigger.MAIN_ENDED)
         complete = False
@@ -158,9 +153,8 @@ class Supervisor:
                 except ConflictError:
                     pass  # it ended by itself
             async with container.lock:
-                if container.active and force:
+                if container.active:
                     continue  # another call started it again
-                container.check(Trigger.REMOVE)
                 await self._remove(container, forget, Trigger.REMOVE_FAILED)
                 return
 

@@ -1,6 +1,6 @@
 """A place in a log that moves on with it: over rotation, truncation, removal and re-creation.
 
-It follows the file, not who writes it, so any writer will do.
+It follows the file and not its writer, so the log may have any writer.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 log = Logger("logs")
 
-#: Output of one read, about: large enough to make the reply's overhead small,
-#: small enough to give the other connections their turn.
+#: Bytes of output of one read, about: enough to make the overhead of a reply small, and few
+#: enough to let other connections run.
 TARGET = 131072
-#: Bytes looked at in one read, where filters let little through.
+#: Bytes of input of one read, as filters may let little through.
 BUDGET = 1 << 20
 
 
@@ -154,7 +154,7 @@ class Cursor:
             if after is None:
                 break
             files.append(after)
-        # Looked at once more: all but the last could be written to until the last one was.
+        # Each but the last could be written to until the last one was: so look at their sizes again.
         return next((file for file in files if file.size()), files[-1])
 
     def _oldest_unknown(self) -> LogFile | None:
@@ -178,7 +178,7 @@ class Cursor:
         self._older = self._look_at_older()
 
     def _look_at_older(self) -> frozenset[int]:
-        """What lies behind this file now: so that it is not taken for new when this one is removed."""
+        """The files that are older than this one: they must not be taken for new when this one is removed."""
         number = find(self.path, self.file) if self.file is not None else 0
         older = set()
         while number is not None and (status := look(place(self.path, number + 1))) is not None:
@@ -191,5 +191,5 @@ _NONE: frozenset[int] = frozenset()
 
 
 def _identity(status: Any) -> int:
-    # The inode alone may belong to another file by then.
+    # Not the inode alone: by the time of the comparison another file may have it.
     return hash((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))

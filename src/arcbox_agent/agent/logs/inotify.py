@@ -1,8 +1,8 @@
-"""One inotify instance for all that follows files; polling where there is none.
+"""One inotify instance for all follows; polling where the kernel gives none.
 
-A watch belongs to an inode, and adding it twice gives the same number: so each
-number has a list of those who asked.  Whoever is called looks for himself what
-has changed; an event says only that looking is worth it.
+The kernel has one watch per inode, and adding it twice gives the same number.  So each
+number has a list of Watch objects.  An event says only that something may have changed:
+the callback looks for itself.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ log = Logger("logs")
 _FILE = _inotify.MODIFY | _inotify.ATTRIB | _inotify.MOVE_SELF | _inotify.DELETE_SELF
 _DIRECTORY = _inotify.CREATE | _inotify.MOVED_TO | _inotify.ONLYDIR
 _BUFFER = 65536
-#: Seconds between two looks where inotify cannot be had.
+#: Seconds between two looks where there is no inotify.
 POLL_INTERVAL = 0.1
 
 
 class Watch:
-    """Somebody who wants to know."""
+    """One callback for one file or name."""
 
     __slots__ = ("callback", "name", "number")
 
@@ -47,7 +47,7 @@ class Inotify:
         self._names: dict[int, dict[bytes, list[Watch]]] = {}
         self._polled: set[Watch] = set()
         self._timer: TimerHandle | None = None
-        self._told = False
+        self._warned = False
 
     @property
     def polled(self) -> int:
@@ -103,7 +103,7 @@ class Inotify:
         else:
             watches = self._files.get(watch.number, [])
         if watch not in watches:
-            return  # its file is gone, and the watch with it
+            return  # the kernel removed the watch with its file
         watches.remove(watch)
         if watches:
             return
@@ -128,10 +128,10 @@ class Inotify:
             return -1
 
     def _fall_back(self, error: OSError) -> None:
-        if not self._told:
-            self._told = True
+        if not self._warned:
+            self._warned = True
             log.warning(
-                "inotify is not to be had, logs are followed by polling; "
+                "inotify is not available, logs are followed by polling; "
                 "fs.inotify.max_user_instances and max_user_watches may be too low",
                 reason=error,
                 interval=POLL_INTERVAL,
@@ -156,7 +156,7 @@ class Inotify:
             return
         for number, mask in plain.items():
             if number < 0:
-                # The queue has overflown: everything may have changed.
+                # The kernel's queue overflowed and events are lost: everything may have changed.
                 self._call_all()
                 return
             watches = self._files.get(number)
@@ -166,7 +166,7 @@ class Inotify:
                 if mask & _inotify.IGNORED:
                     self._files.pop(number, None)
             elif mask & _inotify.IGNORED:
-                # A directory is gone; its names are looked for by polling from now on.
+                # The directory was removed: its names are polled from now on.
                 for waiting in self._names.pop(number, {}).values():
                     for watch in waiting:
                         watch.number = -1
