@@ -196,7 +196,7 @@ cdef class FrameDecoder:
                 copy = <uint8_t*>malloc(capacity)
                 if copy == NULL:
                     raise MemoryError
-                memcpy(copy, self.base + self.head, left)
+                append_block(copy, self.base + self.head, left)
                 free(self.copy)
                 self.copy = copy
                 self.capacity = capacity
@@ -204,7 +204,7 @@ cdef class FrameDecoder:
             self.head = 0
             self.tail = left
         self.base = self.copy
-        memcpy(self.copy + self.tail, data, size)
+        append_block(self.copy + self.tail, data, size)
         self.tail += size
         return 0
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
+from arcbox_agent.agent.agent import Agent
 from arcbox_agent.agent.config.directories import prepare
 from arcbox_agent.agent.config.table import Settings
-from arcbox_agent.agent.agent import Agent
 from arcbox_agent.agent.handlers.power import Power
 from arcbox_agent.errors import AgentFailedError
 from arcbox_agent.wire import (

@@ -22,8 +22,8 @@ import pytest
 
 import arcbox_agent
 from arcbox_agent import sync, wire
-from arcbox_agent.agent.containers.runtimes.process.runtime import _cgroup_name
 from arcbox_agent.agent.processes import cgroups
+from arcbox_agent.agent.processes.scopes import cgroup_name
 from arcbox_agent.agent.serving.frame_heads import FrameHeads
 from arcbox_agent.errors import AgentFailedError, BadRequestError, BusyError, NotFoundError
 from arcbox_agent.wire import Mount
@@ -186,7 +186,7 @@ def test_a_detached_command_goes_on_without_its_client(agent: Any) -> None:
 
 
 def test_a_detached_command_goes_on_though_its_client_goes_away_while_it_is_started(agent: Any, tmp_path: Path) -> None:
-    parent = cgroups.find_parent(_cgroup_name(str(agent.state_dir)))
+    parent = cgroups.find_parent(cgroup_name(str(agent.state_dir)))
     assert parent is not None, "this test needs cgroup2"
     with sync.connect(agent.address, wait=10) as client:
         client.exec_detached(["true"])  # there is a cgroup for commands now
@@ -212,7 +212,7 @@ def test_a_detached_command_goes_on_though_its_client_goes_away_while_it_is_star
 
 def test_the_agent_ends_though_the_start_of_a_command_hangs(start_agent: Callable[..., Any]) -> None:
     agent = start_agent(shutdown_timeout="0.2")
-    parent = cgroups.find_parent(_cgroup_name(str(agent.state_dir)))
+    parent = cgroups.find_parent(cgroup_name(str(agent.state_dir)))
     assert parent is not None, "this test needs cgroup2"
     raw(agent, wire.ExecRequest(cmd=["true"]))  # there is a cgroup for commands now
     freeze = Path(parent, "cgroup.freeze")
@@ -476,7 +476,7 @@ def test_many_at_once_leave_nothing(agent: Any) -> None:
 
 
 def test_a_command_that_cannot_be_prepared_leaves_no_cgroup(client: sync.Client, agent: Any) -> None:
-    parent = cgroups.find_parent(_cgroup_name(str(agent.state_dir)))
+    parent = cgroups.find_parent(cgroup_name(str(agent.state_dir)))
     assert parent is not None, "this test needs cgroup2"
     for _ in range(5):
         client.exec(["true"])  # leaves its cgroup for the next one

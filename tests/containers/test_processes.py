@@ -14,15 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from arcbox_agent.agent.processes.children import (
-    ExitStatus,
-    Process,
-    Processes,
-    SpawnError,
-    SpawnSpec,
-    start_time_of,
-)
+from arcbox_agent._spawn import SpawnError
+from arcbox_agent.agent.processes.children import Process, Processes
 from arcbox_agent.agent.processes.lanes import Lanes
+from arcbox_agent.agent.processes.spec import SpawnSpec
+from arcbox_agent.agent.processes.stat_line import start_time_of
+from arcbox_agent.agent.processes.status import ExitStatus
 
 from .support import Counts, children, null, open_descriptors, run
 

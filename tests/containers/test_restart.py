@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from arcbox_agent import sync, wire
-from arcbox_agent.agent.containers.runtimes.process.runtime import _cgroup_name
 from arcbox_agent.agent.processes import cgroups
-from arcbox_agent.agent.processes.children import start_time_of
+from arcbox_agent.agent.processes.scopes import cgroup_name
+from arcbox_agent.agent.processes.stat_line import start_time_of
 from arcbox_agent.errors import AgentFailedError, ArcboxError, NotFoundError
 from tools.stress.agent import AgentProcess
 
@@ -278,7 +278,7 @@ def test_a_start_that_was_cut_off_is_undone(left_running: Any) -> None:
 
 def test_a_start_under_way_when_the_agent_is_told_to_end_comes_to_its_end(left_running: Any) -> None:
     agent = left_running
-    parent = cgroups.find_parent(_cgroup_name(str(agent.state_dir)))
+    parent = cgroups.find_parent(cgroup_name(str(agent.state_dir)))
     assert parent is not None, "this test needs cgroup2"
     freeze = Path(parent, "cgroup.freeze")
     with connect(agent) as client:
@@ -417,8 +417,9 @@ def test_a_damaged_record_is_set_aside_and_the_others_live(left_running: Any) ->
         "deep": "[" * 100000,
         "type": text.replace(bad, "type").replace('"run": 1', '"run": "1"'),
         "other": text,
+        "runtime": text.replace(bad, "runtime").replace('"runtime": "process"', '"runtime": ""'),
         "state": text.replace(bad, "state").replace('"stopped",', '"floating",'),
-        "format": text.replace(bad, "format").replace('"format": 1', '"format": 2'),
+        "format": text.replace(bad, "format").replace('"format": 2', '"format": 3'),
         "mount": text.replace(bad, "mount").replace('"mounts": []', '"mounts": [["bind", 1, "x", true]]'),
     }
     for id, content in damaged.items():
@@ -433,6 +434,71 @@ def test_a_damaged_record_is_set_aside_and_the_others_live(left_running: Any) ->
     assert names == {f"{id}.json.damaged" for id in (*damaged, "directory")}
     assert agent.log().count("a container's record is damaged and set aside") == len(damaged) + 1
     assert (agent.state_dir / "logs" / f"{bad}.log").exists()  # somebody may yet repair it
+
+
+def test_a_container_of_a_runtime_that_the_agent_does_not_have_is_listed_and_left_as_it_is(left_running: Any) -> None:
+    agent = left_running
+    with connect(agent) as client:
+        ids = [client.create_container(cmd=["sleep", "1000"], name=name).id for name in ("rest", "runs", "leaves")]
+        client.start_container("runs")
+        client.create_container(cmd=["true"], name="ours")
+        (running,) = client.list_containers()
+    agent.kill()
+    paths = [agent.state_dir / "containers" / f"{id}.json" for id in ids]
+    before = [path.read_text() for path in paths]
+    foreign = [text.replace('"runtime": "process"', '"runtime": "oci"') for text in before]
+    # A removal that was cut off is not this agent's to complete either.
+    foreign[2] = foreign[2].replace('"state": "created"', '"state": "removing"')
+    assert all(text.count('"oci"') == 1 for text in foreign) and '"removing"' in foreign[2]
+    for path, text in zip(paths, foreign, strict=True):
+        path.write_text(text)
+    agent.restart()
+    with connect(agent) as client:
+        found = {each.name: each for each in client.list_containers(all=True)}
+        assert sorted(found) == ["leaves", "ours", "rest", "runs"]
+        assert found["runs"].state == "running" and found["rest"].state == "created"
+        for name, id in zip(("rest", "runs", "leaves"), ids, strict=True):
+            why = f"container {id} needs the runtime 'oci', which this agent does not have"
+            assert found[name].error.startswith(why)
+            for change in (
+                lambda name: client.start_container(name),
+                lambda name: client.stop_container(name),
+                lambda name: client.kill_container(name),
+                lambda name: client.remove_container(name, force=True),
+                lambda name: client.wait_container(name),
+                lambda name: client.exec(["true"], container=name),
+            ):
+                with pytest.raises(AgentFailedError, match=why):
+                    change(name)
+        client.start_container("ours")
+        assert client.wait_container("ours").status_code == 0
+    assert alive(running.pid)
+    assert [path.read_text() for path in paths] == foreign
+    agent.kill()
+    for path, text in zip(paths, before, strict=True):
+        path.write_text(text)
+    agent.restart()
+    with connect(agent) as client:
+        assert client.list_containers()[0].pid == running.pid
+    end_all(agent)
+
+
+def test_a_container_of_an_agent_that_knew_one_runtime_alone_starts(left_running: Any) -> None:
+    agent = left_running
+    with connect(agent) as client:
+        id = client.create_container(cmd=["sh", "-c", "exit 3"], name="x").id
+    agent.kill()
+    path = agent.state_dir / "containers" / f"{id}.json"
+    values = json.loads(path.read_text())
+    assert (values.pop("format"), values.pop("runtime")) == (2, "process")
+    path.write_text(json.dumps({"format": 1, **values}))
+    agent.restart()
+    with connect(agent) as client:
+        client.start_container("x")
+        assert client.wait_container("x").status_code == 3
+    values = json.loads(path.read_text())
+    assert (values["format"], values["runtime"]) == (2, "process")
+    end_all(agent)
 
 
 def test_what_belongs_to_no_container_is_swept(left_running: Any) -> None:

@@ -19,9 +19,10 @@ import pytest
 
 from arcbox_agent import sync
 from arcbox_agent.agent.processes.cgroups import Cgroup, find_parent
-from arcbox_agent.agent.processes.children import Processes, SpawnSpec
-from arcbox_agent.agent.processes.descendants import Session
+from arcbox_agent.agent.processes.children import Processes
+from arcbox_agent.agent.processes.descendants import ProcessSession
 from arcbox_agent.agent.processes.lanes import Lanes
+from arcbox_agent.agent.processes.spec import SpawnSpec
 from tools.stress.agent import AgentProcess
 
 from .support import alive, eventually, lines_of, null, run
@@ -140,12 +141,12 @@ def test_a_session_whose_number_is_a_strangers_now_has_nothing_of_ours() -> None
         processes = Processes(asyncio.get_running_loop(), Lanes())
         fd = null()
         process = await processes.spawn(SpawnSpec(["/bin/sleep", "1000"], stdio=(fd, fd, fd)))
-        assert Session(process.pid, process.start_time).pids() == {process.pid}
-        stranger = Session(process.pid, process.start_time - 1)
+        assert ProcessSession(process.pid, process.start_time).pids() == {process.pid}
+        stranger = ProcessSession(process.pid, process.start_time - 1)
         assert not stranger.alive()
         stranger.kill()
         assert alive(process.pid)
-        ours = Session(process.pid, process.start_time)
+        ours = ProcessSession(process.pid, process.start_time)
         ours.kill()
         await process.wait()
         assert not ours.alive() and ours.pids() == set()

@@ -24,8 +24,8 @@ from arcbox_agent.agent.containers.runtimes.protocol import NotStarted, StartErr
 from arcbox_agent.agent.containers.store import Store
 from arcbox_agent.agent.containers.supervisor import Supervisor
 from arcbox_agent.agent.containers.waiting import wait
-from arcbox_agent.agent.processes.children import ExitStatus
 from arcbox_agent.agent.processes.lanes import Lanes
+from arcbox_agent.agent.processes.status import ExitStatus
 from arcbox_agent.errors import AgentFailedError, ConflictError, NotFoundError
 
 from .support import Counts, run
@@ -136,6 +136,10 @@ class Runtime:
         self.calls: list[str] = []
         self.gate = asyncio.Event()  # for `start`
         self.gate.set()
+
+    def of(self, record: Record) -> Runtime:
+        """Every record is of this runtime."""
+        return self
 
     async def start(self, record: Record) -> Run:
         self.calls.append("start")

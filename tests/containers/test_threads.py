@@ -12,7 +12,9 @@ SOURCE = Path(__file__).resolve().parents[2] / "src"
 #: Any user's processes are counted but root's.  What is imported is imported before.
 AS_ANOTHER = """
 import asyncio, errno, os, resource, sys, threading, time
-from arcbox_agent.agent.processes.children import Processes, SpawnError, SpawnSpec
+from arcbox_agent._spawn import SpawnError
+from arcbox_agent.agent.processes.children import Processes
+from arcbox_agent.agent.processes.spec import SpawnSpec
 from arcbox_agent.agent.processes.lanes import Lanes, Threads
 
 os.setresuid(*[0x5A5A0000 + os.getpid()] * 3)

@@ -15,7 +15,7 @@ from arcbox_agent import sync, wire
 from arcbox_agent.agent.handlers.usage import AT_ONCE, Usage
 from arcbox_agent.agent.processes import ps, usage
 from arcbox_agent.agent.processes.cgroups import Cgroup
-from arcbox_agent.agent.processes.descendants import Session
+from arcbox_agent.agent.processes.descendants import ProcessSession
 from arcbox_agent.agent.processes.lanes import Lanes
 from arcbox_agent.errors import BadRequestError, ConflictError, NotFoundError
 from tests.containers.support import eventually, run
@@ -222,7 +222,7 @@ def test_what_the_kernel_counts_is_taken_and_nothing_summed(tmp_path: Path) -> N
 
 
 def test_a_session_is_counted_by_its_processes() -> None:
-    scope = Session(os.getsid(0), 0)
+    scope = ProcessSession(os.getsid(0), 0)
     assert scope.counted() == {}
 
 

@@ -12,12 +12,15 @@ from pathlib import Path
 from arcbox_agent import connect
 from arcbox_agent.agent.config.table import Settings
 from arcbox_agent.agent.containers.output.capture import Capture
-from arcbox_agent.agent.containers.runtimes.process.runtime import ProcessRuntime, _cgroup_name
+from arcbox_agent.agent.containers.runtimes.process.parts import Parts
 from arcbox_agent.agent.containers.store import Store
 from arcbox_agent.agent.metrics import Metrics
 from arcbox_agent.agent.processes import cgroups
-from arcbox_agent.agent.processes.children import Processes, SpawnSpec
+from arcbox_agent.agent.processes.children import Processes
+from arcbox_agent.agent.processes.keeper import Keeper
 from arcbox_agent.agent.processes.lanes import Lanes
+from arcbox_agent.agent.processes.scopes import Scopes, cgroup_name
+from arcbox_agent.agent.processes.spec import SpawnSpec
 from tests.containers.support import eventually
 from tools.stress.agent import PATIENCE, AgentProcess
 
@@ -36,7 +39,7 @@ def test_a_container_starts_unharmed_where_a_killed_cgroup_was_left() -> None:
 
 
 async def _exit_code(agent: AgentProcess) -> int:
-    parent = cgroups.find_parent(_cgroup_name(str(agent.state_dir)))
+    parent = cgroups.find_parent(cgroup_name(str(agent.state_dir)))
     assert parent is not None, "this test needs cgroup2"
     left = cgroups.Cgroup(f"{parent}/c")
     async with connect(agent.address, timeout=PATIENCE) as client:
@@ -90,14 +93,17 @@ def test_what_could_not_be_killed_when_its_run_ended_is_killed_when_that_is_clea
         lanes = Lanes()
         processes, capture = Processes(loop, lanes), Capture(Settings(), Metrics())
         store = Store(str(tmp_path), str(tmp_path))
-        runtime = ProcessRuntime(store, processes, lanes, capture, str(tmp_path), str(tmp_path))
-        parent = cgroups.find_parent(_cgroup_name(str(tmp_path)))
+        scopes = Scopes(str(tmp_path))
+        scopes.open()
+        keeper = Keeper(str(tmp_path / "keeper.sock"), processes, lanes)
+        parts = Parts(store, processes, lanes, capture, keeper, scopes, "")
+        parent = cgroups.find_parent(cgroup_name(str(tmp_path)))
         assert parent is not None, "this test needs cgroup2"
         left = cgroups.Cgroup(f"{parent}/x")
         left.create()
         null = os.open("/dev/null", os.O_RDWR)
         process = await processes.spawn(SpawnSpec(["/bin/sleep", "1000"], stdio=(null,) * 3, cgroup_fd=left.open()))
-        await lanes.disk(runtime.clean, "x", left)
+        await lanes.disk(parts.clean, "x", left)
         async with asyncio.timeout(PATIENCE):
             assert (await process.wait()).signal == signal.SIGKILL
         assert not os.path.exists(left.path)
@@ -113,7 +119,7 @@ def test_an_agent_that_ran_nothing_leaves_no_cgroup() -> None:
         agent.start()
         try:
             agent.wait_until_it_answers()
-            parent = cgroups.find_parent(_cgroup_name(str(agent.state_dir)))
+            parent = cgroups.find_parent(cgroup_name(str(agent.state_dir)))
             assert parent is not None, "this test needs cgroup2"
             agent.stop()
             assert not Path(parent).exists()

@@ -21,8 +21,8 @@ import pytest
 
 from arcbox_agent._log_file import CaptureLog
 from arcbox_agent._pump import Source
-from arcbox_agent.agent.config.table import Settings
 from arcbox_agent.agent.config import budget
+from arcbox_agent.agent.config.table import Settings
 from arcbox_agent.agent.containers.output.capture import Capture
 from arcbox_agent.agent.metrics import Metrics
 from arcbox_agent.logs import read_log

@@ -18,7 +18,9 @@ from arcbox_agent import __version__
 from arcbox_agent.agent import config, routes
 from arcbox_agent.agent.commands.commands import Commands
 from arcbox_agent.agent.containers.output.capture import Capture
+from arcbox_agent.agent.containers.runtimes.choose import Runtimes
 from arcbox_agent.agent.containers.service import Containers
+from arcbox_agent.agent.containers.store import Store
 from arcbox_agent.agent.logs.follower import Followers
 from arcbox_agent.agent.metrics import Metrics
 from arcbox_agent.agent.observe import log as agent_log
@@ -66,8 +68,10 @@ class Agent:
         self._lanes.become_default()
         self._processes = Processes(self._loop, self._lanes, metrics)
         self._capture = Capture(settings, metrics)
-        self._containers = Containers(settings, metrics, self._processes, self._lanes, self._capture)
-        self._commands = Commands(settings, metrics, self._processes, self._lanes, self._containers)
+        store = Store(settings.state_dir, settings.run_dir)
+        runtimes = Runtimes(settings, store, self._processes, self._lanes, self._capture)
+        self._containers = Containers(settings, metrics, self._lanes, store, runtimes)
+        self._commands = Commands(settings, metrics, self._processes, self._lanes, self._containers, runtimes.guest)
         self._followers = Followers(settings, metrics)
         table = routes.bind(
             settings,
@@ -77,6 +81,7 @@ class Agent:
             self._containers,
             self._commands,
             self._followers,
+            runtimes.default.name,
             self._lanes,
             self.request_stop,
         )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from arcbox_agent import wire
 from arcbox_agent.agent.config.access import Access
-from arcbox_agent.agent.handlers import runtime
 from arcbox_agent.agent.handlers.agent_info import Info
 from arcbox_agent.agent.handlers.containers import Lifecycle
 from arcbox_agent.agent.handlers.exec import Exec
 from arcbox_agent.agent.handlers.logs import Logs
 from arcbox_agent.agent.handlers.power import Power
+from arcbox_agent.agent.handlers.runtime import Runtime
 from arcbox_agent.agent.handlers.system import System
 from arcbox_agent.agent.handlers.usage import Usage
 from arcbox_agent.agent.serving.route import Route
@@ -36,14 +36,16 @@ def bind(
     containers: Containers,
     commands: Commands,
     followers: Followers,
+    runtime_name: str,
     lanes: Lanes,
     end: Callable[[str, float | None], str],
 ) -> dict[int, Route]:
     """The table, with each handler bound to the parts that it uses.  `end`: see Agent.request_stop."""
     features: list[str] = []
-    info = Info(settings, metrics, version, features, listeners)
+    info = Info(settings, metrics, version, features, listeners, runtime_name)
     system = System(settings, metrics, version, features)
     container = Lifecycle(containers)
+    runtime = Runtime(runtime_name)
     exec = Exec(commands, settings)
     logs = Logs(containers, followers, settings)
     usage = Usage(containers, lanes)
@@ -64,8 +66,8 @@ def bind(
         Type.CONTAINER_TOP_REQUEST: Route(usage.top, wire.ContainerTopRequest, read),
         Type.EXEC_REQUEST: Route(exec.run, wire.ExecRequest, Access.EXEC),
         Type.LOGS_REQUEST: Route(logs.read, wire.LogsRequest, read),
-        Type.RUNTIME_ENSURE_REQUEST: Route(runtime.ensure_runtime, wire.RuntimeEnsureRequest, control),
-        Type.RUNTIME_STATUS_REQUEST: Route(runtime.runtime_status, wire.RuntimeStatusRequest, read),
+        Type.RUNTIME_ENSURE_REQUEST: Route(runtime.ensure, wire.RuntimeEnsureRequest, control),
+        Type.RUNTIME_STATUS_REQUEST: Route(runtime.status, wire.RuntimeStatusRequest, read),
         Type.SHUTDOWN_REQUEST: Route(power.shutdown, wire.ShutdownRequest, control),
         Type.AGENT_INFO_REQUEST: Route(info.agent_info, wire.AgentInfoRequest, read),
     }

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.containers.events import Events
     from arcbox_agent.agent.containers.lifecycle import Transition, Trigger
     from arcbox_agent.agent.containers.record import Record
-    from arcbox_agent.agent.containers.runtimes.protocol import Running
+    from arcbox_agent.agent.containers.runtimes.protocol import Run
 
 
 class Stop:
@@ -50,7 +50,7 @@ class Container:
         self.lock = asyncio.Lock()
         self.life = Life()
         #: The runtime's handle of the present run; None: the life is not `active`.
-        self.run: Running | None = None
+        self.run: Run | None = None
         #: Waits for the end of the present or the last run.
         self.watcher: asyncio.Task[None] | None = None
         self.stop: Stop | None = None

@@ -12,8 +12,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-#: Of the file's layout.  A file of a later one is not guessed at.
-FORMAT = 1
+#: Of the file's layout.  An agent takes no file of a later format for a record, so it never starts a
+#: container that it does not understand.
+FORMAT = 2
+#: Without a runtime: there was one alone.
+FORMAT_OF_PROCESSES = 1
+PROCESSES = "process"
 
 CREATED = "created"
 #: The intent to start: written before the spawn, so that a new agent knows to look.
@@ -39,6 +43,7 @@ FIELDS: dict[str, tuple[type, Any]] = {
     "open_stdin": (bool, False),
     "rootfs": (str, ""),
     "created_ns": (int, 0),
+    "runtime": (str, PROCESSES),  # which runs it
     "warnings": (list, []),
     # What became of it.
     "state": (str, CREATED),
@@ -77,6 +82,7 @@ class Record:
     open_stdin: bool
     rootfs: str
     created_ns: int
+    runtime: str
     warnings: list[str]
     state: str
     run: int
@@ -117,8 +123,13 @@ class Record:
             raise RecordError(f"not JSON: {error}") from error
         if not isinstance(values, dict):
             raise RecordError("not a JSON object")
-        if values.pop("format", None) != FORMAT:
-            raise RecordError(f"not of format {FORMAT}")
+        form = values.pop("format", None)
+        if form == FORMAT_OF_PROCESSES:
+            values["runtime"] = PROCESSES
+        elif form != FORMAT:
+            raise RecordError(f"neither of format {FORMAT} nor of {FORMAT_OF_PROCESSES}")
+        elif not values.get("runtime"):
+            raise RecordError("it names no runtime")
         if values.pop("id", None) != id or not is_id(id):
             raise RecordError("of another container than its file says")
         for name, (kind, _) in FIELDS.items():

@@ -12,10 +12,8 @@ from arcbox_agent.agent.containers.journal import Journal
 from arcbox_agent.agent.containers.lifecycle import State, orphan_refusal
 from arcbox_agent.agent.containers.model import Container
 from arcbox_agent.agent.containers.record import RUNNING, Record
-from arcbox_agent.agent.containers.runtimes.process.runtime import ProcessRuntime
 from arcbox_agent.agent.containers.runtimes.protocol import system_reason
 from arcbox_agent.agent.containers.stopping import parse_signal
-from arcbox_agent.agent.containers.store import Store
 from arcbox_agent.agent.containers.supervisor import Supervisor
 from arcbox_agent.agent.containers.waiting import check_condition, wait
 from arcbox_agent.agent.observe.log import Logger
@@ -31,14 +29,14 @@ from arcbox_agent.errors import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Sequence
 
     from arcbox_agent.agent.config.table import Settings
     from arcbox_agent.agent.containers.events import Exit
-    from arcbox_agent.agent.containers.output.capture import Capture
-    from arcbox_agent.agent.containers.runtimes.protocol import Place, Running
+    from arcbox_agent.agent.containers.runtimes.choose import Runtimes
+    from arcbox_agent.agent.containers.runtimes.protocol import CommandHost, Run
+    from arcbox_agent.agent.containers.store import Store
     from arcbox_agent.agent.metrics import Metrics
-    from arcbox_agent.agent.processes.children import Processes
     from arcbox_agent.agent.processes.lanes import Lanes
     from arcbox_agent.wire import CreateContainerRequest
 
@@ -55,16 +53,14 @@ AT_ONCE = 64
 class Containers:
     """All containers of one agent, by id and by name."""
 
-    def __init__(
-        self, settings: Settings, metrics: Metrics, processes: Processes, lanes: Lanes, capture: Capture
-    ) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, lanes: Lanes, store: Store, runtimes: Runtimes) -> None:
         self._settings = settings
         self._lanes = lanes
-        self._store = Store(settings.state_dir, settings.run_dir)
-        self.runtime = ProcessRuntime(self._store, processes, lanes, capture, settings.state_dir, settings.run_dir)
+        self._store = store
+        self._runtimes = runtimes
         self._events = Events()
         self._events.subscribe(Journal(metrics))
-        self._supervisor = Supervisor(self._store, self.runtime, lanes)
+        self._supervisor = Supervisor(store, runtimes, lanes)
         self._tasks = self._supervisor.tasks
         self._containers: dict[str, Container] = {}
         self._names: dict[str, Container] = {}
@@ -89,7 +85,7 @@ class Containers:
             records = await self._lanes.disk(self._store.load)
         except OSError as error:
             raise ConfigError("state_dir", f"{error.filename}: {error.strerror}") from error
-        await self.runtime.open()
+        await self._runtimes.open()
         for record in records:
             self._add(Container.load(record, self._store.log_path(record.id), self._events))
         await self._recover_all()
@@ -97,11 +93,24 @@ class Containers:
         known, running = list(self._containers), [each.id for each in self.list()]
         try:
             await self._lanes.disk(self._store.sweep, known)
-            await self.runtime.sweep(known, running)
+            await self._runtimes.sweep([each.record for each in self._containers.values()], running)
         except OSError as error:
             log.error("what former containers left cannot be removed", error=error)
         if records:
             log.info("containers loaded", containers=len(self._containers), running=self._count_running())
+
+    def _recoverable(self) -> list[Container]:
+        """The containers whose runtime this agent has.  The others are listed, say why, and stay as they are."""
+        found = []
+        for container in self._containers.values():
+            try:
+                self._runtimes.of(container.record)
+            except AgentFailedError as error:
+                container.record.error = str(error)
+                log.error("a container is left as it is", container=container.id, reason=error)
+            else:
+                found.append(container)
+        return found
 
     async def close(self, stop: bool, deadline: float) -> None:
         """Leave the containers running, or stop them by `deadline` (loop time)."""
@@ -111,7 +120,7 @@ class Containers:
             await self.stop_all(max(0.0, min(left, self._settings.stop_timeout)))
         self._events.close(AgentFailedError("the agent is stopping"))
         await self._supervisor.close(self._containers.values())
-        await self.runtime.close()
+        await self._runtimes.close()
 
     async def stop_all(self, timeout: float) -> None:
         """Stop every container that runs; see Stopper.stop_all."""
@@ -124,7 +133,7 @@ class Containers:
             async with gate:
                 await self._supervisor.recover(container, self._forget)
 
-        results = await asyncio.gather(*map(recover, self._containers.values()), return_exceptions=True)
+        results = await asyncio.gather(*map(recover, self._recoverable()), return_exceptions=True)
         for result in results:
             if isinstance(result, Exception):
                 log.exception("a container could not be recovered", result)
@@ -146,11 +155,12 @@ class Containers:
     def _attended(self, ref: str) -> Container:
         """The same, for a call that changes it or waits for it.  AgentFailedError: it is an orphan."""
         container = self.resolve(ref)
+        self._runtimes.of(container.record)
         if container.life.state is State.ORPHANED:
             raise orphan_refusal(container.id)
         return container
 
-    def run_of(self, ref: str) -> Running | None:
+    def run_of(self, ref: str) -> Run | None:
         """The run of a container; None: it does not run."""
         return self._attended(ref).run
 
@@ -187,7 +197,7 @@ class Containers:
         self, record: Record, request: CreateContainerRequest, wanted: set[str]
     ) -> tuple[Container, Sequence[str]]:
         try:
-            await self._lanes.disk(self.runtime.check, record, request.mounts)
+            await self._lanes.disk(self._runtimes.of(record).check, record, request.mounts)
             for warning in record.warnings:
                 log.warning("container created, but not as asked", container=record.id, warning=warning)
             container = Container(record, self._store.log_path(record.id), self._events)
@@ -228,6 +238,7 @@ class Containers:
             open_stdin=request.open_stdin,
             rootfs=os.path.normpath(request.rootfs) if request.rootfs else "",
             created_ns=time.time_ns(),
+            runtime=self._runtimes.default.name,
         )
 
     def _add(self, container: Container) -> None:
@@ -258,10 +269,9 @@ class Containers:
         """See waiting.py."""
         return await wait(self._attended(ref), check_condition(condition), self._events)
 
-    def place(self, ref: str, env: Mapping[str, str], cwd: str, user: str) -> Callable[[], Place]:
-        """Where a command in a container is to run."""
-        container = self._attended(ref)
-        run = container.run
+    def host_of(self, container: Container) -> CommandHost:
+        """Where commands in a container run."""
+        run = self.run_of(container.id)
         if run is None:
             raise BadRequestError(f"container is not running: {container.id}")
-        return self.runtime.place(container.record, run, env, cwd, user)
+        return run

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from arcbox_agent.agent.containers.model import Container
-    from arcbox_agent.agent.containers.runtimes.protocol import Running
+    from arcbox_agent.agent.containers.runtimes.protocol import Run
     from arcbox_agent.agent.containers.tasks import Tasks
 
 log = Logger("containers")
@@ -52,7 +52,7 @@ class Stopper:
         await asyncio.wait([watcher])
 
     async def _stop(
-        self, container: Container, run: Running, watcher: asyncio.Task[None], stop: Stop, gently: bool
+        self, container: Container, run: Run, watcher: asyncio.Task[None], stop: Stop, gently: bool
     ) -> None:
         loop = asyncio.get_running_loop()
         if gently:
@@ -88,7 +88,7 @@ class Stopper:
             # A Stop that is under way ends its patience with the rest, too.
             container.stop.shorten(asyncio.get_running_loop().time())
 
-    async def end_leftovers(self, container: Container, run: Running) -> None:
+    async def end_leftovers(self, container: Container, run: Run) -> None:
         """After the main process's end: end what it left behind.
 
         A Stop leaves it the rest of its time to end by itself.  Then it is killed.

@@ -17,7 +17,7 @@ from arcbox_agent.agent.containers.runtimes.protocol import NotStarted, StartErr
 from arcbox_agent.agent.containers.stopping import Stopper
 from arcbox_agent.agent.containers.tasks import Tasks
 from arcbox_agent.agent.observe.log import Logger
-from arcbox_agent.agent.processes.children import LOST
+from arcbox_agent.agent.processes.status import LOST
 from arcbox_agent.errors import AgentFailedError, ConflictError, RequestError
 
 TYPE_CHECKING = False
@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 
     from arcbox_agent.agent.containers.model import Container
     from arcbox_agent.agent.containers.record import Record
-    from arcbox_agent.agent.containers.runtimes.protocol import Running, Runtime
+    from arcbox_agent.agent.containers.runtimes.choose import Runtimes
+    from arcbox_agent.agent.containers.runtimes.protocol import Run
     from arcbox_agent.agent.containers.store import Store
-    from arcbox_agent.agent.processes.children import ExitStatus
     from arcbox_agent.agent.processes.lanes import Lanes
+    from arcbox_agent.agent.processes.status import ExitStatus
 
 log = Logger("containers")
 
@@ -37,11 +38,11 @@ log = Logger("containers")
 class Supervisor:
     """Carries containers from state to state.  Knows nothing of the other containers."""
 
-    def __init__(self, store: Store, runtime: Runtime, lanes: Lanes) -> None:
-        self._runtime = runtime
+    def __init__(self, store: Store, runtimes: Runtimes, lanes: Lanes) -> None:
+        self._runtimes = runtimes
         self.tasks = Tasks()
         self.stopper = Stopper(self.tasks)
-        self._writer = RecordWriter(store, lanes, self.tasks, runtime.release)
+        self._writer = RecordWriter(store, lanes, self.tasks, self._release)
         self.closing = False
 
     async def _carry_out(self, container: Container, trigger: Trigger) -> None:
@@ -49,6 +50,9 @@ class Supervisor:
         transition = container.move(trigger)
         await self._writer.write(container, transition.write)
         container.publish(transition)
+
+    async def _release(self, record: Record) -> None:
+        await self._runtimes.of(record).release(record)
 
     # -------------------------------------------------------------- create
 
@@ -78,7 +82,7 @@ class Supervisor:
             await self._writer.write_pending(container)
             before = record.pid, record.start_time
             record.pid = record.start_time = 0
-            record.boot_id = self._runtime.boot_id
+            record.boot_id = self._runtimes.boot_id
             record.run += 1
             try:
                 await self._carry_out(container, Trigger.START)
@@ -87,7 +91,7 @@ class Supervisor:
                 await self._carry_out(container, Trigger.START_REFUSED)
                 raise AgentFailedError(f"the start cannot be recorded: {error.strerror}") from error
             try:
-                run = await self._runtime.start(record)
+                run = await self._runtimes.of(record).start(record)
             except asyncio.CancelledError:
                 # The agent ends.  The intent stays on disk, and the next agent finds out what became of it.
                 raise
@@ -101,7 +105,7 @@ class Supervisor:
             _note_start(record)
             await self._watch(container, run, Trigger.STARTED)
 
-    async def _watch(self, container: Container, run: Running, trigger: Trigger) -> None:
+    async def _watch(self, container: Container, run: Run, trigger: Trigger) -> None:
         record = container.record
         record.pid, record.start_time = run.pid, run.start_time
         container.run = run
@@ -110,7 +114,7 @@ class Supervisor:
 
     # ----------------------------------------------------------------- end
 
-    async def _follow(self, container: Container, run: Running) -> None:
+    async def _follow(self, container: Container, run: Run) -> None:
         """From the start of a run to the moment when nothing of it is left."""
         # Cancelled at the agent's end, where the container goes on: the next agent takes over.
         status = await run.wait()
@@ -162,7 +166,7 @@ class Supervisor:
         # The write may fail: a full disk must not keep anybody from making room.
         await self._carry_out(container, Trigger.REMOVE)
         try:
-            await self._runtime.remove(container.record)
+            await self._runtimes.of(container.record).remove(container.record)
             await self._writer.delete(container)
         except OSError as error:
             await self._carry_out(container, failed)
@@ -186,13 +190,13 @@ class Supervisor:
                     log.error("a removal cannot be completed", container=record.id, error=error)
             return
         if container.life.state is not State.ORPHANED:
-            await self._runtime.recover_output(record)
+            await self._runtimes.of(record).recover_output(record)
             return
-        found = await self._runtime.recover(record)
+        found = await self._runtimes.of(record).recover(record)
         if isinstance(found, NotStarted):
             record.run = max(0, record.run - 1)
             record.error = found.error
-            await self._runtime.recover_output(record)
+            await self._runtimes.of(record).recover_output(record)
             await self._carry_out(container, Trigger.NEVER_STARTED)
             return
         if record.state == STARTING:

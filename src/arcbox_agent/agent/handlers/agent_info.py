@@ -44,12 +44,14 @@ class Info:
         version: str,
         features: Sequence[str],
         listeners: Sequence[Listener],
+        runtime_name: str,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._version = version
         self._features = features
         self._listeners = listeners
+        self._runtime_name = runtime_name
 
     def agent_info(self, request: AgentInfoRequest, call: Call) -> AgentInfo:
         settings = self._settings
@@ -71,5 +73,5 @@ class Info:
             features=[*self._features],
             log_lag_bytes=int(metrics.value("log_lag_bytes")),
             state_dir=settings.state_dir,
-            runtime="process",
+            runtime=self._runtime_name,
         )

@@ -8,9 +8,10 @@ from arcbox_agent.wire import ExecOutput
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from arcbox_agent.agent.commands.commands import Command, Commands, Output
+    from arcbox_agent.agent.commands.command import Command
+    from arcbox_agent.agent.commands.commands import Commands
     from arcbox_agent.agent.config.table import Settings
-    from arcbox_agent.agent.processes.children import ExitStatus
+    from arcbox_agent.agent.processes.status import ExitStatus
     from arcbox_agent.agent.serving.call import Call
     from arcbox_agent.wire import ExecRequest
 
@@ -19,9 +20,6 @@ CHUNK = 256 << 10
 
 #: Where it is read to, for all commands: each copies it away before another has its turn.
 _ROOM = memoryview(bytearray(CHUNK))
-
-#: The most that one frame of a stream carries.
-PIECE = 1 << 20
 
 
 class Exec:
@@ -48,42 +46,29 @@ class Exec:
 
 
 async def _stream(command: Command, call: Call) -> ExecOutput:
-    """Each piece as it comes.  While the client does not read, nor do we: the command waits in its pipe."""
-    heads = FrameHeads(call.trace_id)
-
-    async def forward(output: Output) -> int | None:
-        if command.terminal:
-            size = output.read_into(_ROOM)
-            if size:
-                await call.send(ExecOutput(stream=output.name, data=bytes(_ROOM[:size])))
-            return size
-        size = output.waiting()
-        if size:
-            # From the pipe into the socket without a copy of ours: half the work of a large output.
-            size = min(size, PIECE)
-            await call.send_from_pipe(heads.head(output.name, size), output.fd, size)
-        return size
-
-    status = await command.read(forward)
-    return _last(command, status, True, b"", b"")
+    """Send each piece as it comes.  Backpressure: while the client does not read, the command blocks in its pipe."""
+    if command.terminal:
+        while (output := await command.next(_ROOM)) is not None:
+            await call.send(ExecOutput(stream=output.name, data=bytes(_ROOM[: output.size])))
+    else:
+        heads = FrameHeads(call.trace_id)
+        while (output := await command.next()) is not None:
+            # From the pipe into the socket without a copy here: half the work of a large output.
+            await call.send_from_pipe(heads.head(output.name, output.size), output.fd, output.size)
+    return _last(command, await command.process.wait(), True, b"", b"")
 
 
 async def _collect(command: Command, call: Call, limit: int, detail: bool) -> ExecOutput:
     collected: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
     room = _ROOM[: limit + 1]
-
-    async def keep(output: Output) -> int | None:
-        size = output.read_into(room)
-        if size:
-            collected[output.name] += room[:size]
-            if sum(map(len, collected.values())) > limit:
-                raise BadRequestError(
-                    f"the command's output is larger than exec_output_limit = {limit} bytes: ask for a stream"
-                )
-            call.hold(size)
-        return size
-
-    status = await command.read(keep)
+    while (output := await command.next(room)) is not None:
+        collected[output.name] += room[: output.size]
+        if sum(map(len, collected.values())) > limit:
+            raise BadRequestError(
+                f"the command's output is larger than exec_output_limit = {limit} bytes: ask for a stream"
+            )
+        call.hold(output.size)
+    status = await command.process.wait()
     return _last(command, status, detail, bytes(collected["stdout"]), bytes(collected["stderr"]))
 
 

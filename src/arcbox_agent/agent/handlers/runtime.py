@@ -17,15 +17,20 @@ if TYPE_CHECKING:
 _DETAIL = "plain processes, started by the agent itself; neither containerd nor Docker is used"
 
 
-def ensure_runtime(request: RuntimeEnsureRequest, call: Call) -> RuntimeEnsureResponse:
-    """There is nothing to start."""
-    return RuntimeEnsureResponse(ready=True, message=_DETAIL, status="ready")
+class Runtime:
+    """`name`: of the runtime of new containers."""
 
+    def __init__(self, name: str) -> None:
+        self._name = name
 
-def runtime_status(request: RuntimeStatusRequest, call: Call) -> RuntimeStatusResponse:
-    return RuntimeStatusResponse(
-        containerd_ready=False,
-        docker_ready=False,
-        detail=_DETAIL,
-        services=[ServiceStatus(name="process", status="running", detail="the agent's own runtime")],
-    )
+    def ensure(self, request: RuntimeEnsureRequest, call: Call) -> RuntimeEnsureResponse:
+        """There is nothing to start."""
+        return RuntimeEnsureResponse(ready=True, message=_DETAIL, status="ready")
+
+    def status(self, request: RuntimeStatusRequest, call: Call) -> RuntimeStatusResponse:
+        return RuntimeStatusResponse(
+            containerd_ready=False,
+            docker_ready=False,
+            detail=_DETAIL,
+            services=[ServiceStatus(name=self._name, status="running", detail="the agent's own runtime")],
+        )

@@ -2,7 +2,7 @@
 
 Only membership is used, no controller.  So the `unified` hierarchy of a hybrid layout,
 which has none, serves as well as a pure cgroup2.  Where there is no cgroup2, or it
-cannot be written, sessions.py takes its place.
+cannot be written, descendants.py takes its place.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import os
 import signal
 import time
 
-#: Depth of cgroups that a container has made within its own, as far as they are followed.
+#: How deep the cgroups are followed that a container makes within its own.
 MAX_DEPTH = 32
 
-#: How the cgroup of a command in a container begins, below that of the container; an id cannot.
+#: The name of a command's cgroup begins with this; an id of a container cannot.
 COMMAND_PREFIX = ".exec-"
-#: The same, of one that outlives the agent.
+#: The same for a detached command, which outlives the agent.
 DETACHED_PREFIX = ".detached-"
 
 
 def mount_point() -> str | None:
-    """Where cgroup2 is mounted; None where it is not."""
+    """Where cgroup2 is mounted; None: nowhere."""
     try:
         with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as file:
             found = [fields[1] for fields in map(str.split, file) if len(fields) > 2 and fields[2] == "cgroup2"]
@@ -32,7 +32,7 @@ def mount_point() -> str | None:
 
 
 def find_parent(name: str) -> str | None:
-    """The directory for all cgroups of this agent, made; None where there can be none."""
+    """Make the directory for all cgroups of this agent; None: there can be none."""
     root = mount_point()
     if root is None:
         return None
@@ -49,6 +49,8 @@ class Cgroup:
 
     __slots__ = ("path",)
 
+    reusable = True
+
     def __init__(self, path: str) -> None:
         self.path = path
 
@@ -59,11 +61,14 @@ class Cgroup:
             os.mkdir(self.path, mode=0o755)
 
     def open(self) -> int:
-        """For a child to be born in."""
+        """The descriptor for a child to be born in it."""
         return os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def child(self, name: str) -> Cgroup:
         return Cgroup(os.path.join(self.path, name))
+
+    def bind(self, pid: int, start_time: int) -> None:
+        """Nothing has to be noted: the process was born in it."""
 
     def alive(self) -> bool:
         """Whether anything runs in it.  Zombies do not count."""
@@ -71,8 +76,8 @@ class Cgroup:
             with open(os.path.join(self.path, "cgroup.events"), "rb", buffering=0) as file:
                 return b"populated 1" in file.read(4096)
         except OSError as error:
-            # Gone, so nothing runs in it.  Where it cannot be looked at (no descriptor left)
-            # something may: whoever asks, asks again.
+            # If it is gone, nothing runs in it.  If it cannot be read (no descriptor is left),
+            # something may: the caller asks again.
             return error.errno not in (errno.ENOENT, errno.ENODEV)
 
     def pids(self) -> set[int]:
@@ -83,7 +88,7 @@ class Cgroup:
                     found.update(map(int, file.read().split()))
             except OSError:
                 continue  # removed meanwhile
-        found.discard(0)  # one of a pid namespace that is not ours to see
+        found.discard(0)  # a process of a pid namespace that cannot be seen from here
         return found
 
     def counted(self) -> dict[str, int]:
@@ -111,7 +116,7 @@ class Cgroup:
         return found
 
     def send_signal(self, sig: int) -> int:
-        """To every process in it; how many."""
+        """To every process in it; returns how many there were."""
         sent = 0
         pidfds: dict[int, int] = {}
         try:
@@ -120,7 +125,7 @@ class Cgroup:
                     pidfds[pid] = os.pidfd_open(pid)
                 except OSError:
                     continue
-            # Still in the cgroup now that the pidfd holds it: so the number is no stranger's.
+            # What is still in the cgroup now that a pidfd holds it is no other process of the same pid.
             for pid in self.pids() & pidfds.keys():
                 try:
                     signal.pidfd_send_signal(pidfds[pid], sig)
@@ -133,7 +138,7 @@ class Cgroup:
         return sent
 
     def kill(self) -> None:
-        """SIGKILL for all of it, what forks meanwhile included."""
+        """SIGKILL for every process in it, those included that fork meanwhile."""
         try:
             self._write("cgroup.kill", b"1")
             return
@@ -143,7 +148,7 @@ class Cgroup:
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise
-        # Before Linux 5.14: frozen first, so that nothing can fork away from us.
+        # Before Linux 5.14: freeze it first, so that nothing can fork meanwhile.
         self._try_write("cgroup.freeze", b"1")
         for _ in range(100):
             if not self.send_signal(signal.SIGKILL):
@@ -153,7 +158,7 @@ class Cgroup:
         self._try_write("cgroup.freeze", b"0")
 
     def remove(self) -> bool:
-        """Whether it is gone.  What runs in it keeps it."""
+        """Remove it; False: something runs in it."""
         for attempt in range(20):
             try:
                 for path in self._directories()[::-1]:
@@ -164,12 +169,19 @@ class Cgroup:
             except OSError as error:
                 if error.errno != errno.EBUSY or self.alive():
                     return False
-                # Empty but for the kernel, which is still taking the last one down.
+                # It is empty, but the kernel is not done with its last process yet.
                 time.sleep(0.001 * (attempt + 1))
         return False
 
+    def dissolve(self) -> None:
+        """Remove it; what runs in it moves to the cgroup above."""
+        for _ in range(3):
+            if self.remove():
+                return
+            self.leave_to(Cgroup(os.path.dirname(self.path)))
+
     def leave_to(self, other: Cgroup) -> None:
-        """Moves what runs in it to another cgroup."""
+        """Move what runs in it to another cgroup."""
         for _ in range(20):
             pids = self.pids()
             if not pids:
@@ -181,7 +193,7 @@ class Cgroup:
                     continue
 
     def _directories(self) -> list[str]:
-        """Itself and all below it, each after the one that holds it."""
+        """Itself and all below it, each after its parent."""
         found = [self.path]
         level = [self.path]
         for _ in range(MAX_DEPTH):

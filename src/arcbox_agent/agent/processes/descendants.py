@@ -1,7 +1,7 @@
-"""Everything that a process started, where there is no cgroup to tell: by session and by ancestry.
+"""The scope of a process where there is no cgroup2: its session, and the descendants of that.
 
-A process that leaves its session after its parent has ended is missed; a cgroup
-misses nothing.
+A process that leaves its session after its parent has ended is missed.  A cgroup misses
+nothing.
 """
 
 from __future__ import annotations
@@ -9,28 +9,44 @@ from __future__ import annotations
 import os
 import signal
 
-from arcbox_agent.agent.processes.children import stat_fields
+from arcbox_agent.agent.processes.stat_line import PGRP, PPID, SESSION, START_TIME, STATE, stat_fields
 
-# Of /proc/PID/stat, counted from the state on.
-_STATE, _PPID, _PGRP, _SESSION, _START = 0, 1, 2, 3, 19
+#: Later than the start of any process.
+_NEVER = 1 << 62
 
 
-class Session:
-    """The session that `leader` began, and the descendants of what is in it."""
+class ProcessSession:
+    """The session that `leader` began, and the descendants of what is in it.  Leader 0: nothing yet."""
 
-    __slots__ = ("leader", "seen", "start_time")
+    __slots__ = ("_leader", "_seen", "_start_time")
 
-    def __init__(self, leader: int, start_time: int) -> None:
-        self.leader = leader
-        self.start_time = start_time
-        #: What was found once, by pid and start time: it is still ours when its parent is gone.
-        self.seen: dict[int, int] = {}
+    reusable = False
+
+    def __init__(self, leader: int = 0, start_time: int = _NEVER) -> None:
+        self._leader = leader
+        self._start_time = start_time
+        #: Members found before, pid to start time: they stay members when their parents are gone.
+        self._seen: dict[int, int] = {}
+
+    def child(self, name: str) -> ProcessSession:
+        """A command has a session of its own wherever it runs."""
+        return ProcessSession()
+
+    def create(self, parents: bool = True) -> None:
+        """Nothing has to be made."""
+
+    def open(self) -> int:
+        return -1
+
+    def bind(self, pid: int, start_time: int) -> None:
+        self._leader = pid
+        self._start_time = start_time
 
     def alive(self) -> bool:
         try:
             return bool(self._members())
         except OSError:
-            return True  # no descriptor left to look with: whoever asks, asks again
+            return True  # no descriptor is left to look with: the caller asks again
 
     def pids(self) -> set[int]:
         return set(self._members())
@@ -48,7 +64,7 @@ class Session:
                 continue
             try:
                 fields = stat_fields(pid)
-                if fields and int(fields[_START]) == start:
+                if fields and int(fields[START_TIME]) == start:
                     signal.pidfd_send_signal(pidfd, sig)
                     sent += 1
             except ProcessLookupError:
@@ -58,7 +74,7 @@ class Session:
         return sent
 
     def kill(self) -> None:
-        # Again until none is left: one of them may fork while we look.
+        # Again until none is left: one of them may fork meanwhile.
         for _ in range(100):
             if not self.send_signal(signal.SIGKILL):
                 return
@@ -66,29 +82,34 @@ class Session:
     def remove(self) -> bool:
         return True
 
+    def dissolve(self) -> None:
+        """What runs goes on."""
+
     def _members(self) -> dict[int, int]:
-        """Those that run, by pid: when they began."""
+        """The processes that run, pid to start time."""
+        if not self._leader:
+            return {}
         table: dict[int, tuple[int, int, int, int]] = {}
         for name in os.listdir("/proc"):
             if not name.isdigit():
                 continue
             fields = stat_fields(name)
-            if fields and fields[_STATE] not in (b"Z", b"X"):
+            if fields and fields[STATE] not in (b"Z", b"X"):
                 table[int(name)] = (
-                    int(fields[_PPID]),
-                    int(fields[_PGRP]),
-                    int(fields[_SESSION]),
-                    int(fields[_START]),
+                    int(fields[PPID]),
+                    int(fields[PGRP]),
+                    int(fields[SESSION]),
+                    int(fields[START_TIME]),
                 )
-        leader = table.get(self.leader)
-        # The number of a session stays taken as long as anything is in it.  A leader that
-        # began at another time is a stranger's, and then nothing of ours is left in it.
-        stranger = leader is not None and leader[3] != self.start_time
+        leader = table.get(self._leader)
+        # The kernel does not reuse the number of a session while anything is in it.  So where a
+        # process of that pid began at another time, nothing of this session is left.
+        reused = leader is not None and leader[3] != self._start_time
         found = {
             pid: row[3]
             for pid, row in table.items()
-            if (not stranger and self.leader in (row[1], row[2]) and row[3] >= self.start_time)
-            or self.seen.get(pid) == row[3]
+            if (not reused and self._leader in (row[1], row[2]) and row[3] >= self._start_time)
+            or self._seen.get(pid) == row[3]
         }
         # Descendants that made sessions of their own.
         grown = True
@@ -98,5 +119,5 @@ class Session:
                 if pid not in found and row[0] in found:
                     found[pid] = row[3]
                     grown = True
-        self.seen = found
+        self._seen = found
         return found

@@ -20,10 +20,11 @@ import socket
 import sys
 from contextvars import Context
 
+from arcbox_agent._spawn import SpawnError
 from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.observe.rate import OncePerMinute
-from arcbox_agent.agent.processes.children import SpawnError, SpawnSpec
+from arcbox_agent.agent.processes.spec import SpawnSpec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import os
 import time
 
 from arcbox_agent.agent.observe.log import Logger
-from arcbox_agent.agent.processes.children import stat_fields
+from arcbox_agent.agent.processes.stat_line import stat_fields
 from arcbox_agent.errors import BadRequestError
 
 TYPE_CHECKING = False

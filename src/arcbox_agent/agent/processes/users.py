@@ -23,7 +23,7 @@ MAX_GROUPS = 65536
 
 
 class User:
-    """Whom a process runs as, and where that user is at home."""
+    """Whom a process runs as, and the home directory of that user."""
 
     __slots__ = ("gid", "groups", "home", "uid")
 
@@ -41,13 +41,18 @@ class User:
         return f"User(uid={self.uid}, gid={self.gid}, groups={self.groups}, home={self.home!r})"
 
 
-#: Users of the guest itself, each with the files it was found in as they were then.
+def ids_of(user: User, asked: str) -> tuple[int, int, tuple[int, ...]] | None:
+    """The ids to change to; None: to none, as an agent that is not root can only run what it is itself."""
+    return None if not asked and os.geteuid() != 0 else user.ids
+
+
+#: Users of the guest itself, each with the state of the files it was found in.
 _known: dict[str, tuple[object, User]] = {}
 MOST_KNOWN = 64
 
 
 def look_up_in_guest(spec: str) -> User:
-    """`look_up("/", spec)`, read once as long as the files stay what they are."""
+    """`look_up("/", spec)`, which reads the files again only where they have changed."""
     signature = tuple(map(_signature, ("/etc/passwd", "/etc/group")))
     known = _known.get(spec)
     if known is not None and known[0] == signature:
@@ -78,7 +83,7 @@ def look_up(root: str, spec: str) -> User:
         raise BadRequestError(f"invalid user {spec!r}: no group follows the colon")
     if len(spec) > 256 or "\0" in spec or "\n" in spec:
         raise BadRequestError("invalid user: too long, or with a NUL or a line break in it")
-    # An agent that an ordinary user has started can run what it is itself, and nothing else.
+    # An agent of an ordinary user can run processes of that user, and no others.
     name = name or str(os.geteuid())
     entry = _find(_rows(root, "etc/passwd", 6), name, 2)
     if entry is not None:
@@ -133,7 +138,7 @@ def _rows(root: str, path: str, columns: int) -> list[list[str]]:
     """The entries of a colon-separated file that have enough columns; none where it is missing."""
     directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        # Without O_NONBLOCK a FIFO of that name would hold us for ever.
+        # Without O_NONBLOCK a FIFO of that name would block this thread for ever.
         fd = open_in_root(directory, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
@@ -145,6 +150,6 @@ def _rows(root: str, path: str, columns: int) -> list[list[str]]:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return []
         octets = file.read(MAX_FILE)
-    # Not splitlines(): a name in there may hold any of the other characters that it takes for an end.
+    # Not splitlines(): a name may hold any of the other characters that it takes for the end of a line.
     rows = [line.split(":") for line in octets.decode("utf-8", "surrogateescape").split("\n")]
     return [row for row in rows if len(row) >= columns]

@@ -21,6 +21,7 @@ from collections import deque
 from arcbox_agent._log_file import CaptureLog
 from arcbox_agent._pump import Pump, Source
 from arcbox_agent.agent.config import budget
+from arcbox_agent.agent.containers.output.stdio import widen
 from arcbox_agent.agent.observe.log import Logger
 
 TYPE_CHECKING = False
@@ -148,7 +149,7 @@ class Capture:
             for name, path in fifos.items():
                 fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
                 opened.append((name, fd, False))
-                _widen(fd)
+                widen(fd, PIPE_SIZES)
             if pty is not None:
                 fd = fcntl.fcntl(pty, fcntl.F_DUPFD_CLOEXEC, 3)
                 opened.append(("stdout", fd, True))
@@ -238,7 +239,12 @@ class Capture:
                 name, fd, pty = opened[0]
                 source = Source(output, name, fd, _spool(run_dir, name), pty)
                 opened.pop(0)  # the descriptor is the source's now
-                source.recover()
+                try:
+                    source.recover()
+                except BaseException:
+                    # Now: the traceback of the error keeps the source, and so its descriptors, for a while.
+                    source.close()
+                    raise
                 handle._sources.append(source)
                 self._owners[source] = handle
                 self._pump.add(source)
@@ -350,12 +356,3 @@ class Capture:
 
 def _spool(run_dir: str, name: str) -> str:
     return os.path.join(run_dir, f"{name}.spool")
-
-
-def _widen(fifo: int) -> None:
-    for size in PIPE_SIZES:
-        try:
-            fcntl.fcntl(fifo, fcntl.F_SETPIPE_SZ, size)
-            return
-        except OSError:
-            continue

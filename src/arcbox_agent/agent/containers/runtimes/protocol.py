@@ -1,32 +1,37 @@
 """What a runtime does for containers: the line between what a container is and how it is run.
 
-ProcessRuntime runs one as a plain process.  A runtime of the OCI kind (an outside
-monitor that writes log and exit file, a program to call) fits the same shape: it
-starts, says that something runs and how it ended, ends what is left, and finds all
-that again after a restart of the agent.
+A Runtime starts a container and adopts one after a restart of the agent; either way it
+returns a Run, which says when the container ends, ends what is left of it, and prepares
+commands in it.  The runtime of processes (process/) spawns the container itself.  One of
+the OCI kind (an outside monitor that writes log and exit file, a program to call) fits
+the same shape.
 """
 
 from __future__ import annotations
+
+from arcbox_agent.agent.processes import cgroups
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Protocol
 
+    from arcbox_agent._spawn import SpawnError
     from arcbox_agent.agent.containers.record import Record
-    from arcbox_agent.agent.processes.cgroups import Cgroup
-    from arcbox_agent.agent.processes.children import ExitStatus, Process, SpawnError
+    from arcbox_agent.agent.processes.scopes import Scope
+    from arcbox_agent.agent.processes.spec import SpawnSpec
+    from arcbox_agent.agent.processes.status import ExitStatus
     from arcbox_agent.wire import Mount
 else:
     Protocol = object
 
 
 class StartError(Exception):
-    """A container, or a command in one, could not be started; nothing is left of the attempt."""
+    """A container could not be started; nothing is left of the attempt."""
 
 
 class NotStarted:
-    """After a restart of the agent: the start under way then did not come about."""
+    """After a restart of the agent: the start that was under way then failed."""
 
     __slots__ = ("error",)
 
@@ -34,18 +39,75 @@ class NotStarted:
         self.error = error
 
 
-class Scope(Protocol):
-    """Everything that was started in one place: a cgroup, or a session."""
+class CommandSpec:
+    """What a client asks for: a command in a container, or in the guest itself."""
 
-    def alive(self) -> bool: ...
-    def pids(self) -> set[int]: ...
-    def counted(self) -> dict[str, int]: ...
-    def send_signal(self, sig: int) -> int: ...
-    def kill(self) -> None: ...
-    def remove(self) -> bool: ...
+    __slots__ = ("argv", "cwd", "detached", "env", "name", "terminal", "user")
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        name: str,
+        env: Mapping[str, str],
+        cwd: str = "",
+        user: str = "",
+        terminal: bool = False,
+        detached: bool = False,
+    ) -> None:
+        self.argv = argv
+        #: Tells the commands of all agents apart.
+        self.name = name
+        self.env = env
+        #: "": that of the container, or of the guest; so is `user`.
+        self.cwd = cwd
+        self.user = user
+        self.terminal = terminal
+        #: It does not end with its client, nor with the agent.
+        self.detached = detached
+
+    def scope_in(self, above: Scope) -> Scope:
+        """The command's own scope, which is not made yet."""
+        return above.child((cgroups.DETACHED_PREFIX if self.detached else cgroups.COMMAND_PREFIX) + self.name)
 
 
-class Running(Protocol):
+class Launch:
+    """A command ready to be spawned; all that it starts will be in `scope`.
+
+    `spec` has no standard streams yet: they belong to whoever has asked for the launch, which
+    fills them in, and spawns it or undoes it.
+    """
+
+    __slots__ = ("scope", "spec")
+
+    def __init__(self, spec: SpawnSpec, scope: Scope) -> None:
+        self.spec = spec
+        self.scope = scope
+
+    def undo(self) -> None:
+        """Close and remove what was made for it; it may be called again.  For a thread."""
+        self.spec.close()
+        self.scope.remove()
+
+
+class CommandHost(Protocol):
+    """Where commands run: in a run of a container, or in the guest itself."""
+
+    @property
+    def ended(self) -> bool:
+        """It has ended: so must a command that was started meanwhile."""
+
+    def command(self, spec: CommandSpec) -> Callable[[], Launch]:
+        """Prepare a command.  What needs files is done by what is returned: for the `spawn` lane.
+
+        Both raise RequestError (it cannot be run) and OSError (a file or a descriptor is missing).
+        """
+
+    def take_back(self, scope: Scope) -> bool:
+        """The scope of a command that ended by itself; False: the caller dissolves it."""
+
+
+class Run(CommandHost, Protocol):
     """One run of a container, from its start until `close`."""
 
     pid: int
@@ -69,77 +131,37 @@ class Running(Protocol):
         """Whether anything runs that the container started."""
 
     async def finish_output(self, timeout: float) -> bool:
-        """After the end: the rest of the output is in the log; False: not all of it in time."""
+        """After the end: bring the rest of the output into the log; False: not all of it in time."""
 
     async def close(self) -> None:
-        """After the end: nothing is left but log and record."""
-
-
-class Place:
-    """Where and as whom a command is run."""
-
-    __slots__ = ("cwd", "env", "ids", "join_fd", "root", "scope", "within")
-
-    def __init__(
-        self,
-        *,
-        env: Mapping[str, str],
-        cwd: str,
-        ids: tuple[int, int, Sequence[int]] | None,
-        root: str | None = None,
-        join_fd: int = -1,
-        scope: Cgroup | None = None,
-        within: Process | None = None,
-    ) -> None:
-        self.env = env
-        self.cwd = cwd
-        self.ids = ids
-        self.root = root
-        #: A descriptor of the taker's own.
-        self.join_fd = join_fd
-        #: The cgroup to make a cgroup for the command in; None: there are none.
-        self.scope = scope
-        #: The main process of the container, with which the command ends; None: it is none of a container.
-        self.within = within
+        """After the end: leave nothing but log and record."""
 
 
 class Runtime(Protocol):
-    """How containers are run."""
+    """One way to run containers: those whose record names it."""
 
     name: str
-    #: Of the guest's present boot: what ran in another does not run any more.
-    boot_id: str
-
-    async def open(self) -> None:
-        """Before anything else."""
-
-    async def sweep(self, known: Iterable[str], running: Iterable[str]) -> None:
-        """At start-up: remove what belongs to none of the containers that are known, or to a run that is over."""
 
     def check(self, record: Record, mounts: Sequence[Mount]) -> None:
         """Whether such a container can be; adds to `warnings`, fills `mounts`.  RequestError.  For a thread."""
 
-    async def start(self, record: Record) -> Running:
-        """StartError."""
+    async def start(self, record: Record) -> Run:
+        """StartError: it does not run, and nothing is left of the attempt."""
 
-    async def recover(self, record: Record) -> Running | NotStarted:
-        """The run that `record` speaks of, after a restart of the agent; it may have ended."""
-
-    def place(
-        self, record: Record, running: Running, env: Mapping[str, str], cwd: str, user: str
-    ) -> Callable[[], Place]:
-        """To run a command in a running container.  What is returned looks at files: for a thread."""
+    async def recover(self, record: Record) -> Run | NotStarted:
+        """After a restart of the agent: adopt the run of `record`, which may have ended meanwhile."""
 
     async def recover_output(self, record: Record) -> None:
-        """After a restart of the agent, for a container that does not run: what waits for room in its log."""
+        """After a restart, for a container that does not run: what waits for room in its log."""
 
     async def release(self, record: Record) -> None:
-        """Let go of what the last run needed, where its `close` had to wait for the record of its end."""
+        """Release what the last run needed, where its `close` had to wait for the record of its end."""
 
     async def remove(self, record: Record) -> None:
         """For good: all that the runtime still has of a container that does not run."""
 
-    async def close(self) -> None: ...
+    async def sweep(self, over: Iterable[str]) -> None:
+        """After a restart: clean up after the last runs of these containers, which do not run."""
 
 
 def system_reason(error: OSError) -> str:
@@ -152,7 +174,7 @@ def reason(error: SpawnError, program: str, cwd: str, targets: Sequence[str]) ->
     """A failed spawn in words: what it was about, and what the system said."""
     if error.step == "exec":
         # The number, as in 0.0.1-alpha.1's text for exec, and only here: by it a client tells a
-        # command that is not there (exit code 127) or cannot be executed (126).
+        # command that is not there (exit code 127) from one that cannot be executed (126).
         return f"{program}: {error.strerror} (os error {error.errno})"
     if error.step == "working directory":
         return f"working directory {cwd}: {error.strerror}"

@@ -1,0 +1,198 @@
+"""A running command, and when its output is over.
+
+A command ends when its process ends, though a grandchild may still hold its output open:
+what the process wrote itself is read (`owed`), and then whatever comes without a pause
+(COMMAND_QUIET), for a bounded time (COMMAND_CHATTER) and up to CHATTER_BYTES.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from arcbox_agent.agent.config import budget
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from arcbox_agent.agent.commands.output import CommandOutput
+    from arcbox_agent.agent.containers.runtimes.protocol import CommandHost
+    from arcbox_agent.agent.processes.children import Process
+    from arcbox_agent.agent.processes.scopes import Scope
+    from arcbox_agent.agent.processes.status import ExitStatus
+
+#: After the process has ended and all it wrote itself is read: how much may still come from
+#: others that hold its output open.
+CHATTER_BYTES = 1 << 20
+
+#: Pieces without a wait after which the other tasks of the loop get their turn.
+TURN = 8
+
+#: Seconds between two looks whether a command has opened its terminal again, which no process has open.
+REOPENED = 0.05
+
+
+class Command:
+    """One command that runs.
+
+    `timed_out`: its time is over, and it is being killed.  `left`: its client needs nothing of it any
+    more.  `terminal`: its output is a terminal, whose `next` needs a `room`.
+    """
+
+    __slots__ = (
+        "_chatter",
+        "_ended_at",
+        "_got_any",
+        "_hung_up",
+        "_last_read",
+        "_loop",
+        "_outputs",
+        "_pieces",
+        "_round",
+        "_typed",
+        "_wakes",
+        "host",
+        "left",
+        "process",
+        "scope",
+        "terminal",
+        "timed_out",
+    )
+
+    def __init__(
+        self,
+        process: Process,
+        host: CommandHost,
+        scope: Scope,
+        outputs: list[CommandOutput],
+        typed: bytes,
+        terminal: bool,
+    ) -> None:
+        self.process = process
+        self.host = host
+        self.scope = scope
+        self.terminal = terminal
+        self.timed_out = False
+        self.left = False
+        self._loop = asyncio.get_running_loop()
+        self._outputs = outputs
+        #: What is still to be typed at its terminal.
+        self._typed = memoryview(typed)
+        #: Outputs that have not had their turn in the present round, the next one last.
+        self._round = outputs[::-1]
+        self._got_any = False
+        #: Since the other tasks of the loop had their turn.
+        self._pieces = 0
+        self._last_read = self._loop.time()
+        #: No process had the terminal open when it was last read.
+        self._hung_up = False
+        self._wakes: asyncio.Future[None] | None = None
+        self._ended_at: float | None = None
+        #: Bytes that came after the end of the process, from others.
+        self._chatter = 0
+        process.on_exit(self._ended)
+
+    async def next(self, room: memoryview | None = None) -> CommandOutput | None:
+        """Wait for the next piece of output; None: the output is over.
+
+        The piece is the first `size` bytes of `room`; without a room they wait in the output's
+        pipe, and the caller takes exactly them out of it before it asks again.
+        """
+        while True:
+            while self._round:
+                output = self._round.pop()
+                size = output.waiting() if room is None else output.read_into(room)
+                if size:
+                    if self._ended_at is not None:
+                        self._chatter += max(0, size - output.owed)
+                    output.owed = max(0, output.owed - size)
+                    output.size = size
+                    self._got_any = True
+                    self._pieces += 1
+                    return output
+                if size is None:
+                    output.owed = 0  # there is no more in it than there was
+                elif self.terminal and self._ended_at is None:
+                    # The command may open /dev/tty again, and closing our side would send it SIGHUP
+                    # where it is only about to exit.
+                    self._hung_up = True
+                else:
+                    self._outputs.remove(output)
+                    output.close()
+            self._type()
+            if not self._outputs or not await self._more():
+                return None
+            self._round = self._outputs[::-1]
+
+    async def _more(self) -> bool:
+        """After a round: wait until the next one is worth it.  False: the output is over."""
+        got_any, self._got_any = self._got_any, False
+        if got_any:
+            self._last_read = self._loop.time()
+            if self._pieces >= TURN:
+                self._pieces = 0
+                await asyncio.sleep(0)
+        if self._ended_at is None:
+            if not got_any:
+                await self._wait_for_something(None)
+            return True
+        if any(output.owed for output in self._outputs):
+            return True
+        patience = min(self._last_read + budget.COMMAND_QUIET, self._ended_at + budget.COMMAND_CHATTER)
+        left = patience - self._loop.time()
+        if left <= 0 or self._chatter > CHATTER_BYTES:
+            return False
+        if not got_any:
+            await self._wait_for_something(left)
+        return True
+
+    def _ended(self, status: ExitStatus) -> None:
+        self._ended_at = self._loop.time()
+        for output in self._outputs:
+            output.note_owed()
+        self._wake()
+
+    def close_outputs(self) -> None:
+        for output in self._outputs:
+            output.close()
+        self._outputs.clear()
+        self._round.clear()
+
+    async def _wait_for_something(self, timeout: float | None) -> None:
+        """Until an output has something, the terminal takes something, or the process ends."""
+        loop = self._loop
+        self._wakes = loop.create_future()
+        fds = [output.fd for output in self._outputs]
+        if self._hung_up:
+            # Its descriptor is readable all the time.
+            self._hung_up, fds, timeout = False, [], REOPENED
+        timer = loop.call_later(timeout, self._wake) if timeout is not None else None
+        for fd in fds:
+            loop.add_reader(fd, self._wake)
+        writer = fds[0] if fds and self._typed else -1
+        if writer >= 0:
+            loop.add_writer(writer, self._wake)
+        try:
+            await self._wakes
+        finally:
+            # Not left in place: while the client does not read, nor do we, and a pipe with something
+            # in it would wake the loop without end.
+            for fd in fds:
+                loop.remove_reader(fd)
+            if writer >= 0:
+                loop.remove_writer(writer)
+            if timer is not None:
+                timer.cancel()
+            self._wakes = None
+
+    def _wake(self) -> None:
+        if self._wakes is not None and not self._wakes.done():
+            self._wakes.set_result(None)
+
+    def _type(self) -> None:
+        while self._typed and self._outputs:
+            try:
+                self._typed = self._typed[os.write(self._outputs[0].fd, self._typed) :]
+            except BlockingIOError:
+                return
+            except OSError:
+                self._typed = memoryview(b"")

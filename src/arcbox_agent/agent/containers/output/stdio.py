@@ -1,0 +1,115 @@
+"""Standard streams: what a child gets for stdin, stdout and stderr, and our ends of them.
+
+RUN_DIR/containers/ID/stdout, stderr   FIFOs of a container (without a terminal)
+RUN_DIR/containers/ID/stdin            FIFO (open_stdin)
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+from fcntl import F_SETPIPE_SZ, fcntl, ioctl
+from termios import FIONREAD, TIOCSWINSZ
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: Without a size of its own a terminal has this one: rows, columns.
+TERMINAL_SIZE = (24, 80)
+
+
+def open_terminal(uid: int, rows: int = 0, columns: int = 0) -> tuple[int, int]:
+    """A terminal that `uid` may open again (-1: the agent's user): its master, for us, and its slave, for a child."""
+    master, slave = os.openpty()
+    try:
+        size = (rows or TERMINAL_SIZE[0], columns or TERMINAL_SIZE[1])
+        ioctl(master, TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+        os.fchown(slave, uid, -1)
+    except BaseException:
+        os.close(master)
+        os.close(slave)
+        raise
+    return master, slave
+
+
+def open_null() -> int:
+    return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+
+
+def widen(pipe: int, sizes: Sequence[int]) -> None:
+    """Give a pipe the first of `sizes` that is granted.
+
+    Beyond fs.pipe-max-size, or fs.pipe-user-pages-soft in all, an ordinary user gets less.
+    """
+    for size in sizes:
+        try:
+            fcntl(pipe, F_SETPIPE_SZ, size)
+            return
+        except OSError:
+            continue
+
+
+def readable_bytes(fd: int) -> int:
+    """Bytes that a pipe or terminal holds.  OSError: a terminal that is closed."""
+    return int.from_bytes(ioctl(fd, FIONREAD, bytes(4)), sys.byteorder)
+
+
+class ContainerStdio:
+    """The standard streams of a container: FIFOs, or a terminal.
+
+    A container has its FIFOs open for reading too.  So while the agent is dead it is its own
+    reader, and meets neither SIGPIPE nor the end of its input.
+    """
+
+    __slots__ = ("_child", "_kept", "fifos", "master")
+
+    def __init__(self) -> None:
+        self._child: list[int] = []
+        #: The reading ends of the FIFOs, which must outlive the agent.
+        self._kept: list[int] = []
+        #: What to capture: the path of each FIFO by the stream's name, or the master of the terminal.
+        self.fifos: dict[str, str] = {}
+        self.master: int | None = None
+
+    def open(self, run_path: str, uid: int, *, terminal: bool, stdin: bool) -> None:
+        """Open all of it.  OSError: `close` closes what was opened.  For a thread."""
+        if terminal:
+            self.master, slave = open_terminal(uid)
+            self._child += (slave, slave, slave)
+            return
+        for name in ("stdin", "stdout", "stderr"):
+            if name == "stdin" and not stdin:
+                self._child.append(open_null())
+                continue
+            fifo = os.path.join(run_path, name)
+            # A new one each time: something of the last run may still have the old one open.
+            try:
+                os.unlink(fifo)
+            except FileNotFoundError:
+                pass
+            os.mkfifo(fifo, 0o600)
+            if name != "stdin":
+                self.fifos[name] = fifo
+                self._kept.append(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+            self._child.append(os.open(fifo, os.O_RDWR | os.O_CLOEXEC))
+            os.fchown(self._child[-1], uid, -1)  # or the container could not open its own /dev/stdout
+
+    def for_child(self) -> tuple[int, int, int]:
+        """The child's descriptors, which are the caller's from here on."""
+        stdin, stdout, stderr = self._child
+        self._child.clear()
+        return stdin, stdout, stderr
+
+    def for_keeper(self) -> list[int]:
+        """What must outlive the agent: descriptors, which are the caller's from here on."""
+        fds = [*self._kept, *([self.master] if self.master is not None else [])]
+        self._kept.clear()
+        self.master = None
+        return fds
+
+    def close(self) -> None:
+        for fd in {*self._child, *self.for_keeper()}:
+            os.close(fd)
+        self._child.clear()

@@ -1,0 +1,67 @@
+"""The pid file of a container: what became of its spawn, for an agent that did not see it.
+
+    RUN_DIR/containers/ID/pid    the child's own stat line, or `failed ERRNO STEP` behind it
+
+The agent that spawns holds the file's lock, and so does the child until it executes its
+program.  A later agent waits for the lock, and then reads how the spawn ended.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+
+from arcbox_agent._spawn import STEPS
+from arcbox_agent.agent.config import budget
+from arcbox_agent.agent.containers.runtimes.protocol import NotStarted
+from arcbox_agent.agent.processes.stat_line import START_TIME, fields_of
+
+#: Seconds between two attempts to take the lock.
+_PAUSE = 0.002
+
+
+def create(path: str) -> int:
+    """An empty pid file, locked: the descriptor for SpawnSpec.pid_fd."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(fd, 0)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def read(path: str) -> tuple[int, int] | NotStarted | None:
+    """(pid, start time); None: there is no file.  It waits for a spawn under way: for a thread."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        _wait_for_exec(fd)
+        octets = os.read(fd, 8192)
+    finally:
+        os.close(fd)
+    line, _, rest = octets.partition(b"\n")
+    fields = fields_of(line)
+    if not line or len(fields) <= START_TIME:
+        return NotStarted("the agent was killed while it started the container")
+    words = rest.split()
+    if words[:1] == [b"failed"] and len(words) == 3:
+        return NotStarted(f"{STEPS[int(words[2])]}: {os.strerror(int(words[1]))}")
+    return int(line.split()[0]), int(fields[START_TIME])
+
+
+def _wait_for_exec(fd: int) -> None:
+    """Until the child of the former agent has executed its program, or has waited too long for a disk."""
+    deadline = time.monotonic() + budget.FORMER_SPAWN
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return
+            time.sleep(_PAUSE)

@@ -1,0 +1,82 @@
+"""One run of a container as a process."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from arcbox_agent.agent.containers.runtimes.process import commands
+from arcbox_agent.agent.processes.status import LOST, ExitStatus
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from arcbox_agent.agent.containers.output.capture import CaptureHandle
+    from arcbox_agent.agent.containers.record import Record
+    from arcbox_agent.agent.containers.runtimes.process.parts import Parts
+    from arcbox_agent.agent.containers.runtimes.protocol import CommandSpec, Launch
+    from arcbox_agent.agent.processes.children import Process
+    from arcbox_agent.agent.processes.scopes import Scope
+
+
+class ProcessRun:
+    """See the module.  `process` None: it ended while there was no agent, with `status` if that is known."""
+
+    __slots__ = ("_handle", "_parts", "_process", "_record", "_status", "pid", "scope", "start_time")
+
+    def __init__(
+        self,
+        parts: Parts,
+        record: Record,
+        pid: int,
+        start_time: int,
+        process: Process | None,
+        scope: Scope,
+        handle: CaptureHandle | None,
+        status: ExitStatus | None = None,
+    ) -> None:
+        self._parts = parts
+        self._record = record
+        self.pid = pid
+        self.start_time = start_time
+        self._process = process
+        self.scope = scope
+        self._handle = handle
+        self._status = status
+
+    @property
+    def ended(self) -> bool:
+        return self._process is None or self._process.pidfd < 0
+
+    def command(self, spec: CommandSpec) -> Callable[[], Launch]:
+        if self.ended:
+            raise commands.not_running(self._record.id)
+        return partial(commands.launch, self._record, self.pid, self.start_time, self.scope, spec)
+
+    def take_back(self, scope: Scope) -> bool:
+        # The container's own end is what a spare scope would have to survive.
+        return False
+
+    async def wait(self) -> ExitStatus:
+        if self._process is None:
+            return self._status or ExitStatus(LOST, lost=True)
+        return await self._process.wait()
+
+    def send_signal(self, sig: int) -> bool:
+        return self._process is not None and self._process.send_signal(sig)
+
+    async def signal_all(self, sig: int) -> None:
+        await self._parts.lanes.signals(self.scope.send_signal, sig)
+
+    async def kill_all(self) -> None:
+        await self._parts.lanes.signals(self.scope.kill)
+
+    async def alive(self) -> bool:
+        return await self._parts.lanes.signals(self.scope.alive)
+
+    async def finish_output(self, timeout: float) -> bool:
+        return self._handle is None or await self._handle.finish(timeout)
+
+    async def close(self) -> None:
+        await self._parts.keeper.drop(self._record.id)
+        await self._parts.lanes.disk(self._parts.clean, self._record.id, self.scope)

@@ -1,0 +1,161 @@
+"""What to spawn."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+
+from arcbox_agent._spawn import SpawnError, spawn
+from arcbox_agent.agent.processes.stat_line import START_TIME, fields_of, start_time_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+# The limits that the agent was started with.  The agent raises its own; its children get these, because
+# programs that use select(), or close every possible descriptor, rely on a low limit.
+_NOFILE = resource.getrlimit(resource.RLIMIT_NOFILE)
+_CORE = resource.getrlimit(resource.RLIMIT_CORE)
+
+
+class SpawnSpec:
+    """What to start.  It owns every descriptor named here: a spawn closes them, whether it succeeds or fails."""
+
+    __slots__ = (
+        "argv",
+        "cgroup_fd",
+        "cwd",
+        "env",
+        "ids",
+        "join_fd",
+        "keep_fd",
+        "mounts",
+        "new_namespace",
+        "own_limits",
+        "pid_fd",
+        "programs",
+        "root",
+        "stdio",
+        "terminal",
+    )
+
+    def __init__(
+        self,
+        argv: Sequence[str | bytes],
+        *,
+        stdio: tuple[int, int, int] = (-1, -1, -1),
+        env: Iterable[str | bytes] = (),
+        programs: Sequence[str | bytes] | None = None,
+        cwd: str | None = None,
+        root: str | None = None,
+        mounts: Sequence[tuple[str, str, str, str, bool, bool]] = (),
+        new_namespace: bool = False,
+        join_fd: int = -1,
+        ids: tuple[int, int, Sequence[int]] | None = None,
+        terminal: bool = False,
+        keep_fd: int = -1,
+        pid_fd: int = -1,
+        cgroup_fd: int = -1,
+        own_limits: bool = False,
+    ) -> None:
+        self.argv = argv
+        self.env = env
+        #: Tried in order; without them argv[0], as it stands.
+        self.programs = programs if programs is not None else argv[:1]
+        #: stdin, stdout, stderr; filled in before the spawn at the latest.
+        self.stdio = stdio
+        self.cwd = cwd
+        self.root = root
+        self.mounts = mounts
+        self.new_namespace = new_namespace
+        self.join_fd = join_fd
+        self.ids = ids
+        self.terminal = terminal
+        self.keep_fd = keep_fd
+        self.pid_fd = pid_fd
+        self.cgroup_fd = cgroup_fd
+        #: The child keeps the limits of the agent: for a part of the agent.
+        self.own_limits = own_limits
+
+    def descriptors(self) -> set[int]:
+        fds = {*self.stdio, self.keep_fd, self.pid_fd, self.cgroup_fd, self.join_fd}
+        fds.discard(-1)
+        return fds
+
+    def run(self) -> tuple[int, int, int]:
+        """Spawn; (pid, pidfd, start time).  It blocks: for a thread.
+
+        The start time is 0 for a process in a cgroup and without a pid file: its cgroup finds it, and
+        no later agent looks for it.
+        """
+        dated = self.pid_fd >= 0 or self.cgroup_fd < 0
+        start_time = 0
+        try:
+            pid, pidfd = spawn(
+                programs=self.programs,
+                argv=self.argv,
+                env=self.env,
+                stdio=self.stdio,
+                keep_fd=self.keep_fd,
+                pid_fd=self.pid_fd,
+                cgroup_fd=self.cgroup_fd,
+                join_fd=self.join_fd,
+                new_namespace=self.new_namespace,
+                terminal=self.terminal,
+                reset_oom=_has_oom_score_adj(),
+                root=self.root,
+                cwd=self.cwd,
+                mounts=self.mounts,
+                ids=self.ids,
+                rlimits=() if self.own_limits else _rlimits(),
+            )
+            if self.pid_fd >= 0:
+                # The child has written its stat line there, so no file has to be opened.
+                fields = fields_of(os.pread(self.pid_fd, 4096, 0))
+                start_time = int(fields[START_TIME]) if len(fields) > START_TIME else 0
+        finally:
+            self.close()
+        if start_time or not dated:
+            return pid, pidfd, start_time
+        try:
+            # The zombie stays until the loop takes its status, so the number is still its own.
+            return pid, pidfd, start_time_of(pid) or 0
+        except OSError as error:
+            # No descriptor is left to read /proc with.  A process without a start time cannot be told
+            # from a later one of the same pid, so it must not run; and it has no owner yet.
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+            os.close(pidfd)
+            raise SpawnError(error.errno or errno.EIO, "clone") from error
+
+    def close(self) -> None:
+        for fd in self.descriptors():
+            os.close(fd)
+        self.stdio = (-1, -1, -1)
+        self.keep_fd = self.pid_fd = self.cgroup_fd = self.join_fd = -1
+
+
+def _rlimits() -> list[tuple[int, int, int]]:
+    """The limits that the agent changed for itself, as (resource, soft, hard): a child gets the former ones."""
+    wanted = ((resource.RLIMIT_NOFILE, _NOFILE), (resource.RLIMIT_CORE, _CORE))
+    return [(which, *limit) for which, limit in wanted if resource.getrlimit(which) != limit]
+
+
+_reset_oom: bool | None = None
+
+
+def _has_oom_score_adj() -> bool:
+    """Whether the agent is protected from the OOM killer, as its children must not be.
+
+    Asked once, at the first spawn: it is set when the agent starts, if at all.
+    """
+    global _reset_oom
+    if _reset_oom is None:
+        try:
+            with open("/proc/self/oom_score_adj", "rb") as file:
+                _reset_oom = int(file.read()) != 0
+        except OSError:
+            _reset_oom = False
+    return _reset_oom
