@@ -79,7 +79,7 @@ def serve(tmp_path: Path, run_async: Any) -> Callable[..., dict[str, int]]:
             metrics = Metrics()
             loop = asyncio.get_running_loop()
             attach = Attach()
-            routes = {
+            routes: dict[int, Route] = {
                 MessageType.ATTACH_REQUEST: Route(
                     attach.run, AttachRequest, Access.EXEC, {MessageType.ATTACH_INPUT: AttachInput}
                 ),
@@ -97,7 +97,8 @@ def serve(tmp_path: Path, run_async: Any) -> Callable[..., dict[str, int]]:
                 await server.close(loop.time() + 5)
             return metrics.counters
 
-        return run_async(main())
+        counters: dict[str, int] = run_async(main())
+        return counters
 
     return run
 
