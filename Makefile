@@ -26,17 +26,32 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test vm-test vm vm-bench vm-soak check bench soak mutants build install clean
+.PHONY: help demo test test-quick coverage vm-test vm vm-bench vm-soak check check-sanitized mutants bench soak build install clean
 
 help: ## this list
 	@echo 'make TARGET [PYTHON=python3.12]'; echo
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 demo: $(STAMPS)/run ## the agent and arcboxctl at work: a container's life, its log followed, a command in it
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/demo.py
 
 test: $(STAMPS)/test $(STAMPS)/debian ## every test (PYTEST_ARGS=... goes to pytest)
 	@$(BIN)/python -m pytest --durations=15 $(PYTEST_ARGS)
+
+# Fewer kills, examples and seconds of the tests that go by chance; nothing that is marked slow.
+QUICK := ARCBOX_WIRE_EXAMPLES=5 ARCBOX_LOGS_EXAMPLES=20 ARCBOX_LOGS_SOAK_SECONDS=1 ARCBOX_CAPTURE_KILLS=1 \
+    ARCBOX_FUZZ_SECONDS=1
+
+test-quick: $(STAMPS)/test ## the tests without virtual machines and without the slow ones, two at a time
+	@$(QUICK) $(BIN)/python -m pytest --ignore=tests/vm -m 'not slow' -n 2 --dist loadfile \
+	    --durations=15 $(PYTEST_ARGS)
+
+coverage: $(STAMPS)/test ## what test-quick reaches of the Python code, its processes included: build/coverage/html
+	@rm -rf build/coverage && mkdir -p build/coverage
+	@$(QUICK) $(BIN)/python -m coverage run -m pytest --ignore=tests/vm -m 'not slow' $(PYTEST_ARGS)
+	@$(BIN)/python -m coverage combine --quiet
+	@$(BIN)/python -m coverage html --quiet
+	@$(BIN)/python -m coverage report
 
 vm-test: $(STAMPS)/test $(STAMPS)/debian ## the tests in a virtual machine alone
 	@$(BIN)/python -m pytest tests/vm --durations=15 $(PYTEST_ARGS)
@@ -50,11 +65,20 @@ vm-bench: $(STAMPS)/test $(STAMPS)/debian ## boot to first answer, round trip ov
 vm-soak: $(STAMPS)/test $(STAMPS)/debian ## the soak in a virtual machine, over vsock (SECONDS=600 SEED=7)
 	@$(BIN)/python -m tests.vm.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(SOAK_ARGS)
 
-check: $(STAMPS)/test ## generated files up to date, types (mypy --strict), stubs against the compiled modules
+check: $(STAMPS)/check ## generated files up to date, lint, format, types, stubs against the compiled modules
 	$(BIN)/python tools/generate_messages.py --check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@# cython-lint starts pycodestyle by its name.
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint src
 	$(BIN)/python -m mypy
+	@# With its own directory as the root: so it reads the package as one that is installed.
+	$(BIN)/pyright --project tests/typing --pythonpath $(BIN)/python
 	$(BIN)/python -m mypy.stubtest --concise --ignore-disjoint-bases --allowlist tools/stubtest-allowlist.txt \
 	    --ignore-unused-allowlist $(patsubst src/arcbox_agent/%.pyi,arcbox_agent.%,$(wildcard src/arcbox_agent/_*.pyi))
+
+check-sanitized: $(STAMPS)/test ## the compiled modules under AddressSanitizer and UndefinedBehaviorSanitizer
+	@$(BIN)/python -m tools.sanitized
 
 bench: $(STAMPS)/test ## the figures, each with its rival in the same run (BENCH_ARGS=...)
 	@$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-quiet $(BENCH_ARGS)
@@ -75,7 +99,7 @@ install: $(STAMPS)/run ## .venv/bin/arcbox-agent and .venv/bin/arcboxctl, to try
 	@echo 'Ready: $(BIN)/arcbox-agent and $(BIN)/arcboxctl'
 
 clean: ## away with everything that was built, .venv too
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
 	rm -f src/arcbox_agent/*.so
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
@@ -104,6 +128,12 @@ $(STAMPS)/test: $(STAMPS)/run pyproject.toml
 	@echo '==> Installing what the tests need'
 	@ARCBOX_PREBUILT=1; export ARCBOX_PREBUILT; \
 	    $(PIP_INSTALL) --no-build-isolation -e '.[test]' $(QUIETER)
+	@touch $@
+
+$(STAMPS)/check: $(STAMPS)/test pyproject.toml
+	@echo '==> Installing what the checks need'
+	@ARCBOX_PREBUILT=1; export ARCBOX_PREBUILT; \
+	    $(PIP_INSTALL) --no-build-isolation -e '.[test,check]' $(QUIETER)
 	@touch $@
 
 $(STAMPS)/debian: tools/apt-packages.txt tools/setup-debian.sh | $(STAMPS)/venv

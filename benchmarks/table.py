@@ -128,7 +128,7 @@ def render(rows: Sequence[Row]) -> list[str]:
     """The table in columns, one string a line."""
     lines = [HEADINGS, *(row.cells() for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
-    out = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
+    out = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     out.insert(1, "  ".join("-" * width for width in widths).rstrip())
     return out
 

@@ -57,21 +57,24 @@ def _decoders(message: wire.Message) -> tuple[Callable[[], Any], Callable[[], An
     """Decode and read every field of it, ours and theirs."""
     ours, theirs = type(message).decode, GOOGLE[type(message).__name__].FromString
     data = message.encode()
+    read: Callable[[Any], None]
     if isinstance(message, wire.ListContainersResponse):
         each = _read(wire.ContainerInfo.__match_args__)
 
-        def read(m: Any) -> None:
+        def read_list(m: Any) -> None:
             for container in m.containers:
                 each(container)
 
+        read = read_list
     elif isinstance(message, wire.ExecRequest):
         plain = _read(tuple(n for n in message.__match_args__ if n not in ("cmd", "env")))
 
-        def read(m: Any) -> None:
+        def read_exec(m: Any) -> None:
             plain(m)
             list(m.cmd)
             dict(m.env)
 
+        read = read_exec
     else:
         read = _read(message.__match_args__)
 

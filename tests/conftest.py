@@ -19,14 +19,18 @@ import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import pytest
+
+from tools.pace import factor, patience
+
+T = TypeVar("T")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 #: Only what hangs takes this long; a loaded machine does not.
-PATIENCE = 60.0
+PATIENCE = patience(60.0)
 
 #: A V1 PingRequest("ping"), as in docs/protocol.md: needs none of our own code to be right.
 PING = bytes.fromhex("0000000a000000010a0470696e67")
@@ -36,14 +40,25 @@ PING = bytes.fromhex("0000000a000000010a0470696e67")
 #: of AF_VSOCK instead of the unix socket.
 OVER_VSOCK = os.environ.get("ARCBOX_TEST_TRANSPORT") == "vsock"
 
-_vsock_ports = itertools.count(20000)
+#: Ports of a range of this process's own: several may run tests at once (pytest -n).
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_vsock_ports = itertools.count(20000 + 1000 * _WORKER)
 
 
 _NOT_ROOT = "not root: the tests that mount, change users, limit with cgroups or boot a guest fail"
 
 
-def pytest_report_header() -> str | None:
-    return _NOT_ROOT if os.geteuid() else None
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    # The time-out of each test stretches as all limits do.  Before pytest-timeout reads it, and only
+    # where neither the command line nor the environment sets one.
+    if config.getoption("timeout", None) is None and "PYTEST_TIMEOUT" not in os.environ:
+        config.option.timeout = patience(float(config.getini("timeout")))
+
+
+def pytest_report_header() -> list[str]:
+    pace = f"pace: time limits are those of the reference machine x {factor():.1f}"
+    return [pace, _NOT_ROOT] if os.geteuid() else [pace]
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -136,8 +151,12 @@ class RunningAgent:
         self.wait_until_it_answers()
 
 
+#: The fixture `start_agent`.
+StartAgent = Callable[..., RunningAgent]
+
+
 @pytest.fixture
-def start_agent() -> Iterator[Callable[..., RunningAgent]]:
+def start_agent() -> Iterator[StartAgent]:
     """`start_agent(listen=[...], NAME=VALUE, ...)`: settings as in docs/configuration.md.
 
     Containers are stopped with the agent, unless the test says `containers_at_exit="leave"`.
@@ -169,12 +188,18 @@ def start_agent() -> Iterator[Callable[..., RunningAgent]]:
 
 
 @pytest.fixture
-def agent(start_agent: Callable[..., RunningAgent]) -> Iterator[RunningAgent]:
+def agent(start_agent: StartAgent) -> Iterator[RunningAgent]:
     agent = start_agent()
     yield agent
     if agent.process.poll() is None:
         agent.stop()
     assert agent.process.returncode == 0, f"the agent ended with {agent.process.returncode}:\n{agent.log()}"
+
+
+class RunAsync(Protocol):
+    """The fixture `run_async`."""
+
+    def __call__(self, coroutine: Coroutine[Any, Any, T]) -> T: ...
 
 
 def _uvloop() -> asyncio.AbstractEventLoop:
@@ -190,17 +215,17 @@ _LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 
 
 @pytest.fixture(params=sorted(_LOOPS))
-def run_async(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], Any]:
+def run_async(request: pytest.FixtureRequest) -> RunAsync:
     """`run_async(coroutine)`: its result.
 
     Fails on what the loop would only have logged (an exception in a callback, one
     that was never retrieved), and on what hangs.
     """
 
-    def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    def run(coroutine: Coroutine[Any, Any, T]) -> T:
         unhandled: list[dict[str, Any]] = []
 
-        async def bounded() -> Any:
+        async def bounded() -> T:
             asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
             async with asyncio.timeout(PATIENCE):
                 return await coroutine

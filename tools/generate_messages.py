@@ -15,6 +15,7 @@ import pathlib
 import sys
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import grpc_tools
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -71,18 +72,21 @@ class Field:
         entry = descriptor.message_type
         self.map = entry is not None and entry.GetOptions().map_entry
         kind = descriptor.type
+        assert descriptor.containing_type is not None
         where = f"{descriptor.containing_type.name}.{self.name}"
         if keyword.iskeyword(self.name) or self.name in TAKEN:
             raise SchemaError(f"{where}: the name is taken")
         if descriptor.has_presence and kind != _T.TYPE_MESSAGE:
             raise SchemaError(f"{where}: optional and oneof are not supported")
         if self.map:
+            assert entry is not None
             key, value = entry.fields_by_name["key"], entry.fields_by_name["value"]
             if key.type != _T.TYPE_STRING or value.type not in MAP_VALUES:
                 raise SchemaError(f"{where}: this kind of map is not supported")
             self.suffix, value_type, _, _ = SCALARS[value.type]
             self.python, self.default, wire = f"dict[str, {value_type}]", "{}", 2
         elif kind == _T.TYPE_MESSAGE:
+            assert entry is not None
             self.message = entry.name
             self.suffix, wire = "", 2
             self.python = f"list[{entry.name}]" if self.repeated else f"{entry.name} | None"
@@ -156,9 +160,10 @@ def _options(pool: descriptor_pool.DescriptorPool, file: FileDescriptor, message
     options_class = message_factory.GetMessageClass(pool.FindMessageTypeByName("google.protobuf.MessageOptions"))
     # Serialised and parsed anew: only the pool's own class knows the extensions.
     options = options_class.FromString(message.GetOptions().SerializeToString())
+    extensions: dict[str, Any] = dict(file.extensions_by_name)
     return {
         name: options.Extensions[extension] if options.HasExtension(extension) else None
-        for name, extension in file.extensions_by_name.items()
+        for name, extension in extensions.items()
     }
 
 
@@ -297,7 +302,8 @@ def _merge(message: Declaration) -> Iterator[str]:
         if field.message and field.repeated:
             yield f"                if <PyObject*>self.{field.name} == unset:"
             yield f"                    self.{field.name} = []"
-            yield f"                p = read_message_item(location, {tag}, p, end, <list>self.{field.name}, _{field.message})"
+            item = f"<list>self.{field.name}, _{field.message}"
+            yield f"                p = read_message_item(location, {tag}, p, end, {item})"
         elif field.message:
             yield f"                if self.{field.name} is None:"
             yield f"                    self.{field.name} = new_message(_{field.message})"

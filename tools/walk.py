@@ -9,8 +9,8 @@ this package; the compiled modules do not appear.  Three walks:
     line   one new line in that log, from inotify to its frame
     exec   an ExecRequest with stream, from the socket to the first frame of output
 
-The way ends with the call that sends the frame.  A change of file is a call that lands in another file than the call before it: what a
-reader who follows the request has to turn over.
+The way ends with the call that sends the frame.  A change of file is a call that lands in another
+file than the call before it: what a reader who follows the request has to turn over.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,7 +182,7 @@ def main() -> int:
         if options.walks and name not in options.walks:
             continue
         files = [file for _, _, file, _ in calls]
-        changes = sum(a != b for a, b in zip(files, files[1:], strict=False))
+        changes = sum(a != b for a, b in pairwise(files))
         if options.show:
             first = calls[0][1] if calls else 0
             for _, thread, file, function in calls:

@@ -67,7 +67,8 @@ cdef inline void put_digits(char* out, int64_t value, int count) noexcept nogil:
 
 cdef inline void format_stamp(int64_t stamp, char* out) noexcept nogil:
     """Write STAMP_LENGTH bytes: UTC with nine digits, as CRI logs have them."""
-    cdef int64_t seconds = stamp // NANOSECONDS, nanos = stamp - seconds * NANOSECONDS, days, era, doe, yoe, doy, mp, y, m
+    cdef int64_t seconds = stamp // NANOSECONDS, nanos = stamp - seconds * NANOSECONDS
+    cdef int64_t days, era, doe, yoe, doy, mp, y, m
     if nanos < 0:  # a division rounds down only in the build with checks
         seconds -= 1
         nanos += NANOSECONDS

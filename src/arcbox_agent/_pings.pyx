@@ -33,7 +33,7 @@ def serve_pings(FrameDecoder decoder not None, bytearray out not None, version, 
     cdef size_t agent_size = <size_t>len(agent)
     cdef Py_ssize_t most = limit, served = 0
     cdef const uint8_t* text
-    cdef size_t text_size, prefix, size, need
+    cdef size_t text_size, prefix, size, need, rounds
     cdef size_t used = <size_t>PyByteArray_GET_SIZE(out), room = used
     cdef uint8_t* p
     cdef int found
@@ -72,7 +72,8 @@ def serve_pings(FrameDecoder decoder not None, bytearray out not None, version, 
             need = head.size + agent_size + 16
             if room - used < need:
                 # One allocation where the pings behind this one are like it.
-                room = max(room * 2, used + need * min((decoder.tail - decoder.head) // head.size + 1, <size_t>ROUNDS_AT_ONCE))
+                rounds = min((decoder.tail - decoder.head) // head.size + 1, <size_t>ROUNDS_AT_ONCE)
+                room = max(room * 2, used + need * rounds)
                 PyByteArray_Resize(out, <Py_ssize_t>room)
             p = <uint8_t*>PyByteArray_AS_STRING(out) + used + 8
             if head.version == 2:

@@ -12,9 +12,8 @@ To listen (`parse_listen`), each with an optional `?mode=NAME`:
     vsock:PORT                          that port, on any cid
     unix:/path
 
-Nothing here opens a socket, and nothing here needs one: it works where there is
-no AF_VSOCK.  A path is taken as it stands; `?` begins the options, so a path
-cannot hold one.
+This module opens no socket, and works on hosts without AF_VSOCK.  A path is taken literally.
+`?` begins the options, so a path cannot contain one.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import sys
 
 from arcbox_agent.errors import AddressError
 
-#: linux/vm_sockets.h.  `socket.VMADDR_CID_ANY` is not there on every platform.
+#: From linux/vm_sockets.h: not every platform has `socket.VMADDR_CID_ANY`.
 CID_ANY = 0xFFFFFFFF
 PORT_ANY = 0xFFFFFFFF
 
@@ -38,7 +37,7 @@ _LISTEN_FORMS = "vsock:PORT or unix:/path, with an optional ?mode=NAME"
 
 
 class VsockAddress:
-    """A port of a vsock address; `cid` is CID_ANY only where one listens."""
+    """A vsock port; `cid` is CID_ANY only in an address to listen on."""
 
     __slots__ = ("cid", "port")
 
@@ -84,7 +83,7 @@ class UnixAddress:
 
 
 class HybridVsockAddress:
-    """A vsock port of the guest behind a unix socket of its hypervisor."""
+    """A vsock port of a guest, reached through a unix socket of its hypervisor."""
 
     __slots__ = ("path", "port", "scheme")
 
@@ -166,8 +165,8 @@ def parse_listen(text: str) -> ListenAddress:
             raise AddressError(text, "an agent listens on any cid: write vsock:PORT")
         return ListenAddress(VsockAddress(CID_ANY, _port(text, rest)), mode)
     if scheme == "unix":
-        # Also unix:///path, which is how the same socket is dialled.
-        path = rest[2:] if rest.startswith("//") else rest
+        # unix:///path, the form to dial the same socket, is accepted too.
+        path = rest.removeprefix("//")
         return ListenAddress(UnixAddress(_path(text, path)), mode)
     raise AddressError(text, f"unknown scheme {scheme!r}: write {_LISTEN_FORMS}")
 
@@ -180,7 +179,7 @@ def _mode(text: str, options: str) -> str:
 
 
 def _number(text: str, what: str, digits: str, low: int, high: int) -> int:
-    # int() alone would take a sign, spaces, underscores and digits of other scripts.
+    # int() alone would accept a sign, spaces, underscores and digits of other scripts.
     if not (digits.isascii() and digits.isdigit() and len(digits) <= 10):
         raise AddressError(text, f"{what} {digits!r} is not a number")
     value = int(digits)

@@ -13,7 +13,7 @@
     ├── ConfigError                   fix the setting it names
     ├── AddressError                  fix the address (also ValueError)
     ├── TransportError                the agent could not be reached, or went away
-    │   ├── ConnectError              nobody answers at the address: is the agent up?
+    │   ├── ConnectError              no agent answers at the address: is it running?
     │   ├── ConnectionLostError       the connection ended before the reply did
     │   └── CallTimeoutError          no reply in time (also TimeoutError)
     ├── RequestError                  the agent answered with Error(code, message)
@@ -21,10 +21,10 @@
     │   ├── ForbiddenError            403: this listener does not allow that call
     │   ├── NotFoundError             404: no such container
     │   ├── ConflictError             409: not in the container's present state
-    │   ├── BusyError                 429: a bound was reached, try again later
+    │   ├── BusyError                 429: a limit was reached, try again later
     │   └── AgentFailedError          500: all else; the agent's log says more
     ├── UnsupportedError              the agent is too old for what was asked: bring it up to date
-    ├── CommandFailedError            a command's exit code, where check=True asked
+    ├── CommandFailedError            a command failed that was run with check=True
     └── OutputLimitError              a command wrote more than `exec` may keep: exec_stream
 
 The agent's handlers raise RequestError classes; the client raises the same
@@ -144,9 +144,9 @@ class DecoderFailedError(FrameError):
 
 
 class ConfigError(ArcboxError):
-    """A setting is unknown or has a value it cannot have.
+    """A setting is unknown, or its value is not allowed.
 
-    `setting`: its name, or "" where no single one is at fault.
+    `setting`: its name, or "" if no single setting is at fault.
     """
 
     setting: str
@@ -174,7 +174,7 @@ class TransportError(ArcboxError):
 
 
 class ConnectError(TransportError):
-    """Nobody answers at the address."""
+    """No agent answers at the address."""
 
     address: str
     reason: str
@@ -189,7 +189,7 @@ class ConnectionLostError(TransportError):
 
 
 class CallTimeoutError(TransportError, TimeoutError):
-    """No reply came in time.  `seconds`: how long was waited."""
+    """No reply came in time.  `seconds`: how long the client waited."""
 
     call: str
     seconds: float
@@ -224,7 +224,7 @@ class RequestError(ArcboxError):
 
 
 class BadRequestError(RequestError):
-    """The request itself is at fault: it does not parse, or asks for what cannot be."""
+    """The request itself is at fault: it does not parse, or asks for something impossible."""
 
     code = 400
 
@@ -248,13 +248,13 @@ class ConflictError(RequestError):
 
 
 class BusyError(RequestError):
-    """A bound of the agent was reached; the message names it."""
+    """A limit of the agent was reached; the message names it."""
 
     code = 429
 
 
 class AgentFailedError(RequestError):
-    """The agent could not do it; its log says more."""
+    """The agent failed; its log says more."""
 
     code = 500
 
@@ -273,7 +273,7 @@ _BY_CODE: dict[int, type[RequestError]] = {
 
 
 class UnsupportedError(ArcboxError):
-    """The agent in the guest does not have the call, or would pass over what was asked in it.
+    """The agent in the guest does not have the call, or would ignore a part of the request.
 
     Nothing was sent.  `what`: the call, or its field, by its name in the protocol.
     """
@@ -289,9 +289,9 @@ class UnsupportedError(ArcboxError):
 
 
 class CommandFailedError(ArcboxError):
-    """A command ended with an exit code other than 0, and `check=True` was asked.
+    """A command that was run with `check=True` ended with an exit code other than 0.
 
-    `exit_code`: 128 + signal where a signal ended it.
+    `exit_code`: 128 + signal if a signal ended the command.
     """
 
     cmd: list[str]
@@ -300,16 +300,16 @@ class CommandFailedError(ArcboxError):
     stderr: bytes
 
     def __init__(self, cmd: list[str], exit_code: int, stdout: bytes, stderr: bytes) -> None:
-        # What it said last is most often why.
+        # The last line of standard error is most often the reason.
         said = stderr.decode(errors="replace").strip().rpartition("\n")[2].strip()[-200:]
         super().__init__(f"command {cmd!r} ended with exit code {exit_code}" + (f": {said}" if said else ""))
         self.cmd, self.exit_code, self.stdout, self.stderr = cmd, exit_code, stdout, stderr
 
 
 class OutputLimitError(ArcboxError):
-    """A command wrote more than was allowed to be kept, and was ended.
+    """A command wrote more than `exec` may keep, and was killed.
 
-    `limit`: in bytes, stdout and stderr together.
+    `limit`: bytes, stdout and stderr together.
     """
 
     cmd: list[str]

@@ -18,10 +18,9 @@ from arcbox_agent.wire import (
     encode_message,
     message_class,
 )
-from tests.conftest import RunningAgent
+from tests.conftest import PATIENCE, RunningAgent
 
 #: Only what hangs takes this long.
-PATIENCE = 60.0
 
 
 class Peer:

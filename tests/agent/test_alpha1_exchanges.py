@@ -16,7 +16,7 @@ import pytest
 
 from arcbox_agent.wire import CreateContainerResponse, Error, ListContainersResponse, PingResponse
 from tests.agent.peer import Peer
-from tests.conftest import RunningAgent
+from tests.conftest import RunningAgent, StartAgent
 
 RECORDED = json.loads((Path(__file__).parent.parent / "wire" / "alpha1.json").read_text())["exchanges"]
 
@@ -61,7 +61,7 @@ def without_times(reply: bytes) -> bytes:
     return reply[:4] + containers.encode()
 
 
-def test_every_exchange_of_alpha1_is_answered_as_recorded(start_agent) -> None:
+def test_every_exchange_of_alpha1_is_answered_as_recorded(start_agent: StartAgent) -> None:
     agent: RunningAgent = start_agent()
     with Peer(agent.socket_path) as peer:
         replay = Replay(peer)
@@ -98,7 +98,7 @@ def test_the_record_is_whole() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 7, 64])
-def test_the_exchanges_without_a_container_in_pieces_of_any_size(start_agent, size: int) -> None:
+def test_the_exchanges_without_a_container_in_pieces_of_any_size(start_agent: StartAgent, size: int) -> None:
     agent: RunningAgent = start_agent()
     requests = b"".join(bytes.fromhex(each["request"]) for each in RECORDED[:10])
     with Peer(agent.socket_path) as peer:

@@ -69,12 +69,17 @@ def test_sizes(text: str, size: int) -> None:
     assert TABLE["log_max_size"].parse(text) == size
 
 
+NOT_A_SIZE = "is not a size: write a number of bytes, or 64KiB, 16MiB, 1GiB"
+LISTEN_FORMS = "vsock:PORT or unix:/path, with an optional ?mode=NAME"
+MODES = "full, no-exec, read-only"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--max-frame-size=16MB?"], "max_frame_size: '16MB?' is not a size: write a number of bytes, or 64KiB, 16MiB, 1GiB"),
-        (["--max-frame-size=-1"], "max_frame_size: '-1' is not a size: write a number of bytes, or 64KiB, 16MiB, 1GiB"),
-        (["--max-frame-size=1k1"], "max_frame_size: '1k1' is not a size: write a number of bytes, or 64KiB, 16MiB, 1GiB"),
+        (["--max-frame-size=16MB?"], f"max_frame_size: '16MB?' {NOT_A_SIZE}"),
+        (["--max-frame-size=-1"], f"max_frame_size: '-1' {NOT_A_SIZE}"),
+        (["--max-frame-size=1k1"], f"max_frame_size: '1k1' {NOT_A_SIZE}"),
         (["--max-frame-size=1023"], "max_frame_size: '1023' is below the minimum of 1024"),
         (["--max-connections=x"], "max_connections: 'x' is not a whole number"),
         (["--max-connections=1e3"], "max_connections: '1e3' is not a whole number"),
@@ -82,13 +87,16 @@ def test_sizes(text: str, size: int) -> None:
         (["--frame-timeout=-1"], "frame_timeout: '-1' is not a number of seconds"),
         (["--log-level=loud"], "log_level: 'loud' is not one of debug, info, warning, error"),
         (["--set-clock=maybe"], "set_clock: 'maybe' is neither true nor false"),
-        (["--listen=tcp:80"], "listen: 'tcp:80': unknown scheme 'tcp': write vsock:PORT or unix:/path, with an optional ?mode=NAME"),
-        (["--listen=unix:/a?mode=all"], "listen: 'unix:/a?mode=all': unknown mode 'all': write one of full, no-exec, read-only"),
+        (["--listen=tcp:80"], f"listen: 'tcp:80': unknown scheme 'tcp': write {LISTEN_FORMS}"),
+        (["--listen=unix:/a?mode=all"], f"listen: 'unix:/a?mode=all': unknown mode 'all': write one of {MODES}"),
         (["--listen=systemd:?x=1"], "listen: 'systemd:?x=1': unknown options 'x=1': only mode=NAME can follow the ?"),
         (["--metrics-listen=vsock:1"], "metrics_listen: 'vsock:1': write unix:/path"),
         (["--metrics-listen=unix:/a?mode=full"], "metrics_listen: 'unix:/a?mode=full': no mode can be given here"),
         (["--state-dir="], "state_dir: the path is empty"),
-        (["--max-queued-total=1MiB"], "max_queued_total: 1MiB is below max_frame_size, 16MiB: no such frame could ever arrive"),
+        (
+            ["--max-queued-total=1MiB"],
+            "max_queued_total: 1MiB is below max_frame_size, 16MiB: no such frame could ever arrive",
+        ),
         (["--state-dir=/x", "--run-dir=/x"], "run_dir: /x is the state_dir too: they must differ"),
         (["--no-listen"], "unknown argument '--no-listen': see --help"),
         (["--help=x"], "--help takes no value"),

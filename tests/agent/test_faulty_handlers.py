@@ -41,7 +41,7 @@ def answers_what_it_must_not(request: Any, call: Any) -> Any:
     return PingResponse(version=5)  # type: ignore[arg-type]
 
 
-ROUTES = {
+ROUTES: dict[int, Route] = {
     MessageType.LIST_CONTAINERS_REQUEST: Route(fails_at_once, ListContainersRequest, Access.READ),
     MessageType.RUNTIME_STATUS_REQUEST: Route(fails_later, RuntimeStatusRequest, Access.READ),
     MessageType.GET_SYSTEM_INFO_REQUEST: Route(answers_what_it_must_not, None, Access.READ),

@@ -30,7 +30,7 @@ from arcbox_agent.wire import (
     encode_message,
 )
 from tests.agent.peer import Peer, eventually, info, only_peer
-from tests.conftest import RunningAgent
+from tests.conftest import RunningAgent, StartAgent
 
 PONG = PingResponse(message="pong", version="0.1.0")
 
@@ -68,7 +68,7 @@ def send_until_it_blocks(peer: Peer, data: bytes) -> int:
 # --------------------------------------------------------------------- slow readers
 
 
-def test_a_peer_that_never_reads_is_paused_and_nobody_else_is(start_agent) -> None:
+def test_a_peer_that_never_reads_is_paused_and_nobody_else_is(start_agent: StartAgent) -> None:
     agent = start_agent()
     before = resident(agent)
     pings = encode_message(PingRequest(message="x" * 1000)) * 100
@@ -90,7 +90,7 @@ def test_a_peer_that_never_reads_is_paused_and_nobody_else_is(start_agent) -> No
         assert received == sent // whole
 
 
-def test_a_peer_that_goes_away_without_reading_is_forgotten(start_agent) -> None:
+def test_a_peer_that_goes_away_without_reading_is_forgotten(start_agent: StartAgent) -> None:
     agent = start_agent()
     with Peer(agent.socket_path) as deaf:
         send_until_it_blocks(deaf, encode_message(PingRequest(message="x" * 1000)) * 100)
@@ -101,7 +101,7 @@ def test_a_peer_that_goes_away_without_reading_is_forgotten(start_agent) -> None
 # ------------------------------------------------------------------ waiting requests
 
 
-def test_requests_wait_behind_one_that_runs_and_come_in_order(start_agent) -> None:
+def test_requests_wait_behind_one_that_runs_and_come_in_order(start_agent: StartAgent) -> None:
     agent = start_agent()
     with Peer(agent.socket_path) as peer, Peer(agent.socket_path) as other:
         peer.send(ExecRequest(cmd=["sh", "-c", "sleep 0.3; echo slow"]), PingRequest(), ExecRequest(cmd=["echo", "2"]))
@@ -112,7 +112,7 @@ def test_requests_wait_behind_one_that_runs_and_come_in_order(start_agent) -> No
         assert peer.reply() == ExecOutput(stream="stdout", data=b"2\n", done=True)
 
 
-def test_too_many_waiting_requests_stop_the_reading_and_none_is_lost(start_agent) -> None:
+def test_too_many_waiting_requests_stop_the_reading_and_none_is_lost(start_agent: StartAgent) -> None:
     agent = start_agent(max_pipelined="10")
     go = agent.directory / "go"
     ping = encode_message(PingRequest(message="x" * 100))
@@ -127,7 +127,7 @@ def test_too_many_waiting_requests_stop_the_reading_and_none_is_lost(start_agent
             assert peer.reply() == PingResponse(message="pong: " + "x" * 100, version="0.1.0")
 
 
-def test_too_many_waiting_bytes_stop_the_reading_too(start_agent) -> None:
+def test_too_many_waiting_bytes_stop_the_reading_too(start_agent: StartAgent) -> None:
     agent = start_agent(max_queued_bytes="1MiB")
     before = resident(agent)
     go = agent.directory / "go"
@@ -141,7 +141,7 @@ def test_too_many_waiting_bytes_stop_the_reading_too(start_agent) -> None:
         assert peer.reply() == PingResponse(message="pong: " + "x" * 500_000, version="0.1.0")
 
 
-def test_all_half_frames_together_have_a_bound_and_the_largest_goes_first(start_agent) -> None:
+def test_all_half_frames_together_have_a_bound_and_the_largest_goes_first(start_agent: StartAgent) -> None:
     agent = start_agent(max_frame_size="4MiB", max_queued_total="8MiB")
     before = resident(agent)
     # A frame of 4 MiB of which three quarters come.
@@ -167,7 +167,9 @@ def test_all_half_frames_together_have_a_bound_and_the_largest_goes_first(start_
 
 
 @pytest.mark.parametrize("what", ["output", "input of a reply", "input of a stream"])
-def test_what_calls_hold_while_they_run_has_a_bound_and_those_who_hold_little_go_on(start_agent, what: str) -> None:
+def test_what_calls_hold_while_they_run_has_a_bound_and_those_who_hold_little_go_on(
+    start_agent: StartAgent, what: str
+) -> None:
     agent = start_agent(max_frame_size="4MiB", max_queued_total="8MiB", exec_output_limit="4MiB")
     go = agent.directory / "go"
     wait = f"until test -e {go}; do sleep 0.1; done"
@@ -207,7 +209,7 @@ def test_what_calls_hold_while_they_run_has_a_bound_and_those_who_hold_little_go
     assert info(agent).counters["bound_queued_total"] == 4
 
 
-def test_a_half_frame_goes_with_its_connection_though_what_that_started_goes_on(start_agent) -> None:
+def test_a_half_frame_goes_with_its_connection_though_what_that_started_goes_on(start_agent: StartAgent) -> None:
     agent = start_agent()
     half = struct.pack(">II", 8 << 20, 1) + bytes([0x0A]) + bytes(7 << 20)
     before = resident(agent)
@@ -227,7 +229,7 @@ def test_a_half_frame_goes_with_its_connection_though_what_that_started_goes_on(
             os.kill(pid, signal.SIGKILL)
 
 
-def test_a_call_whose_connection_goes_before_it_has_begun_is_over_too(start_agent) -> None:
+def test_a_call_whose_connection_goes_before_it_has_begun_is_over_too(start_agent: StartAgent) -> None:
     agent = start_agent(max_frame_size="64KiB", max_queued_total="64KiB", shutdown_timeout="0.5")
     with Peer(agent.socket_path) as peer:
         peer.ask(PingRequest())
@@ -244,7 +246,7 @@ def test_a_call_whose_connection_goes_before_it_has_begun_is_over_too(start_agen
     assert "did not finish in time" not in agent.log()
 
 
-def test_a_connection_that_is_closed_for_its_memory_sends_no_error_inside_a_frame(start_agent) -> None:
+def test_a_connection_that_is_closed_for_its_memory_sends_no_error_inside_a_frame(start_agent: StartAgent) -> None:
     agent = start_agent(max_frame_size="64KiB", max_queued_total="64KiB")
     with Peer(agent.socket_path) as peer:
         peer.send(ExecRequest(cmd=["sh", "-c", "head -c 1000000 /dev/zero; sleep 1000"], stream=True))
@@ -281,7 +283,7 @@ def _send_and_ignore(peer: Peer, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("trace_id", [None, "t" * 2000])
-def test_waiting_requests_without_a_payload_have_a_bound_too(start_agent, trace_id: str | None) -> None:
+def test_waiting_requests_without_a_payload_have_a_bound_too(start_agent: StartAgent, trace_id: str | None) -> None:
     agent = start_agent(max_frame_size="1MiB", max_queued_total="4MiB")
     go = agent.directory / "go"
     before = resident(agent)
@@ -300,7 +302,7 @@ def test_waiting_requests_without_a_payload_have_a_bound_too(start_agent, trace_
         go.touch()
 
 
-def test_a_frame_that_stays_half_is_told_and_closed(start_agent) -> None:
+def test_a_frame_that_stays_half_is_told_and_closed(start_agent: StartAgent) -> None:
     agent = start_agent(frame_timeout="0.2")
     with Peer(agent.socket_path) as half, Peer(agent.socket_path) as idle:
         half.send_bytes(encode_message(PingRequest()) + b"\0\0\0")
@@ -321,18 +323,18 @@ def test_a_frame_that_stays_half_is_told_and_closed(start_agent) -> None:
     ],
 )
 def test_a_peer_that_is_closed_over_and_over_does_not_flood_the_log(
-    start_agent, sent: bytes, counter: str, line: str
+    start_agent: StartAgent, sent: bytes, counter: str, line: str
 ) -> None:
     agent = start_agent(frame_timeout="0.2", max_frame_size="4MiB", max_queued_total="4MiB")
     for round in range(1, 6):
         with ExitStack() as open_peers:
             for _ in range(2):
                 _send_and_ignore(open_peers.enter_context(Peer(agent.socket_path)), sent)
-            eventually(lambda round=round: info(agent).counters[counter] >= round, "it is closed")
+            eventually(lambda: info(agent).counters[counter] >= round, "it is closed")
     assert agent.log().count(line) == 1
 
 
-def test_bytes_that_trickle_in_do_not_extend_the_time_of_a_frame(start_agent) -> None:
+def test_bytes_that_trickle_in_do_not_extend_the_time_of_a_frame(start_agent: StartAgent) -> None:
     agent = start_agent(frame_timeout="0.5")
     with Peer(agent.socket_path) as slow:
         slow.send_bytes(struct.pack(">II", 1000, 1))
@@ -351,7 +353,7 @@ def test_bytes_that_trickle_in_do_not_extend_the_time_of_a_frame(start_agent) ->
             sender.join()
 
 
-def test_an_idle_connection_is_closed_where_that_is_configured(start_agent) -> None:
+def test_an_idle_connection_is_closed_where_that_is_configured(start_agent: StartAgent) -> None:
     agent = start_agent(idle_timeout="0.3")
     with Peer(agent.socket_path) as peer, Peer(agent.socket_path) as busy:
         busy.send(ExecRequest(cmd=["sleep", "1.5"]))
@@ -361,14 +363,14 @@ def test_an_idle_connection_is_closed_where_that_is_configured(start_agent) -> N
         assert busy.reply() == ExecOutput(stream="stdout", done=True)
 
 
-def test_idleness_begins_when_the_last_call_has_ended(start_agent) -> None:
+def test_idleness_begins_when_the_last_call_has_ended(start_agent: StartAgent) -> None:
     agent = start_agent(idle_timeout="1")
     with Peer(agent.socket_path) as peer:
         assert peer.ask(ExecRequest(cmd=["sleep", "1.5"])) == ExecOutput(stream="stdout", done=True)
         assert peer.ask(PingRequest()) == PONG
 
 
-def test_a_half_frame_behind_a_long_call_has_its_time_afterwards(start_agent) -> None:
+def test_a_half_frame_behind_a_long_call_has_its_time_afterwards(start_agent: StartAgent) -> None:
     agent = start_agent(frame_timeout="1", max_pipelined="1")
     ping = encode_message(PingRequest())
     with Peer(agent.socket_path) as peer:
@@ -383,7 +385,7 @@ def test_a_half_frame_behind_a_long_call_has_its_time_afterwards(start_agent) ->
 # --------------------------------------------------------------------- going away
 
 
-def test_a_peer_that_only_stops_sending_gets_all_replies(start_agent) -> None:
+def test_a_peer_that_only_stops_sending_gets_all_replies(start_agent: StartAgent) -> None:
     agent = start_agent()
     with Peer(agent.socket_path) as peer:
         peer.send(ExecRequest(cmd=["sh", "-c", "sleep 0.3; echo a"]), PingRequest(), ExecRequest(cmd=["echo", "b"]))
@@ -394,7 +396,7 @@ def test_a_peer_that_only_stops_sending_gets_all_replies(start_agent) -> None:
         assert peer.is_closed_by_the_agent()
 
 
-def test_one_that_stops_sending_gets_the_end_of_its_stream_too(start_agent) -> None:
+def test_one_that_stops_sending_gets_the_end_of_its_stream_too(start_agent: StartAgent) -> None:
     agent = start_agent()
     with Peer(agent.socket_path) as peer:
         peer.send(ExecRequest(cmd=["sh", "-c", "echo a; sleep 0.3; echo b"], stream=True))
@@ -406,7 +408,7 @@ def test_one_that_stops_sending_gets_the_end_of_its_stream_too(start_agent) -> N
 
 
 @pytest.mark.parametrize("half_closed_first", [False, True])
-def test_the_command_of_a_peer_that_goes_away_is_ended(start_agent, half_closed_first: bool) -> None:
+def test_the_command_of_a_peer_that_goes_away_is_ended(start_agent: StartAgent, half_closed_first: bool) -> None:
     agent = start_agent()
     pid_file = agent.directory / "pid"
     peer = Peer(agent.socket_path)
@@ -423,7 +425,7 @@ def test_the_command_of_a_peer_that_goes_away_is_ended(start_agent, half_closed_
     eventually(lambda: info(agent).connections == 1, "the connection is gone")
 
 
-def test_the_command_of_a_peer_that_goes_away_while_it_is_paused_is_ended_too(start_agent) -> None:
+def test_the_command_of_a_peer_that_goes_away_while_it_is_paused_is_ended_too(start_agent: StartAgent) -> None:
     agent = start_agent(max_pipelined="1")
     pid_file = agent.directory / "pid"
     peer = Peer(agent.socket_path)
@@ -438,7 +440,7 @@ def test_the_command_of_a_peer_that_goes_away_while_it_is_paused_is_ended_too(st
 # ------------------------------------------------------------------------ hostility
 
 
-def test_garbage_of_any_kind_ends_in_an_error_or_a_close_and_the_agent_lives(start_agent) -> None:
+def test_garbage_of_any_kind_ends_in_an_error_or_a_close_and_the_agent_lives(start_agent: StartAgent) -> None:
     agent = start_agent(max_frame_size="64KiB")
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
@@ -454,7 +456,7 @@ def test_garbage_of_any_kind_ends_in_an_error_or_a_close_and_the_agent_lives(sta
     eventually(lambda: info(agent).connections == 1, "all of them are gone")
 
 
-def test_whole_frames_of_random_types_and_payloads_are_all_answered(start_agent) -> None:
+def test_whole_frames_of_random_types_and_payloads_are_all_answered(start_agent: StartAgent) -> None:
     agent = start_agent()
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
@@ -470,7 +472,7 @@ def test_whole_frames_of_random_types_and_payloads_are_all_answered(start_agent)
         assert peer.ask(PingRequest()) == PONG
 
 
-def test_thousands_of_connections_at_once_are_all_served(start_agent) -> None:
+def test_thousands_of_connections_at_once_are_all_served(start_agent: StartAgent) -> None:
     agent = start_agent(max_connections="6000")
     descriptors = descriptors_of(agent)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -492,7 +494,7 @@ def test_thousands_of_connections_at_once_are_all_served(start_agent) -> None:
     eventually(lambda: descriptors_of(agent) == descriptors, "their descriptors are closed")
 
 
-def test_a_full_descriptor_table_slows_a_stream_and_loses_none_of_it(start_agent) -> None:
+def test_a_full_descriptor_table_slows_a_stream_and_loses_none_of_it(start_agent: StartAgent) -> None:
     agent = start_agent()
     go = agent.directory / "go"
     with ExitStack() as open_peers:
@@ -520,7 +522,7 @@ def test_a_full_descriptor_table_slows_a_stream_and_loses_none_of_it(start_agent
         assert received == b"".join(b"%d\n" % n for n in range(1, 1000001))
 
 
-def test_a_full_descriptor_table_slows_accepting_and_is_logged_once(start_agent) -> None:
+def test_a_full_descriptor_table_slows_accepting_and_is_logged_once(start_agent: StartAgent) -> None:
     agent = start_agent()
     used = len(os.listdir(f"/proc/{agent.process.pid}/fd"))
     limit = used + 20

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,19 +24,19 @@ from arcbox_agent.wire import (
     ShutdownRequest,
 )
 from tests.agent.peer import Peer, eventually, only_peer
-from tests.conftest import PATIENCE, REPOSITORY
+from tests.conftest import PATIENCE, REPOSITORY, StartAgent
 
 PONG = PingResponse(message="pong", version="0.1.0")
 
 
-def run_agent(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+def run_agent(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "arcbox_agent.agent", *arguments],
         capture_output=True,
         text=True,
         timeout=PATIENCE,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY / "src")},
-        **options,  # type: ignore[call-overload]
+        **options,
     )
 
 
@@ -46,7 +47,9 @@ def directories(path: Path) -> list[str]:
 # ------------------------------------------------------------------ unix sockets
 
 
-def test_a_unix_socket_is_for_its_owner_alone_and_its_new_directories_too(start_agent, tmp_path: Path) -> None:
+def test_a_unix_socket_is_for_its_owner_alone_and_its_new_directories_too(
+    start_agent: StartAgent, tmp_path: Path
+) -> None:
     path = tmp_path / "a" / "b" / "agent.sock"
     agent = start_agent(listen=[f"unix:{path}"])
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -58,7 +61,7 @@ def test_a_unix_socket_is_for_its_owner_alone_and_its_new_directories_too(start_
     assert not path.exists()
 
 
-def test_a_stale_socket_is_replaced(start_agent, tmp_path: Path) -> None:
+def test_a_stale_socket_is_replaced(start_agent: StartAgent, tmp_path: Path) -> None:
     path = tmp_path / "agent.sock"
     with socket.socket(socket.AF_UNIX) as left_over:
         left_over.bind(str(path))
@@ -87,7 +90,7 @@ def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "mine"
 
 
-def test_a_socket_that_somebody_else_has_put_in_place_is_not_removed(start_agent, tmp_path: Path) -> None:
+def test_a_socket_that_somebody_else_has_put_in_place_is_not_removed(start_agent: StartAgent, tmp_path: Path) -> None:
     path = tmp_path / "agent.sock"
     agent = start_agent(listen=[f"unix:{path}"])
     path.unlink()
@@ -123,7 +126,7 @@ def open_to_all(path: Path) -> None:
             parent.chmod(parent.stat().st_mode | 0o011)
 
 
-def test_a_peer_of_another_user_is_refused_and_logged_once_a_minute(start_agent) -> None:
+def test_a_peer_of_another_user_is_refused_and_logged_once_a_minute(start_agent: StartAgent) -> None:
     agent = start_agent()
     open_to_all(agent.socket_path)
     for _ in range(5):
@@ -139,7 +142,7 @@ def test_a_peer_of_another_user_is_refused_and_logged_once_a_minute(start_agent)
     assert "setting=allow_uid" in lines[0]
 
 
-def test_a_user_that_is_allowed_may_talk(start_agent) -> None:
+def test_a_user_that_is_allowed_may_talk(start_agent: StartAgent) -> None:
     agent = start_agent(allow_uid=["12345", "12346"])
     open_to_all(agent.socket_path)
     assert as_user(12346, agent.socket_path).stdout.hex() == "00000011000010010a04706f6e671205302e312e30"
@@ -163,7 +166,7 @@ EXEC = ExecRequest(cmd=["true"])
     ],
 )
 def test_what_the_mode_of_a_listener_refuses_gets_403(
-    start_agent, tmp_path: Path, mode: str, create: str | None, execute: str
+    start_agent: StartAgent, tmp_path: Path, mode: str, create: str | None, execute: str
 ) -> None:
     path = tmp_path / "scoped.sock"
     start_agent(listen=[f"unix:{path}?mode={mode}"])
@@ -181,7 +184,7 @@ def test_what_the_mode_of_a_listener_refuses_gets_403(
     assert [(each.address, each.mode, each.connections) for each in info.listeners][1] == (f"unix:{path}", mode, 1)
 
 
-def test_a_read_only_listener_shuts_no_machine_down(start_agent, tmp_path: Path) -> None:
+def test_a_read_only_listener_shuts_no_machine_down(start_agent: StartAgent, tmp_path: Path) -> None:
     path = tmp_path / "scoped.sock"
     agent = start_agent(listen=[f"unix:{path}?mode=read-only"])
     with Peer(path) as peer:
@@ -201,7 +204,7 @@ def test_every_route_needs_an_access_that_full_mode_grants() -> None:
 # ------------------------------------------------------------- the bound on them
 
 
-def test_one_connection_more_than_the_bound_gets_429_in_its_own_version(start_agent) -> None:
+def test_one_connection_more_than_the_bound_gets_429_in_its_own_version(start_agent: StartAgent) -> None:
     agent = start_agent(max_connections="3")
     text = "the agent's bound of 3 connections is reached (max_connections)"
     peers = [only_peer(agent), Peer(agent.socket_path), Peer(agent.socket_path)]
@@ -226,7 +229,7 @@ def test_one_connection_more_than_the_bound_gets_429_in_its_own_version(start_ag
         peer.close()
 
 
-def test_far_more_connections_than_the_bound_cost_nothing_and_are_told(start_agent) -> None:
+def test_far_more_connections_than_the_bound_cost_nothing_and_are_told(start_agent: StartAgent) -> None:
     agent = start_agent(max_connections="3")
     with ExitStack() as open_peers:
         peers = [open_peers.enter_context(only_peer(agent))]
@@ -290,7 +293,7 @@ def test_a_socket_that_systemd_did_not_pass_is_an_error_that_names_it(tmp_path: 
 # ------------------------------------------------------------------------- vsock
 
 
-def test_a_vsock_port_is_opened_on_every_cid(start_agent) -> None:
+def test_a_vsock_port_is_opened_on_every_cid(start_agent: StartAgent) -> None:
     agent = start_agent(listen=["vsock:10241"])
     with Peer(agent.socket_path) as peer:
         info = peer.ask(AgentInfoRequest())

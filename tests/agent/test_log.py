@@ -19,7 +19,7 @@ from arcbox_agent.agent.observe.log import Logger, Sink, quote
 from arcbox_agent.agent.observe.rate import OncePerMinute
 from arcbox_agent.wire import AttachRequest, CreateContainerRequest, RemoveContainerRequest
 from tests.agent.peer import Peer, eventually
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, StartAgent
 
 
 @pytest.fixture
@@ -220,7 +220,7 @@ def test_a_clock_that_cannot_be_set_is_told_once_a_minute() -> None:
     assert ended.stderr.count("cannot set the clock") == 1
 
 
-def test_every_line_of_a_request_has_its_peer_and_its_trace_id(start_agent) -> None:
+def test_every_line_of_a_request_has_its_peer_and_its_trace_id(start_agent: StartAgent) -> None:
     agent = start_agent(log_level="debug")
     with Peer(agent.socket_path, version=2) as peer:
         peer.ask(AttachRequest(), trace_id="trace\n7")
@@ -230,7 +230,7 @@ def test_every_line_of_a_request_has_its_peer_and_its_trace_id(start_agent) -> N
     assert "code=400" in line
 
 
-def test_what_goes_on_after_a_request_is_not_logged_as_part_of_it(start_agent) -> None:
+def test_what_goes_on_after_a_request_is_not_logged_as_part_of_it(start_agent: StartAgent) -> None:
     agent = start_agent()
     records, logs = agent.state_dir / "containers", agent.state_dir / "logs"
     with Peer(agent.socket_path, version=2) as peer:

@@ -18,7 +18,7 @@ from arcbox_agent.agent.metrics import COUNTERS
 from arcbox_agent.agent.serving.metrics_endpoint import MAX_SCRAPERS
 from arcbox_agent.wire import AgentInfo, AgentInfoRequest, GetSystemInfoRequest, PingRequest, SystemInfo
 from tests.agent.peer import Peer, eventually
-from tests.conftest import REPOSITORY, RunningAgent
+from tests.conftest import REPOSITORY, RunningAgent, StartAgent
 
 # -------------------------------------------------------------------- the guest
 
@@ -77,7 +77,7 @@ def test_values_of_os_release_are_read_as_a_shell_would(written: str, value: str
 # -------------------------------------------------------------------- the agent
 
 
-def test_agent_info_tells_of_itself(start_agent) -> None:
+def test_agent_info_tells_of_itself(start_agent: StartAgent) -> None:
     agent = start_agent(max_connections="77", frame_timeout="2.5")
     with Peer(agent.socket_path) as peer:
         for _ in range(3):
@@ -119,7 +119,7 @@ def scrape(path: Path, request: bytes) -> tuple[str, str]:
     return head, body
 
 
-def test_prometheus_reads_the_counters_and_gauges(start_agent, tmp_path: Path) -> None:
+def test_prometheus_reads_the_counters_and_gauges(start_agent: StartAgent, tmp_path: Path) -> None:
     path = tmp_path / "metrics.sock"
     agent = start_agent(metrics_listen=f"unix:{path}")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -141,7 +141,7 @@ def test_prometheus_reads_the_counters_and_gauges(start_agent, tmp_path: Path) -
         assert f"# HELP {name} " in body, f"say what {name} counts"
 
 
-def test_the_page_of_operations_names_metrics_that_exist(start_agent, tmp_path: Path) -> None:
+def test_the_page_of_operations_names_metrics_that_exist(start_agent: StartAgent, tmp_path: Path) -> None:
     path = tmp_path / "metrics.sock"
     start_agent(metrics_listen=f"unix:{path}")
     _, body = scrape(path, b"GET /metrics HTTP/1.0\r\n\r\n")
@@ -171,14 +171,16 @@ def test_every_counter_is_declared_with_what_it_counts() -> None:
         (b"GET /metrics HTTP/1.0\r\nX: " + b"x" * 9000, "HTTP/1.0 431 Request Header Fields Too Large"),
     ],
 )
-def test_other_requests_to_the_metrics_socket(start_agent, tmp_path: Path, request_bytes: bytes, status: str) -> None:
+def test_other_requests_to_the_metrics_socket(
+    start_agent: StartAgent, tmp_path: Path, request_bytes: bytes, status: str
+) -> None:
     path = tmp_path / "metrics.sock"
     start_agent(metrics_listen=f"unix:{path}")
     head, _ = scrape(path, request_bytes)
     assert head.splitlines()[0] == status
 
 
-def test_scrapers_that_are_too_many_are_told_of_once_a_minute(start_agent, tmp_path: Path) -> None:
+def test_scrapers_that_are_too_many_are_told_of_once_a_minute(start_agent: StartAgent, tmp_path: Path) -> None:
     path = tmp_path / "metrics.sock"
     agent = start_agent(metrics_listen=f"unix:{path}")
     hanging = [socket.socket(socket.AF_UNIX) for _ in range(MAX_SCRAPERS + 5)]
@@ -192,7 +194,7 @@ def test_scrapers_that_are_too_many_are_told_of_once_a_minute(start_agent, tmp_p
         each.close()
 
 
-def test_the_metrics_socket_leaves_nothing_behind(start_agent, tmp_path: Path) -> None:
+def test_the_metrics_socket_leaves_nothing_behind(start_agent: StartAgent, tmp_path: Path) -> None:
     path = tmp_path / "metrics.sock"
     agent = start_agent(metrics_listen=f"unix:{path}")
     hanging = socket.socket(socket.AF_UNIX)

@@ -33,7 +33,7 @@ from arcbox_agent.wire import (
     message_class,
 )
 from tests.agent.peer import Peer
-from tests.conftest import RunningAgent
+from tests.conftest import RunningAgent, StartAgent
 
 VERSION = "0.1.0"
 
@@ -58,8 +58,11 @@ def test_an_empty_trace_id_is_still_v2(agent: RunningAgent) -> None:
 def test_a_ping_that_asks_for_detail_is_told_the_calls_there_are(agent: RunningAgent) -> None:
     with Peer(agent.socket_path) as peer:
         reply = peer.ask(PingRequest(message="x", detail=True))
+        assert isinstance(reply, PingResponse)
         assert (reply.message, reply.version) == ("pong: x", VERSION)
-        assert reply.features == peer.ask(AgentInfoRequest()).features
+        info = peer.ask(AgentInfoRequest())
+        assert isinstance(info, AgentInfo)
+        assert reply.features == info.features
         assert "wait_container" in reply.features
         # Alpha.1's hosts do not ask, and get the bytes they always got.
         assert peer.ask(PingRequest(message="x")) == PingResponse(message="pong: x", version=VERSION)
@@ -185,7 +188,7 @@ def test_a_frame_that_ends_with_the_stream_is_broken(agent: RunningAgent) -> Non
         assert peer.is_closed_by_the_agent()
 
 
-def test_the_longest_frame_is_accepted_and_one_byte_more_is_not(start_agent) -> None:
+def test_the_longest_frame_is_accepted_and_one_byte_more_is_not(start_agent: StartAgent) -> None:
     agent = start_agent(max_frame_size="64KiB")
     # length = 4 (type) + 1 (tag) + 3 (its size) + text
     text = "x" * ((64 << 10) - 8)
@@ -195,7 +198,7 @@ def test_the_longest_frame_is_accepted_and_one_byte_more_is_not(start_agent) -> 
         assert peer.reply() == Error(code=400, message="invalid frame: frame length 65537 is above the limit of 65536")
 
 
-def test_a_reply_that_no_frame_can_hold_is_an_error_that_says_so(start_agent) -> None:
+def test_a_reply_that_no_frame_can_hold_is_an_error_that_says_so(start_agent: StartAgent) -> None:
     agent = start_agent(max_frame_size="64KiB")
     with Peer(agent.socket_path) as peer:
         reply = peer.ask(ExecRequest(cmd=["head", "-c", "70000", "/dev/zero"]))
@@ -224,7 +227,7 @@ def test_requests_that_come_byte_by_byte_are_answered(agent: RunningAgent) -> No
 
 
 def test_replies_come_in_order_however_many_requests_one_send_brings(agent: RunningAgent) -> None:
-    requests = []
+    requests: list[PingRequest | AgentInfoRequest] = []
     for i in range(20_000):
         requests.append(PingRequest(message=str(i)))
         if i % 7 == 0:

@@ -34,7 +34,7 @@ from arcbox_agent.wire import (
 )
 from tests.agent.peer import Peer, eventually
 from tests.agent.test_listeners import directories, run_agent
-from tests.conftest import PATIENCE, REPOSITORY, RunningAgent
+from tests.conftest import PATIENCE, REPOSITORY, RunningAgent, StartAgent
 
 PONG = PingResponse(message="pong", version="0.1.0")
 
@@ -73,7 +73,7 @@ def test_an_agent_that_nobody_could_reach_does_not_start(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_with_0_and_leaves_no_socket(start_agent, number: signal.Signals) -> None:
+def test_a_signal_ends_it_with_0_and_leaves_no_socket(start_agent: StartAgent, number: signal.Signals) -> None:
     agent = start_agent()
     agent.process.send_signal(number)
     assert agent.process.wait(PATIENCE) == 0
@@ -88,7 +88,7 @@ def test_sighup_changes_nothing(agent: RunningAgent) -> None:
         assert peer.ask(PingRequest()) == PONG
 
 
-def test_a_call_that_runs_is_finished_before_the_end(start_agent) -> None:
+def test_a_call_that_runs_is_finished_before_the_end(start_agent: StartAgent) -> None:
     agent = start_agent()
     with Peer(agent.socket_path) as peer, Peer(agent.socket_path) as idle:
         marker = agent.directory / "began"
@@ -103,7 +103,7 @@ def test_a_call_that_runs_is_finished_before_the_end(start_agent) -> None:
     assert agent.process.wait(PATIENCE) == 0
 
 
-def test_a_call_that_takes_longer_than_the_deadline_is_told(start_agent) -> None:
+def test_a_call_that_takes_longer_than_the_deadline_is_told(start_agent: StartAgent) -> None:
     agent = start_agent(shutdown_timeout="0.2")
     with Peer(agent.socket_path) as peer:
         marker = agent.directory / "began"
@@ -115,7 +115,7 @@ def test_a_call_that_takes_longer_than_the_deadline_is_told(start_agent) -> None
     assert agent.process.wait(PATIENCE) == 0
 
 
-def test_a_wait_whose_turn_comes_while_the_agent_ends_does_not_hold_it_up(start_agent) -> None:
+def test_a_wait_whose_turn_comes_while_the_agent_ends_does_not_hold_it_up(start_agent: StartAgent) -> None:
     agent = start_agent(shutdown_timeout="3000")
     with Peer(agent.socket_path) as peer:
         peer.ask(CreateContainerRequest(name="lasting", cmd=["sleep", "1000"]))
@@ -149,7 +149,7 @@ def test_a_machine_that_is_ending_another_way_is_not_said_to_do_it_this_way(tmp_
     asyncio.run(main())
 
 
-def test_nobody_is_accepted_while_it_ends(start_agent) -> None:
+def test_nobody_is_accepted_while_it_ends(start_agent: StartAgent) -> None:
     agent = start_agent(shutdown_timeout="30")
     with Peer(agent.socket_path) as peer:
         marker, go = agent.directory / "began", agent.directory / "go"
@@ -164,7 +164,7 @@ def test_nobody_is_accepted_while_it_ends(start_agent) -> None:
     assert agent.process.wait(PATIENCE) == 0
 
 
-def test_a_second_signal_ends_it_at_once(start_agent) -> None:
+def test_a_second_signal_ends_it_at_once(start_agent: StartAgent) -> None:
     agent = start_agent(shutdown_timeout="3000")
     with Peer(agent.socket_path) as peer:
         marker = agent.directory / "began"
@@ -205,7 +205,7 @@ def test_two_agents_never_share_a_run_directory(agent: RunningAgent) -> None:
     assert not (agent.directory / "other.sock").exists()
 
 
-def test_its_directories_are_for_itself_alone(start_agent, tmp_path: Path) -> None:
+def test_its_directories_are_for_itself_alone(start_agent: StartAgent, tmp_path: Path) -> None:
     agent = start_agent()
     for path in (agent.state_dir, agent.run_dir):
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
@@ -334,7 +334,7 @@ def oom_score_adj_after_asking_for(value: str) -> str:
     return subprocess.run(["sh", "-c", program], capture_output=True, text=True, timeout=PATIENCE).stdout
 
 
-def test_its_descriptor_limit_is_raised_and_its_oom_score_lowered(start_agent) -> None:
+def test_its_descriptor_limit_is_raised_and_its_oom_score_lowered(start_agent: StartAgent) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
     try:

@@ -61,11 +61,12 @@ def test_info_shows_the_guest(ctl: Arcboxctl) -> None:
 def test_info_shows_the_agent(ctl: Arcboxctl, shared_agent: RunningAgent) -> None:
     agent = shared_agent
     text = ctl("info", "--agent").stdout
-    assert re.search(rf"^Version: +{VERSION}$", text, re.M)
-    assert re.search(rf"^PID: +{agent.process.pid}$", text, re.M)
-    assert re.search(rf"^State Directory: +{re.escape(str(agent.state_dir))}$", text, re.M)
-    assert re.search(rf"^unix:{re.escape(str(agent.socket_path))} +full +1$", text, re.M)
-    assert re.search(r"^LIMIT +VALUE$", text, re.M) and re.search(r"^max_connections +4096$", text, re.M)
+    assert re.search(rf"^Version: +{VERSION}$", text, re.MULTILINE)
+    assert re.search(rf"^PID: +{agent.process.pid}$", text, re.MULTILINE)
+    assert re.search(rf"^State Directory: +{re.escape(str(agent.state_dir))}$", text, re.MULTILINE)
+    assert re.search(rf"^unix:{re.escape(str(agent.socket_path))} +full +1$", text, re.MULTILINE)
+    assert re.search(r"^LIMIT +VALUE$", text, re.MULTILINE)
+    assert re.search(r"^max_connections +4096$", text, re.MULTILINE)
     reply = json.loads(ctl("info", "--agent", "--json").stdout)
     assert reply["pid"] == agent.process.pid
     assert reply["limits"]["max_connections"] == 4096
@@ -73,7 +74,7 @@ def test_info_shows_the_agent(ctl: Arcboxctl, shared_agent: RunningAgent) -> Non
 
 
 def test_the_runtime_is_told_of(ctl: Arcboxctl) -> None:
-    assert re.search(r"^containerd: +no$", ctl("runtime").stdout, re.M)
+    assert re.search(r"^containerd: +no$", ctl("runtime").stdout, re.MULTILINE)
     reply = json.loads(ctl("runtime", "--json").stdout)
     assert (reply["containerd_ready"], reply["docker_ready"]) == (False, False)
 
@@ -225,7 +226,7 @@ def test_an_error_of_the_agent_cannot_steer_the_terminal(ctl: Arcboxctl) -> None
 def test_help_and_version_need_no_agent(start_ctl: Callable[[str], Arcboxctl]) -> None:
     ctl = start_ctl("unix:///nowhere")
     assert ctl("--version").stdout == f"arcboxctl {VERSION}\n"
-    listed = re.findall(r"^  ([a-z][a-z-]*)  ", ctl("--help").stdout, re.M)
+    listed = re.findall(r"^  ([a-z][a-z-]*)  ", ctl("--help").stdout, re.MULTILINE)
     assert listed[0] == "ping" and len(listed) == 16
     for command in listed:
         assert ctl(command, "-h").stdout.startswith(f"Usage: arcboxctl {command} ")

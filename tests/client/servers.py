@@ -13,10 +13,15 @@ import socket
 import struct
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-PATIENCE = 30.0
+from tools.pace import patience
+
+PATIENCE = patience(30.0)
+
+#: What a server does with one accepted connection.
+Serve = Callable[[socket.socket], object]
 
 PING, PONG = 0x0001, 0x1001
 EMPTY, ERROR = 0x0000, 0xFFFF
@@ -26,6 +31,10 @@ class Request(NamedTuple):
     type: int
     trace: bytes
     payload: bytes
+
+
+#: The frames that answer a request.
+Replies = Callable[[Request], Iterable[bytes]]
 
 
 def frame(type: int, payload: bytes = b"", trace: bytes | None = b"") -> bytes:
@@ -93,7 +102,7 @@ def closed_by_client(connection: socket.socket) -> bool:
 class Server:
     """Runs `serve(connection)` for each connection; the n-th may have a function of its own."""
 
-    def __init__(self, path: str, *serve: Callable[[socket.socket], None]) -> None:
+    def __init__(self, path: str, *serve: Serve) -> None:
         self.path = path
         self.address = f"unix://{path}"
         self.accepted = 0
@@ -124,7 +133,7 @@ class Server:
             self._threads.append(thread)
             thread.start()
 
-    def _run(self, serve: Callable[[socket.socket], None], connection: socket.socket) -> None:
+    def _run(self, serve: Serve, connection: socket.socket) -> None:
         try:
             with connection:
                 serve(connection)
@@ -147,7 +156,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def server(*serve: Callable[[socket.socket], None]) -> Iterator[Server]:
+def server(*serve: Serve) -> Iterator[Server]:
     """A server; at its end every connection must have been closed, and nothing have failed."""
     directory = tempfile.mkdtemp(prefix="arcbox-")
     running = Server(os.path.join(directory, "s"), *serve)

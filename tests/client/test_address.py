@@ -36,7 +36,7 @@ from arcbox_agent.errors import AddressError, ArcboxError
         ("cloud-hypervisor:///v.sock:1024", HybridVsockAddress("/v.sock", 1024, "cloud-hypervisor")),
     ],
 )
-def test_an_address_to_dial_is_understood_and_written_back(text, address):
+def test_an_address_to_dial_is_understood_and_written_back(text: str, address: str) -> None:
     assert parse_address(text) == address
     assert str(parse_address(text)) == text
     assert hash(parse_address(text)) == hash(address)
@@ -67,7 +67,7 @@ def test_an_address_to_dial_is_understood_and_written_back(text, address):
         ("firecracker://v.sock:1024", "the path 'v.sock' is not absolute"),
     ],
 )
-def test_an_address_that_cannot_be_dialled_says_what_to_do(text, reason):
+def test_an_address_that_cannot_be_dialled_says_what_to_do(text: str, reason: str) -> None:
     with pytest.raises(AddressError) as caught:
         parse_address(text)
     assert reason in str(caught.value)
@@ -76,7 +76,7 @@ def test_an_address_that_cannot_be_dialled_says_what_to_do(text, reason):
     assert isinstance(caught.value, ArcboxError)
 
 
-def test_a_path_may_have_just_the_bytes_that_a_socket_address_holds():
+def test_a_path_may_have_just_the_bytes_that_a_socket_address_holds() -> None:
     longest = "/" + "p" * (MAX_UNIX_PATH - 1)
     assert parse_address("unix://" + longest) == UnixAddress(longest)
     with pytest.raises(AddressError, match=f"is {MAX_UNIX_PATH + 1} bytes long"):
@@ -95,17 +95,17 @@ def test_a_path_may_have_just_the_bytes_that_a_socket_address_holds():
         ("unix:/run/a.sock?mode=no-exec", ListenAddress(UnixAddress("/run/a.sock"), "no-exec")),
     ],
 )
-def test_an_address_to_listen_on_is_understood_and_written_back(text, listen):
+def test_an_address_to_listen_on_is_understood_and_written_back(text: str, listen: str) -> None:
     assert parse_listen(text) == listen
     assert str(parse_listen(text)) == text
     assert hash(parse_listen(text)) == hash(listen)
 
 
-def test_a_unix_socket_to_listen_on_may_be_written_as_it_is_dialled():
+def test_a_unix_socket_to_listen_on_may_be_written_as_it_is_dialled() -> None:
     assert parse_listen("unix:///run/a.sock") == parse_listen("unix:/run/a.sock")
 
 
-def test_the_name_of_a_mode_is_handed_on_as_it_stands():
+def test_the_name_of_a_mode_is_handed_on_as_it_stands() -> None:
     assert parse_listen("vsock:1?mode=Whatever").mode == "Whatever"
 
 
@@ -127,18 +127,18 @@ def test_the_name_of_a_mode_is_handed_on_as_it_stands():
         ("unix:/a?uid=0", "only mode=NAME can follow the ?"),
     ],
 )
-def test_an_address_that_cannot_be_listened_on_says_what_to_do(text, reason):
+def test_an_address_that_cannot_be_listened_on_says_what_to_do(text: str, reason: str) -> None:
     with pytest.raises(AddressError) as caught:
         parse_listen(text)
     assert reason in str(caught.value)
 
 
-def test_addresses_of_two_kinds_are_never_equal():
+def test_addresses_of_two_kinds_are_never_equal() -> None:
     assert parse_address("unix:///a") != parse_address("firecracker:///a:1")
     assert parse_address("vsock://1:1") != parse_listen("vsock:1")
 
 
-def test_the_module_is_light_enough_for_a_guest():
+def test_the_module_is_light_enough_for_a_guest() -> None:
     heavy = "{'dataclasses', 'inspect', 'urllib', 'urllib.parse', 'ipaddress', 'socket'}"
     script = f"import sys; import arcbox_agent.address; print(sorted({heavy} & set(sys.modules)))"
     source = Path(address_module.__file__).parent.parent

@@ -8,13 +8,16 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
 import arcbox_agent
 from arcbox_agent import sync, wire
+from arcbox_agent.client.opening import Connecting
 from arcbox_agent.errors import (
     BadRequestError,
     BusyError,
@@ -27,23 +30,24 @@ from arcbox_agent.errors import (
     OutputLimitError,
     TransportError,
 )
+from tests.conftest import RunAsync, RunningAgent, StartAgent
 
 
-def connect(agent, **options):
+def connect(agent: RunningAgent, **options: Any) -> Connecting:
     return arcbox_agent.connect(agent.address, **options)
 
 
-async def until(condition):
+async def until(condition: Callable[[], object]) -> None:
     while not condition():
         await asyncio.sleep(0.005)
 
 
-def mark():
+def mark() -> str:
     """An argument that no other process on this machine has, to find one by."""
     return f"arcbox-{os.getpid()}-{time.monotonic_ns()}"
 
 
-def processes_with(word):
+def processes_with(word: str) -> list[int]:
     """Pids of the processes that have `word` as one of their arguments."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -60,8 +64,8 @@ def processes_with(word):
 
 
 @pytest.mark.parametrize("frame_version", [1, 2])
-def test_ping_info_and_agent_info(agent, run_async, frame_version):
-    async def main():
+def test_ping_info_and_agent_info(agent: RunningAgent, run_async: RunAsync, frame_version: Literal[1, 2]) -> None:
+    async def main() -> None:
         async with connect(agent, frame_version=frame_version) as client:
             assert (await client.ping()).message == "pong"
             assert await client.ping("hi") == wire.PingResponse(message="pong: hi", version=arcbox_agent.__version__)
@@ -73,10 +77,10 @@ def test_ping_info_and_agent_info(agent, run_async, frame_version):
     run_async(main())
 
 
-def test_the_trace_id_of_a_refused_call_is_in_the_agents_log(start_agent, run_async):
+def test_the_trace_id_of_a_refused_call_is_in_the_agents_log(start_agent: StartAgent, run_async: RunAsync) -> None:
     agent = start_agent(log_level="debug")
 
-    async def main():
+    async def main() -> None:
         async with connect(agent, trace_id="look-for-this") as client:
             with pytest.raises(NotFoundError) as caught:
                 await client.exec(["true"], container="nobody")
@@ -86,8 +90,8 @@ def test_the_trace_id_of_a_refused_call_is_in_the_agents_log(start_agent, run_as
     assert "look-for-this" in agent.log()
 
 
-def test_a_call_the_agent_does_not_know_is_a_bad_request(agent, run_async):
-    async def main():
+def test_a_call_the_agent_does_not_know_is_a_bad_request(agent: RunningAgent, run_async: RunAsync) -> None:
+    async def main() -> None:
         async with connect(agent) as client:
             with pytest.raises(BadRequestError):
                 await client.call(wire.PauseContainerRequest(id="x"), wire.Empty)
@@ -97,12 +101,12 @@ def test_a_call_the_agent_does_not_know_is_a_bad_request(agent, run_async):
     run_async(main())
 
 
-def test_a_call_that_the_listener_does_not_allow_is_forbidden(start_agent, run_async):
+def test_a_call_that_the_listener_does_not_allow_is_forbidden(start_agent: StartAgent, run_async: RunAsync) -> None:
     agent = start_agent()
     path = agent.directory / "guarded.sock"
     guarded = start_agent(listen=[f"unix:{path}?mode=read-only"])
 
-    async def main():
+    async def main() -> None:
         async with arcbox_agent.connect(f"unix://{path}") as client:
             assert await client.list_containers() == []
             with pytest.raises(ForbiddenError):
@@ -114,10 +118,10 @@ def test_a_call_that_the_listener_does_not_allow_is_forbidden(start_agent, run_a
     guarded.stop()
 
 
-def test_more_connections_than_the_agent_allows_get_a_clear_error(start_agent, run_async):
+def test_more_connections_than_the_agent_allows_get_a_clear_error(start_agent: StartAgent, run_async: RunAsync) -> None:
     agent = start_agent(max_connections="2")
 
-    async def main():
+    async def main() -> None:
         async with connect(agent) as first, connect(agent):
             with pytest.raises(BusyError, match="max_connections"):
                 await connect(agent)
@@ -129,8 +133,8 @@ def test_more_connections_than_the_agent_allows_get_a_clear_error(start_agent, r
 # -------------------------------------------------------- the agent comes and goes
 
 
-def test_calls_go_on_after_a_restart_of_the_agent(agent, run_async):
-    async def main():
+def test_calls_go_on_after_a_restart_of_the_agent(agent: RunningAgent, run_async: RunAsync) -> None:
+    async def main() -> None:
         async with connect(agent) as client:
             await asyncio.gather(*(client.ping() for _ in range(8)))
             agent.stop()
@@ -143,8 +147,8 @@ def test_calls_go_on_after_a_restart_of_the_agent(agent, run_async):
     run_async(main())
 
 
-def test_a_killed_agent_ends_every_call_with_an_error(agent, run_async):
-    async def main():
+def test_a_killed_agent_ends_every_call_with_an_error(agent: RunningAgent, run_async: RunAsync) -> None:
+    async def main() -> None:
         async with connect(agent) as client:
             created = await client.create_container(cmd=["sleep", "1000"])
             await client.start_container(created.id)
@@ -165,11 +169,11 @@ def test_a_killed_agent_ends_every_call_with_an_error(agent, run_async):
     run_async(main())
 
 
-def test_wait_connects_to_an_agent_that_is_still_starting(start_agent, run_async):
+def test_wait_connects_to_an_agent_that_is_still_starting(start_agent: StartAgent, run_async: RunAsync) -> None:
     agent = start_agent()
     agent.kill()
 
-    async def main():
+    async def main() -> None:
         connecting = asyncio.ensure_future(open_it())
         await asyncio.sleep(0.2)
         assert not connecting.done()
@@ -178,16 +182,18 @@ def test_wait_connects_to_an_agent_that_is_still_starting(start_agent, run_async
         assert (await client.ping()).message == "pong"
         await client.aclose()
 
-    async def open_it():
+    async def open_it() -> arcbox_agent.Client:
         return await connect(agent, wait=30)
 
     run_async(main())
 
 
-def test_connections_that_the_agent_closes_for_idleness_cost_no_call(start_agent, run_async):
+def test_connections_that_the_agent_closes_for_idleness_cost_no_call(
+    start_agent: StartAgent, run_async: RunAsync
+) -> None:
     agent = start_agent(idle_timeout="0.1")
 
-    async def main():
+    async def main() -> None:
         async with connect(agent) as client:
             for number in range(5):
                 created = await client.create_container(name=f"c{number}", cmd=["true"])
@@ -198,8 +204,8 @@ def test_connections_that_the_agent_closes_for_idleness_cost_no_call(start_agent
     run_async(main())
 
 
-def test_a_stopped_agent_is_a_time_out_and_a_continued_one_is_not(agent, run_async):
-    async def main():
+def test_a_stopped_agent_is_a_time_out_and_a_continued_one_is_not(agent: RunningAgent, run_async: RunAsync) -> None:
+    async def main() -> None:
         async with connect(agent) as client:
             agent.process.send_signal(signal.SIGSTOP)
             try:
@@ -215,8 +221,8 @@ def test_a_stopped_agent_is_a_time_out_and_a_continued_one_is_not(agent, run_asy
 # ------------------------------------------------------------------- containers
 
 
-def test_a_containers_life(agent, run_async):
-    async def main():
+def test_a_containers_life(agent: RunningAgent, run_async: RunAsync) -> None:
+    async def main() -> None:
         async with connect(agent) as client:
             created = await client.create_container(
                 name="web", image="nginx", cmd=["sh", "-c", 'echo "$GREETING"; exec sleep 1000'], env={"GREETING": "hi"}
@@ -244,8 +250,8 @@ def test_a_containers_life(agent, run_async):
     run_async(main())
 
 
-def test_a_container_that_is_not_there_is_an_error_with_its_name(agent, run_async):
-    async def main():
+def test_a_container_that_is_not_there_is_an_error_with_its_name(agent: RunningAgent, run_async: RunAsync) -> None:
+    async def main() -> None:
         async with connect(agent) as client:
             for call in (
                 client.start_container("none"),
@@ -262,36 +268,34 @@ def test_a_container_that_is_not_there_is_an_error_with_its_name(agent, run_asyn
     run_async(main())
 
 
-def test_a_hundred_calls_run_while_a_follow_a_wait_and_a_command_do(agent, run_async):
-    async def follow(client, container):
+def test_a_hundred_calls_run_while_a_follow_a_wait_and_a_command_do(agent: RunningAgent, run_async: RunAsync) -> None:
+    async def follow(client: arcbox_agent.Client, container: str) -> list[bytes]:
         return [entry.data async for entry in client.logs(container, follow=True)]
 
-    async def main():
+    async def main() -> None:
         async with connect(agent) as client:
             created = await client.create_container(
                 cmd=["sh", "-c", "echo begin; read line; echo end"], open_stdin=True
             )
             await client.start_container(created.id)
-            long = [
-                asyncio.ensure_future(follow(client, created.id)),
-                asyncio.ensure_future(client.wait_container(created.id)),
-                asyncio.ensure_future(client.exec(["cat", "/dev/zero"], timeout=600, output_limit=1 << 40)),
-            ]
+            following = asyncio.ensure_future(follow(client, created.id))
+            waiting = asyncio.ensure_future(client.wait_container(created.id))
+            endless = asyncio.ensure_future(client.exec(["cat", "/dev/zero"], timeout=600, output_limit=1 << 40))
             replies = await asyncio.gather(*(client.ping(str(number)) for number in range(100)))
             assert [reply.message for reply in replies] == [f"pong: {number}" for number in range(100)]
-            assert not any(call.done() for call in long)
-            long[2].cancel()
+            assert not (following.done() or waiting.done() or endless.done())
+            endless.cancel()
             await client.kill_container(created.id, signal="KILL")
-            assert await long[0] == [b"begin"]
-            assert (await long[1]).status_code == 137
+            assert await following == [b"begin"]
+            assert (await waiting).status_code == 137
             with pytest.raises(asyncio.CancelledError):
-                await long[2]
+                await endless
 
     run_async(main())
 
 
-def test_a_log_is_followed_to_its_end(agent, run_async):
-    async def main():
+def test_a_log_is_followed_to_its_end(agent: RunningAgent, run_async: RunAsync) -> None:
+    async def main() -> None:
         async with connect(agent) as client:
             script = "for n in 1 2 3; do echo out$n; echo err$n >&2; sleep 0.05; done"
             created = await client.create_container(cmd=["sh", "-c", script])
@@ -315,8 +319,8 @@ def test_a_log_is_followed_to_its_end(agent, run_async):
 # --------------------------------------------------------------------- commands
 
 
-def test_exec_in_the_guest(agent, run_async):
-    async def main():
+def test_exec_in_the_guest(agent: RunningAgent, run_async: RunAsync) -> None:
+    async def main() -> None:
         async with connect(agent) as client:
             result = await client.exec(
                 ["sh", "-c", 'cat; echo "$A $PWD" >&2; exit 3'], stdin=b"in", env={"A": "1"}, working_dir="/tmp"
@@ -336,8 +340,8 @@ def test_exec_in_the_guest(agent, run_async):
     run_async(main())
 
 
-def test_exec_collects_more_than_a_frame_holds(agent, run_async):
-    async def main():
+def test_exec_collects_more_than_a_frame_holds(agent: RunningAgent, run_async: RunAsync) -> None:
+    async def main() -> None:
         async with connect(agent) as client:
             result = await client.exec(["head", "-c", str(40 * 1024 * 1024), "/dev/zero"])
             assert len(result.stdout) == 40 * 1024 * 1024
@@ -351,11 +355,11 @@ def test_exec_collects_more_than_a_frame_holds(agent, run_async):
 
 
 @pytest.mark.parametrize("way", ["break", "aclose", "cancel", "close the client"])
-def test_leaving_a_command_early_ends_it_in_the_guest(agent, run_async, way):
+def test_leaving_a_command_early_ends_it_in_the_guest(agent: RunningAgent, run_async: RunAsync, way: str) -> None:
     command = mark()
     script = ["sh", "-c", "while :; do echo tick; sleep 0.01; done", command]
 
-    async def main():
+    async def main() -> None:
         async with connect(agent) as client:
             if way == "break":
                 async for _ in client.exec_stream(script):
@@ -383,8 +387,8 @@ def test_leaving_a_command_early_ends_it_in_the_guest(agent, run_async, way):
     run_async(main())
 
 
-def test_a_detached_command_goes_on_without_the_client(agent, run_async):
-    async def main():
+def test_a_detached_command_goes_on_without_the_client(agent: RunningAgent, run_async: RunAsync) -> None:
+    async def main() -> None:
         async with connect(agent) as client:
             pid = await client.exec_detached(["sleep", "1000"])
         try:
@@ -397,8 +401,8 @@ def test_a_detached_command_goes_on_without_the_client(agent, run_async):
     run_async(main())
 
 
-def test_a_command_whose_output_is_not_read_waits(agent, run_async):
-    async def main():
+def test_a_command_whose_output_is_not_read_waits(agent: RunningAgent, run_async: RunAsync) -> None:
+    async def main() -> None:
         async with connect(agent) as client:
             async with client.exec_stream(["sh", "-c", "head -c 50000000 /dev/zero; echo $?"]) as parts:
                 size = len((await anext(parts)).data)
@@ -414,10 +418,10 @@ def test_a_command_whose_output_is_not_read_waits(agent, run_async):
 # -------------------------------------------------------------------- many at once
 
 
-def test_threads_share_a_client_and_each_gets_its_own_answers(agent):
+def test_threads_share_a_client_and_each_gets_its_own_answers(agent: RunningAgent) -> None:
     with sync.connect(agent.address) as client:
 
-        def work(number):
+        def work(number: int) -> object:
             assert client.ping(str(number)).message == f"pong: {number}"
             result = client.exec(["sh", "-c", f"echo {number}; exit {number % 7}"])
             return (result.stdout, result.exit_code)
@@ -427,11 +431,11 @@ def test_threads_share_a_client_and_each_gets_its_own_answers(agent):
     assert results == [(b"%d\n" % number, number % 7) for number in range(40)]
 
 
-def test_calls_cancelled_at_random_disturb_no_other(agent, run_async):
-    async def one(client, number):
+def test_calls_cancelled_at_random_disturb_no_other(agent: RunningAgent, run_async: RunAsync) -> None:
+    async def one(client: arcbox_agent.Client, number: int) -> bytes:
         return (await client.exec(["sh", "-c", f"sleep 0.0{number % 5}; echo {number}"])).stdout
 
-    async def main():
+    async def main() -> None:
         async with connect(agent, max_streams=16) as client:
             calls = [asyncio.ensure_future(one(client, number)) for number in range(60)]
             for number in range(0, 60, 3):
@@ -448,7 +452,7 @@ def test_calls_cancelled_at_random_disturb_no_other(agent, run_async):
     run_async(main())
 
 
-def test_a_blocking_follow_is_closed_from_another_thread(agent):
+def test_a_blocking_follow_is_closed_from_another_thread(agent: RunningAgent) -> None:
     with sync.connect(agent.address) as client:
         created = client.create_container(cmd=["sh", "-c", "echo begin; exec sleep 1000"])
         client.start_container(created.id)
@@ -456,7 +460,7 @@ def test_a_blocking_follow_is_closed_from_another_thread(agent):
         seen = threading.Event()
         lines = []
 
-        def read():
+        def read() -> None:
             for entry in stream:
                 lines.append(entry.data)
                 seen.set()

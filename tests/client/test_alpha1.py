@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
+from collections.abc import AsyncIterable
+from typing import Any, Literal, TypeVar
 
 import pytest
 
 import arcbox_agent
 from arcbox_agent import sync, wire
 from arcbox_agent.errors import AgentFailedError, BadRequestError, NotFoundError, UnsupportedError
+from tests.conftest import RunAsync, RunningAgent
 
 from .alpha1 import CONTAINER, EMPTY_TAIL, Alpha1
-from .servers import DETAIL, PATIENCE, error, frame, pong, read_request, receive, server
+from .servers import DETAIL, PATIENCE, Serve, Server, error, frame, pong, read_request, receive, server
+
+T = TypeVar("T")
 
 
-async def collected(stream):
+async def collected(stream: AsyncIterable[T]) -> list[T]:
     return [item async for item in stream]
 
 
-async def collected_log(client, **options):
+async def collected_log(client: arcbox_agent.Client, **options: Any) -> list[wire.LogEntry]:
     return await collected(client.logs("n", **options))
 
 
 @pytest.mark.parametrize("frame_version", [None, 1])
-def test_every_call_that_it_has(run_async, frame_version):
-    async def main(address):
+def test_every_call_that_it_has(run_async: RunAsync, frame_version: Literal[1, 2]) -> None:
+    async def main(address: str) -> None:
         async with arcbox_agent.connect(address, frame_version=frame_version, wait=20) as client:
             assert await client.ping() == wire.PingResponse(message="pong", version="0.1.0")
             assert (await client.ping("ping")).message == "pong: ping"
@@ -84,8 +90,8 @@ def test_every_call_that_it_has(run_async, frame_version):
         run_async(main(agent.address))
 
 
-def test_what_it_would_pass_over_or_hang_up_at_is_not_sent(run_async):
-    async def main(address):
+def test_what_it_would_pass_over_or_hang_up_at_is_not_sent(run_async: RunAsync) -> None:
+    async def main(address: str) -> None:
         async with arcbox_agent.connect(address) as client:
             calls = {
                 "WaitContainerRequest": client.wait_container("n"),
@@ -122,8 +128,8 @@ def test_what_it_would_pass_over_or_hang_up_at_is_not_sent(run_async):
         assert agent.accepted == 2
 
 
-def test_an_agent_after_it_has_its_calls_and_not_our_fields(run_async):
-    def serve(connection):
+def test_an_agent_after_it_has_its_calls_and_not_our_fields(run_async: RunAsync) -> None:
+    def serve(connection: socket.socket) -> None:
         request = read_request(connection)
         connection.sendall(frame(0x1001, wire.PingResponse(message="pong", version="0.3").encode(), request.trace))
         request = read_request(connection)
@@ -136,7 +142,7 @@ def test_an_agent_after_it_has_its_calls_and_not_our_fields(run_async):
         connection.sendall(frame(0x1021, entry.encode(), request.trace))
         assert connection.recv(1) == b""
 
-    async def main(address):
+    async def main(address: str) -> None:
         async with arcbox_agent.connect(address) as client:
             assert client.knows(wire.WaitContainerRequest)
             assert (await client.wait_container("n")).status_code == 3
@@ -151,25 +157,25 @@ def test_an_agent_after_it_has_its_calls_and_not_our_fields(run_async):
         run_async(main(agent.address))
 
 
-def until_replaced(serve, replaced):
+def until_replaced(serve: Serve, replaced: threading.Event) -> Serve:
     """`serve`, for one call; the agent ends when `replaced` is set."""
 
-    def serve_one(connection):
+    def serve_one(connection: socket.socket) -> None:
         serve(connection)
         assert replaced.wait(PATIENCE)
 
     return serve_one
 
 
-def test_one_that_was_brought_up_to_date_under_a_client_is_asked_anew(run_async):
+def test_one_that_was_brought_up_to_date_under_a_client_is_asked_anew(run_async: RunAsync) -> None:
     replaced = threading.Event()
 
-    def answers_a_v1_ping(connection):
+    def answers_a_v1_ping(connection: socket.socket) -> None:
         assert receive(connection, 8)[4:] == bytes.fromhex("00000001")
         receive(connection, 3)  # `detail`
         connection.sendall(wire.encode_message(wire.PingResponse(message="pong", version="0.1.0")))
 
-    def newer(connection):
+    def newer(connection: socket.socket) -> None:
         request = read_request(connection)
         assert request.payload == DETAIL
         connection.sendall(pong(request))
@@ -178,7 +184,7 @@ def test_one_that_was_brought_up_to_date_under_a_client_is_asked_anew(run_async)
         connection.sendall(frame(0x1016, wire.WaitContainerResponse(status_code=3).encode(), request.trace))
         assert connection.recv(1) == b""
 
-    async def main(agent):
+    async def main(agent: Server) -> None:
         async with arcbox_agent.connect(agent.address) as client:
             assert not client.knows(wire.WaitContainerRequest)
             with pytest.raises(UnsupportedError):
@@ -193,10 +199,10 @@ def test_one_that_was_brought_up_to_date_under_a_client_is_asked_anew(run_async)
         assert agent.accepted == 3
 
 
-def test_one_that_took_the_place_of_a_newer_agent_is_known_by_its_answer_too(run_async):
+def test_one_that_took_the_place_of_a_newer_agent_is_known_by_its_answer_too(run_async: RunAsync) -> None:
     replaced = threading.Event()
 
-    async def main(agent):
+    async def main(agent: Server) -> None:
         async with arcbox_agent.connect(agent.address) as client:
             entries, command = client.logs(CONTAINER), client.exec_stream(["cat"], stdin=b"input")
             replaced.set()
@@ -208,7 +214,7 @@ def test_one_that_took_the_place_of_a_newer_agent_is_known_by_its_answer_too(run
                 await client.wait_container("n")
             assert (await client.exec(["echo", "hello"])).stdout == b"hello\n"
 
-    def newer(connection):
+    def newer(connection: socket.socket) -> None:
         connection.sendall(pong(read_request(connection)))
 
     with server(until_replaced(newer, replaced), Alpha1().serve) as agent:
@@ -217,20 +223,20 @@ def test_one_that_took_the_place_of_a_newer_agent_is_known_by_its_answer_too(run
         assert agent.accepted == 3
 
 
-def test_without_async_too():
+def test_without_async_too() -> None:
     with server(Alpha1().serve) as agent, sync.connect(agent.address) as client:
         client.create_container(name="n", image="img:1", cmd=["sleep", "60"])
         assert [entry.data for entry in client.logs(CONTAINER)] == [b"one", b"", b"two"]
         assert not client.knows(wire.KillContainerRequest)
 
 
-def test_an_agent_that_refuses_both_versions_is_an_error(run_async):
-    def refuse(connection):
+def test_an_agent_that_refuses_both_versions_is_an_error(run_async: RunAsync) -> None:
+    def refuse(connection: socket.socket) -> None:
         connection.recv(1 << 16)
         connection.sendall(error(400, b"not today", trace=None))
         assert connection.recv(1) == b""
 
-    async def main(address):
+    async def main(address: str) -> None:
         with pytest.raises(BadRequestError, match="^not today$"):
             await arcbox_agent.connect(address)
 
@@ -239,8 +245,8 @@ def test_an_agent_that_refuses_both_versions_is_an_error(run_async):
         assert agent.accepted == 2
 
 
-def test_our_own_agent_is_asked_in_v2_and_knows_everything(agent, run_async):
-    async def main():
+def test_our_own_agent_is_asked_in_v2_and_knows_everything(agent: RunningAgent, run_async: RunAsync) -> None:
+    async def main() -> None:
         async with arcbox_agent.connect(agent.address) as client:
             assert client.knows(wire.WaitContainerRequest)
             assert (await client.exec(["cat"], stdin=b"input", timeout=60)).stdout == b"input"

@@ -8,11 +8,15 @@ import os
 import pickle
 import pydoc
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,23 +24,23 @@ import arcbox_agent
 from arcbox_agent import sync
 from arcbox_agent.errors import CallTimeoutError, ConnectError, ConnectionLostError
 
-from .servers import EMPTY, answer_pings, closed_by_client, frame, pong, read_request, server
+from .servers import EMPTY, Request, answer_pings, closed_by_client, frame, pong, read_request, server
 from .test_pool import Agent
 from .test_streams import entry, forever, stream_of, to_the_next_request
 
 
-def client_threads():
+def client_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "arcbox-agent-client"]
 
 
 @pytest.fixture(autouse=True)
-def _no_thread_is_left():
+def _no_thread_is_left() -> Iterator[None]:
     yield
     gc.collect()
     assert client_threads() == []
 
 
-def methods(client):
+def methods(client: type) -> dict[str, Callable[..., object]]:
     return {
         name: method
         for name, method in inspect.getmembers(client, inspect.isfunction)
@@ -44,11 +48,13 @@ def methods(client):
     }
 
 
-def test_both_clients_have_the_same_methods_with_the_same_arguments_and_docstrings():
-    def shown(client):
+def test_both_clients_have_the_same_methods_with_the_same_arguments_and_docstrings() -> None:
+    def shown(client: type) -> dict[str, list[object]]:
         return {
-            name: [(p.name, p.kind, p.default, p.annotation) for p in inspect.signature(method).parameters.values()]
-            + [inspect.getdoc(method)]
+            name: [
+                *((p.name, p.kind, p.default, p.annotation) for p in inspect.signature(method).parameters.values()),
+                inspect.getdoc(method),
+            ]
             for name, method in methods(client).items()
         }
 
@@ -59,7 +65,7 @@ def test_both_clients_have_the_same_methods_with_the_same_arguments_and_docstrin
     )
 
 
-def test_help_shows_every_keyword_with_its_default_and_what_the_blocking_client_returns():
+def test_help_shows_every_keyword_with_its_default_and_what_the_blocking_client_returns() -> None:
     assert str(inspect.signature(sync.Client.logs)).replace("'", "") == (
         "(self, container: str, *, follow: bool = False, tail: int = 0, since: Time | None = None, "
         "until: Time | None = None, stdout: bool = False, stderr: bool = False, timestamps: bool = False) "
@@ -73,28 +79,29 @@ def test_help_shows_every_keyword_with_its_default_and_what_the_blocking_client_
     assert "exec_detached(self, cmd: " in pydoc.plain(pydoc.render_doc(sync.Client))
 
 
-def test_a_misspelt_keyword_is_refused_before_anything_is_sent():
+def test_a_misspelt_keyword_is_refused_before_anything_is_sent() -> None:
     with server(answer_pings) as agent, sync.connect(agent.address) as client:
-        for call, what in (
+        calls: tuple[tuple[Callable[..., object], object], ...] = (
             (client.exec, ["true"]),
             (client.exec_stream, ["true"]),
             (client.exec_detached, ["true"]),
             (client.logs, "web"),
-        ):
+        )
+        for call, what in calls:
             with pytest.raises(TypeError, match="unexpected keyword argument 'contaner'"):
                 call(what, contaner="web")
         # A detached command has no terminal.
         with pytest.raises(TypeError, match="unexpected keyword argument 'tty'"):
-            client.exec_detached(["sh"], tty=True)
+            client.exec_detached(["sh"], tty=True)  # type: ignore[call-arg]
 
 
-def test_a_call_is_a_function_call():
+def test_a_call_is_a_function_call() -> None:
     with server(answer_pings) as agent, sync.connect(agent.address) as client:
         assert client.ping().message == "pong"
         assert len(client_threads()) == 1
 
 
-def test_many_threads_use_one_client():
+def test_many_threads_use_one_client() -> None:
     with server(answer_pings) as agent:
         with sync.connect(agent.address, max_connections=4) as client, ThreadPoolExecutor(16) as threads:
             replies = list(threads.map(lambda _: client.ping().message, range(400)))
@@ -102,14 +109,14 @@ def test_many_threads_use_one_client():
         assert agent.accepted <= 4
 
 
-def test_an_address_where_nobody_is_leaves_no_thread(tmp_path):
+def test_an_address_where_nobody_is_leaves_no_thread(tmp_path: Path) -> None:
     with pytest.raises(ConnectError, match="there is no such socket"):
         sync.connect(f"unix://{tmp_path}/none")
     assert client_threads() == []
 
 
-def test_a_log_is_an_iterator_that_ends():
-    def reply(request):
+def test_a_log_is_an_iterator_that_ends() -> None:
+    def reply(request: Request) -> Iterator[bytes]:
         for number in range(1000):
             yield entry(b"%d" % number, request.trace)
         yield frame(EMPTY, b"", request.trace)
@@ -121,8 +128,8 @@ def test_a_log_is_an_iterator_that_ends():
 
 
 @pytest.mark.parametrize("way", ["close", "with", "drop"])
-def test_leaving_an_iterator_early_closes_its_connection(way):
-    def serve(connection):
+def test_leaving_an_iterator_early_closes_its_connection(way: str) -> None:
+    def serve(connection: socket.socket) -> None:
         to_the_next_request(connection, forever)
         left.set()
 
@@ -144,10 +151,10 @@ def test_leaving_an_iterator_early_closes_its_connection(way):
         assert client.ping().message == "pong"
 
 
-def test_another_thread_may_close_an_iterator_that_waits():
+def test_another_thread_may_close_an_iterator_that_waits() -> None:
     waiting = threading.Event()
 
-    def silent(request):
+    def silent(request: Request) -> list[bytes]:
         waiting.set()
         return []
 
@@ -160,7 +167,7 @@ def test_another_thread_may_close_an_iterator_that_waits():
             assert reading.result(30) == []
 
 
-def test_an_iterator_keeps_its_client_open():
+def test_an_iterator_keeps_its_client_open() -> None:
     with server(stream_of(lambda r: [entry(b"one", r.trace) + frame(EMPTY, b"", r.trace)])) as agent:
         stream = sync.connect(agent.address).logs("web")
         gc.collect()
@@ -169,7 +176,7 @@ def test_an_iterator_keeps_its_client_open():
         gc.collect()
 
 
-def test_closing_the_client_ends_the_calls_of_other_threads():
+def test_closing_the_client_ends_the_calls_of_other_threads() -> None:
     behaviour = Agent()
     with server(behaviour) as agent:
         client = sync.connect(agent.address)
@@ -188,15 +195,15 @@ def test_closing_the_client_ends_the_calls_of_other_threads():
         behaviour.open.set()
 
 
-def test_a_client_that_is_forgotten_is_closed():
+def test_a_client_that_is_forgotten_is_closed() -> None:
     with server(answer_pings) as agent:
         sync.connect(agent.address).ping()
         gc.collect()
         # The server's end checks that the connection is closed.
 
 
-def test_a_time_out_is_an_error_here_too():
-    def silent(connection):
+def test_a_time_out_is_an_error_here_too() -> None:
+    def silent(connection: socket.socket) -> None:
         connection.sendall(pong(read_request(connection)))
         read_request(connection)
         assert closed_by_client(connection)
@@ -208,7 +215,7 @@ def test_a_time_out_is_an_error_here_too():
         assert (copy.call, copy.seconds) == ("Ping", 0.05)
 
 
-def run_script(script, address, **options):
+def run_script(script: str, address: str, **options: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         # A shell that runs the tests in the background has SIGINT ignored, which Python respects.
         ["env", "--default-signal=INT", sys.executable, "-W", "error", "-c", script, address],
@@ -219,7 +226,7 @@ def run_script(script, address, **options):
     )
 
 
-def test_the_interpreter_ends_though_a_client_was_not_closed():
+def test_the_interpreter_ends_though_a_client_was_not_closed() -> None:
     script = """
 import sys
 from arcbox_agent import sync
@@ -231,7 +238,7 @@ print(client.ping().message)
     assert (out, err, process.returncode) == (b"pong\n", b"", 0)
 
 
-def test_a_forked_process_is_told_to_connect_anew():
+def test_a_forked_process_is_told_to_connect_anew() -> None:
     script = """
 import os, signal, sys, warnings
 from arcbox_agent import sync
@@ -263,7 +270,7 @@ else:
     ]
 
 
-def test_ctrl_c_ends_a_call_and_its_connection():
+def test_ctrl_c_ends_a_call_and_its_connection() -> None:
     script = """
 import sys
 from arcbox_agent import sync
@@ -276,15 +283,16 @@ with sync.connect(sys.argv[1]) as client:
 """
     waiting, left = threading.Event(), threading.Event()
 
-    def silent(request):
+    def silent(request: Request) -> list[bytes]:
         waiting.set()
         return []
 
-    def serve(connection):
+    def serve(connection: socket.socket) -> None:
         to_the_next_request(connection, silent)
         left.set()
 
     with server(serve, answer_pings) as agent, run_script(script, agent.address) as process:
+        assert process.stdout is not None
         assert process.stdout.readline() == b"calling\n"
         assert waiting.wait(30)
         process.send_signal(signal.SIGINT)

@@ -32,7 +32,7 @@ ARGUMENTS = {
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
-def test_every_error_pickles_with_all_it_holds(kind):
+def test_every_error_pickles_with_all_it_holds(kind: type[Exception]) -> None:
     error = kind(*ARGUMENTS.get(kind.__name__, ("what it says",)))
     error.add_note("trace id 1")
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
@@ -41,10 +41,10 @@ def test_every_error_pickles_with_all_it_holds(kind):
         assert (str(again), repr(again), again.__dict__) == (str(error), repr(error), error.__dict__)
 
 
-def test_the_tree_that_the_module_opens_with_is_the_one_there_is():
+def test_the_tree_that_the_module_opens_with_is_the_one_there_is() -> None:
     told = {}
-    parents = []
-    for line in errors.__doc__.splitlines():
+    parents: list[str] = []
+    for line in (errors.__doc__ or "").splitlines():
         found = re.match(r"    ([│├└─ ]*)(\w+Error)\b", line)
         if found:
             depth = len(found[1]) // 4

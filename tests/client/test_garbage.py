@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,13 +27,13 @@ ANSWERS = st.binary(max_size=64) | st.builds(
 
 @settings(max_examples=150, deadline=None)
 @given(answer=ANSWERS)
-def test_any_answer_is_a_reply_or_an_error(answer):
-    def serve(connection):
+def test_any_answer_is_a_reply_or_an_error(answer: bytes) -> None:
+    def serve(connection: socket.socket) -> None:
         connection.sendall(pong(read_request(connection)))
         read_request(connection)
         connection.sendall(answer)
 
-    async def main(address):
+    async def main(address: str) -> None:
         async with asyncio.timeout(60), arcbox_agent.connect(address, trace_id=TRACE) as client:
             try:
                 # Not a ping, which would be sent again where the connection is lost.

@@ -6,17 +6,21 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
+
+from tests.conftest import RunningAgent
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "host.md"
 ADDRESS = "unix:///run/arcbox-agent.sock"
 
-BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.M | re.S)
+BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def examples():
+def examples() -> Iterator[ParameterSet]:
     """(line, program, what it prints), the last None where the page does not say."""
     text = PAGE.read_text()
     blocks = [(text.count("\n", 0, m.start()) + 1, m[1], m[2]) for m in BLOCK.finditer(text)]
@@ -28,7 +32,9 @@ def examples():
 
 
 @pytest.mark.parametrize(("program", "output"), list(examples()))
-def test_an_example_of_the_page_prints_what_the_page_says(agent, program, output):
+def test_an_example_of_the_page_prints_what_the_page_says(
+    agent: RunningAgent, program: str, output: str | None
+) -> None:
     process = subprocess.run(
         [sys.executable, "-W", "error", "-c", program.replace(ADDRESS, agent.address)],
         capture_output=True,

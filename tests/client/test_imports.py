@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,11 +40,11 @@ ALLOWED = {
 }
 
 
-def sources():
+def sources() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
-def imported(path):
+def imported(path: Path) -> Iterator[str]:
     """Modules of ours that the file at `path` imports, as names below arcbox_agent."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -60,7 +61,7 @@ def imported(path):
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_one_way(path):
+def test_imports_go_one_way(path: Path) -> None:
     part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     if part == "__init__":  # Nothing at run time: its names are looked up when asked for.
         return
@@ -69,18 +70,18 @@ def test_imports_go_one_way(path):
     assert not wrong, f"{path} imports {sorted(wrong)}"
 
 
-def run(script):
+def run(script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env={"PYTHONPATH": str(PACKAGE.parent)}
     )
 
 
-def test_the_package_alone_imports_nothing():
+def test_the_package_alone_imports_nothing() -> None:
     script = "import sys, arcbox_agent; print(sorted(m for m in sys.modules if 'arcbox' in m or m == 'asyncio'))"
     assert run(script).stdout == "['arcbox_agent']\n"
 
 
-def test_the_hosts_library_needs_neither_the_agent_nor_what_only_linux_has():
+def test_the_hosts_library_needs_neither_the_agent_nor_what_only_linux_has() -> None:
     script = """
 import sys
 for name in ("uvloop", "psutil", "arcbox_agent._spawn", "arcbox_agent._logs", "arcbox_agent.agent"):

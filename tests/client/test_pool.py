@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
+from collections.abc import Callable
 
 import pytest
 
 import arcbox_agent
 from arcbox_agent.errors import CallTimeoutError, ConnectionLostError
+from tests.conftest import RunAsync
 
-from .servers import EMPTY, PATIENCE, PING, answer_pings, closed_by_client, frame, pong, read_request, server
+from .servers import EMPTY, PATIENCE, PING, Server, answer_pings, closed_by_client, frame, pong, read_request, server
 
 
 class Agent:
     """Answers pings; everything else only when `open` is set; counts what runs at a time."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.open = threading.Event()
         self.lock = threading.Lock()
         self.long = 0
         self.pings = 0
         self.most_pings = 0
 
-    def __call__(self, connection):
+    def __call__(self, connection: socket.socket) -> None:
         try:
             while True:
                 request = read_request(connection)
@@ -45,18 +48,18 @@ class Agent:
             pass
 
 
-async def until(condition):
+async def until(condition: Callable[[], object]) -> None:
     while not condition():
         await asyncio.sleep(0.001)
 
 
-def test_a_hundred_calls_run_while_follows_are_open(run_async):
+def test_a_hundred_calls_run_while_follows_are_open(run_async: RunAsync) -> None:
     behaviour = Agent()
 
-    async def follow(client):
+    async def follow(client: arcbox_agent.Client) -> object:
         return [entry async for entry in client.logs("web", follow=True)]
 
-    async def main(agent):
+    async def main(agent: Server) -> None:
         async with arcbox_agent.connect(agent.address, max_connections=4, max_streams=10) as client:
             follows = [asyncio.create_task(follow(client)) for _ in range(10)]
             await until(lambda: behaviour.long == 10)
@@ -72,22 +75,22 @@ def test_a_hundred_calls_run_while_follows_are_open(run_async):
     assert behaviour.most_pings <= 4
 
 
-def test_an_agent_is_not_asked_anew_while_a_connection_to_it_lives(run_async):
+def test_an_agent_is_not_asked_anew_while_a_connection_to_it_lives(run_async: RunAsync) -> None:
     following = threading.Event()
 
-    def follows(connection):
+    def follows(connection: socket.socket) -> None:
         connection.sendall(pong(read_request(connection)))
         assert read_request(connection).type == 0x0021
         following.set()
         assert closed_by_client(connection)
 
-    def starts(connection):
+    def starts(connection: socket.socket) -> None:
         request = read_request(connection)
         assert request.type == 0x0011
         connection.sendall(frame(EMPTY, b"", request.trace))
         assert closed_by_client(connection)
 
-    async def main(address):
+    async def main(address: str) -> None:
         async with arcbox_agent.connect(address) as client:
             async with client.logs("web", follow=True) as entries:
                 followed = asyncio.create_task(entries.batch())
@@ -99,8 +102,8 @@ def test_an_agent_is_not_asked_anew_while_a_connection_to_it_lives(run_async):
         run_async(main(agent.address))
 
 
-def test_calls_one_after_the_other_share_one_connection(run_async):
-    async def main(agent):
+def test_calls_one_after_the_other_share_one_connection(run_async: RunAsync) -> None:
+    async def main(agent: Server) -> None:
         async with arcbox_agent.connect(agent.address) as client:
             for _ in range(50):
                 await client.ping()
@@ -110,13 +113,13 @@ def test_calls_one_after_the_other_share_one_connection(run_async):
         run_async(main(agent))
 
 
-def test_more_streams_than_allowed_wait_for_their_turn(run_async):
+def test_more_streams_than_allowed_wait_for_their_turn(run_async: RunAsync) -> None:
     behaviour = Agent()
 
-    async def follow(client):
+    async def follow(client: arcbox_agent.Client) -> object:
         return [entry async for entry in client.logs("web", follow=True)]
 
-    async def main(agent):
+    async def main(agent: Server) -> None:
         async with arcbox_agent.connect(agent.address, max_streams=2) as client:
             follows = [asyncio.create_task(follow(client)) for _ in range(5)]
             await until(lambda: behaviour.long == 2)
@@ -130,10 +133,10 @@ def test_more_streams_than_allowed_wait_for_their_turn(run_async):
         run_async(main(agent))
 
 
-def test_a_wait_for_a_free_connection_ends_in_time(run_async):
+def test_a_wait_for_a_free_connection_ends_in_time(run_async: RunAsync) -> None:
     behaviour = Agent()
 
-    async def main(address):
+    async def main(address: str) -> None:
         async with arcbox_agent.connect(address, max_streams=1, timeout=0.3) as client:
             first = asyncio.create_task(anext(client.logs("web", follow=True), None))
             await until(lambda: behaviour.long == 1)
@@ -148,10 +151,10 @@ def test_a_wait_for_a_free_connection_ends_in_time(run_async):
         run_async(main(agent.address))
 
 
-def test_a_wait_or_a_stop_keeps_no_short_call_waiting(run_async):
+def test_a_wait_or_a_stop_keeps_no_short_call_waiting(run_async: RunAsync) -> None:
     behaviour = Agent()
 
-    async def main(address):
+    async def main(address: str) -> None:
         async with arcbox_agent.connect(address, max_connections=1) as client:
             calls = [
                 asyncio.create_task(client.stop_container("a")),
@@ -166,10 +169,10 @@ def test_a_wait_or_a_stop_keeps_no_short_call_waiting(run_async):
         run_async(main(agent.address))
 
 
-def test_a_client_that_is_closed_ends_its_calls_and_refuses_others(run_async):
+def test_a_client_that_is_closed_ends_its_calls_and_refuses_others(run_async: RunAsync) -> None:
     behaviour = Agent()
 
-    async def main(address):
+    async def main(address: str) -> None:
         client = await arcbox_agent.connect(address)
         call = asyncio.create_task(client.stop_container("a"))
         await until(lambda: behaviour.long == 1)
@@ -185,14 +188,18 @@ def test_a_client_that_is_closed_ends_its_calls_and_refuses_others(run_async):
         run_async(main(agent.address))
 
 
-def test_a_client_may_be_closed_while_it_dials(run_async):
+def test_a_client_may_be_closed_while_it_dials(run_async: RunAsync) -> None:
     dialled = threading.Event()
 
-    def silent(connection):
+    def silent(connection: socket.socket) -> None:
         dialled.set()
         closed_by_client(connection)
 
-    async def main(agent):
+    def answers_one_ping(connection: socket.socket) -> None:
+        connection.sendall(pong(read_request(connection)))
+        closed_by_client(connection)
+
+    async def main(agent: Server) -> None:
         client = await arcbox_agent.connect(agent.address)
         calls = [asyncio.create_task(client.ping()) for _ in range(3)]
         await asyncio.to_thread(dialled.wait)
@@ -201,19 +208,19 @@ def test_a_client_may_be_closed_while_it_dials(run_async):
             with pytest.raises(ConnectionLostError):
                 await call
 
-    with server(lambda c: (c.sendall(pong(read_request(c))), closed_by_client(c)), silent) as agent:
+    with server(answers_one_ping, silent) as agent:
         run_async(main(agent))
 
 
-def test_a_client_may_be_closed_while_it_asks_an_agent_anew(run_async):
+def test_a_client_may_be_closed_while_it_asks_an_agent_anew(run_async: RunAsync) -> None:
     asked = threading.Event()
 
-    def silent(connection):
+    def silent(connection: socket.socket) -> None:
         read_request(connection)
         asked.set()
         assert closed_by_client(connection)
 
-    async def main(agent):
+    async def main(agent: Server) -> None:
         client = await arcbox_agent.connect(agent.address, timeout=None)
         agent.join()
         call = asyncio.create_task(client.start_container("web"))
@@ -226,11 +233,12 @@ def test_a_client_may_be_closed_while_it_asks_an_agent_anew(run_async):
         run_async(main(agent))
 
 
-def test_a_call_goes_over_the_connection_that_was_used_last(run_async):
-    asked, pinged = threading.Semaphore(0), []
+def test_a_call_goes_over_the_connection_that_was_used_last(run_async: RunAsync) -> None:
+    asked = threading.Semaphore(0)
+    pinged: list[int] = []
     may_answer = {1: threading.Event(), 2: threading.Event()}
 
-    def serve(connection):
+    def serve(connection: socket.socket) -> None:
         number = agent.accepted
         while True:
             try:
@@ -245,7 +253,7 @@ def test_a_call_goes_over_the_connection_that_was_used_last(run_async):
             assert may_answer[number].wait(PATIENCE)
             connection.sendall(frame(EMPTY, b"", request.trace))
 
-    async def main(address):
+    async def main(address: str) -> None:
         async with arcbox_agent.connect(address) as client:
             first = asyncio.create_task(client.start_container("web"))
             assert await asyncio.to_thread(asked.acquire, timeout=PATIENCE)
@@ -264,15 +272,15 @@ def test_a_call_goes_over_the_connection_that_was_used_last(run_async):
         run_async(main(agent.address))
 
 
-def test_calls_that_are_cancelled_at_random_leave_no_slot_taken(run_async):
-    connections = []
+def test_calls_that_are_cancelled_at_random_leave_no_slot_taken(run_async: RunAsync) -> None:
+    connections: list[socket.socket] = []
 
-    def serve(connection):
+    def serve(connection: socket.socket) -> None:
         connections.append(connection)
         answer_pings(connection)
         connections.remove(connection)
 
-    async def main(agent):
+    async def main(agent: Server) -> None:
         async with arcbox_agent.connect(agent.address, max_connections=2) as client:
             for step in range(30):
                 calls = [asyncio.create_task(client.ping()) for _ in range(6)]
@@ -290,8 +298,8 @@ def test_calls_that_are_cancelled_at_random_leave_no_slot_taken(run_async):
         run_async(main(agent))
 
 
-def test_a_pool_without_a_connection_is_refused(run_async):
-    async def main():
+def test_a_pool_without_a_connection_is_refused(run_async: RunAsync) -> None:
+    async def main() -> None:
         with pytest.raises(ValueError, match="at least one connection"):
             await arcbox_agent.connect("unix:///a", max_streams=0)
 

@@ -6,25 +6,28 @@ import asyncio
 import os
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
 import arcbox_agent
+from arcbox_agent.address import HybridVsockAddress, UnixAddress
 from arcbox_agent.client import transport
 from arcbox_agent.errors import CallTimeoutError, ConnectError
+from tests.conftest import RunAsync
 
-from .servers import answer_pings, closed_by_client, receive, server
+from .servers import Serve, answer_pings, closed_by_client, receive, server
 
 
-def receive_all(connection):
+def receive_all(connection: socket.socket) -> None:
     while connection.recv(4096):
         pass
 
 
-def handshake(reply, then=answer_pings):
+def handshake(reply: list[bytes], then: Serve = answer_pings) -> Serve:
     """A hypervisor's socket that answers `CONNECT 1024` with `reply`."""
 
-    def serve(connection):
+    def serve(connection: socket.socket) -> None:
         assert receive(connection, len(b"CONNECT 1024\n")) == b"CONNECT 1024\n"
         for part in reply:
             connection.sendall(part)
@@ -40,8 +43,8 @@ def handshake(reply, then=answer_pings):
     ids=["at once", "byte by byte", "highest port"],
 )
 @pytest.mark.parametrize("scheme", ["firecracker", "cloud-hypervisor"])
-def test_a_hypervisors_socket_is_asked_for_the_port(run_async, reply, scheme):
-    async def main(path):
+def test_a_hypervisors_socket_is_asked_for_the_port(run_async: RunAsync, reply: list[bytes], scheme: str) -> None:
+    async def main(path: str) -> str:
         async with arcbox_agent.connect(f"{scheme}://{path}:1024") as client:
             return (await client.ping()).message
 
@@ -49,16 +52,16 @@ def test_a_hypervisors_socket_is_asked_for_the_port(run_async, reply, scheme):
         assert run_async(main(hypervisor.path)) == "pong"
 
 
-def test_what_follows_the_handshake_in_one_packet_is_the_agents(run_async):
+def test_what_follows_the_handshake_in_one_packet_is_the_agents(run_async: RunAsync) -> None:
     # An agent that refuses a connection says so before it has read anything.
     refusal = bytes.fromhex("0000001f 0000ffff 000001ad 00000013") + b"too many connection"
 
-    def serve(connection):
+    def serve(connection: socket.socket) -> None:
         receive(connection, len(b"CONNECT 1024\n"))
         connection.sendall(b"OK 1\n" + refusal)
         closed_by_client(connection)
 
-    async def main(path):
+    async def main(path: str) -> str:
         with pytest.raises(arcbox_agent.errors.BusyError) as caught:
             await arcbox_agent.connect(f"firecracker://{path}:1024")
         return str(caught.value)
@@ -80,13 +83,13 @@ def test_what_follows_the_handshake_in_one_packet_is_the_agents(run_async):
     ],
     ids=["refused", "cut", "error", "no port", "negative", "zeros", "endless"],
 )
-def test_a_handshake_that_fails_says_how(run_async, reply, reason):
-    def serve(connection):
+def test_a_handshake_that_fails_says_how(run_async: RunAsync, reply: list[bytes], reason: str) -> None:
+    def serve(connection: socket.socket) -> None:
         receive(connection, len(b"CONNECT 1024\n"))
         for part in reply:
             connection.sendall(part)
 
-    async def main(path):
+    async def main(path: str) -> str:
         with pytest.raises(ConnectError) as caught:
             await arcbox_agent.connect(f"firecracker://{path}:1024")
         return str(caught.value)
@@ -95,8 +98,8 @@ def test_a_handshake_that_fails_says_how(run_async, reply, reason):
         assert reason in run_async(main(hypervisor.path))
 
 
-def test_a_handshake_that_never_ends_is_given_up(run_async):
-    async def main(path):
+def test_a_handshake_that_never_ends_is_given_up(run_async: RunAsync) -> None:
+    async def main(path: str) -> None:
         with pytest.raises(CallTimeoutError) as caught:
             await arcbox_agent.connect(f"firecracker://{path}:1024", timeout=0.1)
         assert caught.value.seconds == 0.1
@@ -105,8 +108,8 @@ def test_a_handshake_that_never_ends_is_given_up(run_async):
         run_async(main(hypervisor.path))
 
 
-def test_an_address_where_nobody_is_says_what_to_look_at(run_async, tmp_path):
-    async def reason(address):
+def test_an_address_where_nobody_is_says_what_to_look_at(run_async: RunAsync, tmp_path: Path) -> None:
+    async def reason(address: str) -> str:
         with pytest.raises(ConnectError) as caught:
             await arcbox_agent.connect(address)
         assert caught.value.address == address
@@ -122,10 +125,10 @@ def test_an_address_where_nobody_is_says_what_to_look_at(run_async, tmp_path):
     assert run_async(reason(f"unix://{dead}")).endswith("nobody listens there: is the agent running?")
 
 
-def test_what_is_no_socket_is_not_waited_for(run_async, tmp_path):
+def test_what_is_no_socket_is_not_waited_for(run_async: RunAsync, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
-    async def main(address):
+    async def main(address: str) -> None:
         with pytest.raises(ConnectError, match="that file is not a socket$"):
             await arcbox_agent.connect(address, wait=600)
 
@@ -134,10 +137,10 @@ def test_what_is_no_socket_is_not_waited_for(run_async, tmp_path):
         run_async(main(f"firecracker://{path}:1024"))
 
 
-def test_a_host_without_vsock_is_told_what_to_use(run_async, monkeypatch):
+def test_a_host_without_vsock_is_told_what_to_use(run_async: RunAsync, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(socket, "AF_VSOCK")
 
-    async def main():
+    async def main() -> None:
         with pytest.raises(ConnectError, match=r"this host has no AF_VSOCK: use the hypervisor's socket"):
             # Waiting would not help, and is not done.
             await arcbox_agent.connect("vsock://3:1024", wait=600)
@@ -145,8 +148,8 @@ def test_a_host_without_vsock_is_told_what_to_use(run_async, monkeypatch):
     run_async(main())
 
 
-def test_a_vsock_port_where_nobody_listens_is_an_error(run_async):
-    async def main():
+def test_a_vsock_port_where_nobody_listens_is_an_error(run_async: RunAsync) -> None:
+    async def main() -> None:
         with pytest.raises(ConnectError) as caught:
             await arcbox_agent.connect("vsock://1:54321", timeout=5)
         assert str(caught.value).startswith("cannot connect to vsock://1:54321: ")
@@ -154,8 +157,8 @@ def test_a_vsock_port_where_nobody_listens_is_an_error(run_async):
     run_async(main())
 
 
-def test_wait_goes_on_until_the_agent_is_up(run_async, tmp_path):
-    async def main():
+def test_wait_goes_on_until_the_agent_is_up(run_async: RunAsync, tmp_path: Path) -> None:
+    async def main() -> None:
         path = str(tmp_path / "s")
         connecting = asyncio.ensure_future(wait_for(path))
         await asyncio.sleep(0.1)
@@ -176,14 +179,14 @@ def test_wait_goes_on_until_the_agent_is_up(run_async, tmp_path):
             await answering
             connection.close()
 
-    async def wait_for(path):
+    async def wait_for(path: str) -> arcbox_agent.Client:
         return await arcbox_agent.connect(f"unix://{path}", wait=30)
 
     run_async(main())
 
 
-def test_wait_that_is_over_tells_the_last_reason(run_async, tmp_path):
-    async def main():
+def test_wait_that_is_over_tells_the_last_reason(run_async: RunAsync, tmp_path: Path) -> None:
+    async def main() -> str:
         with pytest.raises(ConnectError) as caught:
             await arcbox_agent.connect(f"unix://{tmp_path}/none", wait=0.1)
         return str(caught.value)
@@ -195,8 +198,8 @@ def test_wait_that_is_over_tells_the_last_reason(run_async, tmp_path):
     )
 
 
-def test_wait_also_ends_where_connections_are_accepted_and_nothing_replies(run_async):
-    async def main(path):
+def test_wait_also_ends_where_connections_are_accepted_and_nothing_replies(run_async: RunAsync) -> None:
+    async def main(path: str) -> None:
         with pytest.raises(ConnectError) as caught:
             await arcbox_agent.connect(f"unix://{path}", wait=0.2)
         assert caught.value.reason == "it accepts connections and does not reply (tried for 0.2 s)"
@@ -205,11 +208,11 @@ def test_wait_also_ends_where_connections_are_accepted_and_nothing_replies(run_a
         run_async(main(silent.path))
 
 
-def test_a_listener_with_a_full_queue_is_waited_for(run_async, tmp_path):
+def test_a_listener_with_a_full_queue_is_waited_for(run_async: RunAsync, tmp_path: Path) -> None:
     path = str(tmp_path / "s")
 
-    async def main(listener):
-        address = arcbox_agent.client.transport.UnixAddress(path)
+    async def main(listener: socket.socket) -> None:
+        address = UnixAddress(path)
         opening = [asyncio.ensure_future(transport.open_socket(address)) for _ in range(20)]
         await asyncio.sleep(0.1)
         assert not all(task.done() for task in opening)
@@ -228,10 +231,10 @@ def test_a_listener_with_a_full_queue_is_waited_for(run_async, tmp_path):
         run_async(main(listener))
 
 
-def test_a_dial_that_is_cancelled_leaves_no_descriptor(run_async):
-    async def main(path):
+def test_a_dial_that_is_cancelled_leaves_no_descriptor(run_async: RunAsync) -> None:
+    async def main(path: str) -> None:
         before = len(os.listdir("/proc/self/fd"))
-        address = transport.HybridVsockAddress(path, 1024)
+        address = HybridVsockAddress(path, 1024)
         opening = asyncio.ensure_future(transport.open_socket(address))
         await asyncio.sleep(0.05)
         opening.cancel()

@@ -13,15 +13,16 @@ from typing import Any, TypeVar
 import uvloop
 
 from arcbox_agent.errors import RequestError
+from tools.pace import patience
 
 T = TypeVar("T")
 
 
 def run(main: Coroutine[Any, Any, T], timeout: float = 60.0) -> T:
-    """On the agent's own kind of loop, and not for ever."""
+    """On the agent's own kind of loop, and not for ever; `timeout` as in tools/pace.py."""
 
     async def bounded() -> T:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(patience(timeout)):
             return await main
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -64,7 +65,8 @@ class Counts(Counter[str]):
 
 
 def eventually(condition: Callable[[], bool], timeout: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout
+    """Wait for what must come true; `timeout` as in tools/pace.py."""
+    deadline = time.monotonic() + patience(timeout)
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.01)

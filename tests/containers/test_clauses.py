@@ -21,8 +21,8 @@ import pytest
 
 import arcbox_agent
 from arcbox_agent import sync, wire
-from arcbox_agent.agent.containers.runtimes.process.runtime import _cgroup_name
 from arcbox_agent.agent.processes.cgroups import Cgroup, find_parent, mount_point
+from arcbox_agent.agent.processes.scopes import cgroup_name
 
 from .support import alive, eventually, run
 
@@ -233,7 +233,7 @@ def test_the_file_with_the_number_of_a_container_is_locked_until_its_program_run
     agent = start_agent(containers_at_exit="leave")
     with sync.connect(agent.address, wait=10) as client:
         client.exec(["true"])
-        all_containers = Path(find_parent(_cgroup_name(str(agent.state_dir))) or "no cgroup2")
+        all_containers = Path(find_parent(cgroup_name(str(agent.state_dir))) or "no cgroup2")
         client.create_container(cmd=["sleep", "1000"], id="x")
     pid_file = agent.run_dir / "containers" / "x" / "pid"
     born = all_containers / "x" / "cgroup.procs"
@@ -294,7 +294,7 @@ def test_an_agent_that_comes_back_in_the_middle_of_a_start_waits_for_what_become
 def test_a_command_that_cannot_be_started_fails_quietly_when_its_client_has_gone(agent: Any, detach: bool) -> None:
     with sync.connect(agent.address, wait=10) as client:
         client.exec(["true"])
-        everything = find_parent(_cgroup_name(str(agent.state_dir)))
+        everything = find_parent(cgroup_name(str(agent.state_dir)))
         assert everything is not None, "this test needs cgroup2"
         with whatever_is_born_waits(Path(everything)):
             with socket.socket(socket.AF_UNIX) as leaving:

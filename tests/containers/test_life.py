@@ -154,9 +154,9 @@ def test_a_refusal_says_why(state: State, trigger: Trigger, error: type[Exceptio
 @pytest.mark.parametrize("state", STATES_OF_LIFE)
 def test_what_a_client_sees_of_a_state_and_how_the_record_spells_it(state: State) -> None:
     fresh, ran, spelling = SHOWN[state.value]
-    if state not in (State.STOPPED,):
+    if state != State.STOPPED:
         assert Life(state, State.CREATED).shown == fresh
-    if state not in (State.CREATED,):
+    if state != State.CREATED:
         assert Life(state, State.STOPPED).shown == ran
     assert lifecycle.RECORDED.get(state) == spelling
 

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,12 +106,13 @@ def test_a_container_that_ran_and_cannot_start_again_stays_stopped(client: sync.
 
 def test_the_errors_of_a_wrong_state(client: sync.Client) -> None:
     id = client.create_container(cmd=["sleep", "60"]).id
-    for call, text in (
+    calls: tuple[tuple[Callable[[], object], str], ...] = (
         (lambda: client.stop_container(id), "failed to stop: container is not running"),
         (lambda: client.start_container("nope"), "failed to start: container not found: nope"),
         (lambda: client.stop_container("nope"), "failed to stop: container not found: nope"),
         (lambda: client.remove_container("nope"), "failed to remove: container not found: nope"),
-    ):
+    )
+    for call, text in calls:
         with pytest.raises(AgentFailedError) as caught:
             call()
         assert text_of(caught.value) == text
@@ -144,7 +146,11 @@ def test_a_signal_is_sent_by_name_or_number(client: sync.Client, name: str, numb
 
 
 def test_kill_signals_the_main_process_alone(client: sync.Client) -> None:
-    script = "trap 'echo got' USR1; sh -c 'trap \"echo child\" USR1; echo ready; sleep 1 & wait; wait' & while :; do wait && break; done"
+    script = (
+        "trap 'echo got' USR1; "
+        "sh -c 'trap \"echo child\" USR1; echo ready; sleep 1 & wait; wait' & "
+        "while :; do wait && break; done"
+    )
     id = client.create_container(cmd=["sh", "-c", script]).id
     client.start_container(id)
     eventually(lambda: b"ready" in [entry.data for entry in client.logs(id)])

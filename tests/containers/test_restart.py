@@ -460,14 +460,15 @@ def test_a_container_of_a_runtime_that_the_agent_does_not_have_is_listed_and_lef
         for name, id in zip(("rest", "runs", "leaves"), ids, strict=True):
             why = f"container {id} needs the runtime 'oci', which this agent does not have"
             assert found[name].error.startswith(why)
-            for change in (
-                lambda name: client.start_container(name),
-                lambda name: client.stop_container(name),
-                lambda name: client.kill_container(name),
+            changes: list[Callable[[str], object]] = [
+                client.start_container,
+                client.stop_container,
+                client.kill_container,
                 lambda name: client.remove_container(name, force=True),
-                lambda name: client.wait_container(name),
+                client.wait_container,
                 lambda name: client.exec(["true"], container=name),
-            ):
+            ]
+            for change in changes:
                 with pytest.raises(AgentFailedError, match=why):
                     change(name)
         client.start_container("ours")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import PATIENCE
+
 SOURCE = Path(__file__).resolve().parents[2] / "src/arcbox_agent"
 
-#: Only what hangs takes this long.
-PATIENCE = 60
 
 PROGRAM = r"""
 #include "spawn_child.h"

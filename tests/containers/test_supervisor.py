@@ -471,8 +471,8 @@ def test_a_full_disk_is_tried_with_one_record_at_a_time_and_logged_once(
             for each in (other, world.container):
                 await world.supervisor.start(each)
             world.disk.full = True
-            for each, run in zip((other, world.container), world.runtime.runs[-2:], strict=True):
-                run.end()
+            for each, last in zip((other, world.container), world.runtime.runs[-2:], strict=True):
+                last.end()
                 assert each.watcher is not None
                 await each.watcher
             world.disk.attempts.clear()
@@ -766,8 +766,8 @@ def test_all_are_stopped_the_last_started_first(tmp_path: Path) -> None:
         for each in (first, second):
             await world.supervisor.start(each)
         order: list[int] = []
-        for run in world.runtime.runs:
-            run.ended.add_done_callback(lambda _, pid=run.pid: order.append(pid))  # type: ignore[misc]
+        for started in world.runtime.runs:
+            started.ended.add_done_callback(lambda _, pid=started.pid: order.append(pid))  # type: ignore[misc]
         await world.stopper.stop_all([first, second, idle], 20)
         assert order == [101, 100]
         assert [each.status for each in (first, second, idle)] == ["Stopped", "Stopped", "Created"]
@@ -932,8 +932,8 @@ def test_a_start_that_did_not_happen_is_taken_back(
     tmp_path: Path, finished: int, state: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     async def test(world: World) -> None:
-        for run, left in ((2, 1), (0, 0)):
-            container = world.load(state="starting", run=run, finished_ns=finished)
+        for number, left in ((2, 1), (0, 0)):
+            container = world.load(state="starting", run=number, finished_ns=finished)
             world.runtime.found = NotStarted("why")
             await world.supervisor.recover(container, world.forgotten.append)
             assert (container.state, container.record.run, container.record.error) == (state, left, "why")

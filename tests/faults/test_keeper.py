@@ -144,9 +144,9 @@ def test_what_no_keeper_could_be_started_for_is_kept_as_soon_as_there_are_descri
                 resource.setrlimit(resource.RLIMIT_NOFILE, limits)
             await until(lambda: not keeper._put_by)
             for key, kept in (("first", 2), ("ended", 0), ("second", 2)):
-                fds = await keeper.fetch(key)
-                assert len(fds) == kept
-                for fd in fds:
+                fetched = await keeper.fetch(key)
+                assert len(fetched) == kept
+                for fd in fetched:
                     os.close(fd)
                 await keeper.drop(key)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tools.pace import patience
 from tools.stress.agent import AgentProcess
 from tools.stress.world import World
 
@@ -38,7 +39,7 @@ def world() -> Iterator[World]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(patience(1200))
 def test_an_agent_killed_at_any_moment_lists_the_truth_and_loses_no_line(world: World) -> None:
     asyncio.run(_killed_again_and_again(world, random.Random(SEED)))
     assert not world.faults, "\n".join([*world.faults[:10], world.agent.log()])
@@ -51,7 +52,7 @@ def test_an_agent_killed_at_any_moment_lists_the_truth_and_loses_no_line(world: 
 async def _killed_again_and_again(world: World, choice: random.Random) -> None:
     agent = world.agent
     killed = time.clock_gettime(time.CLOCK_BOOTTIME)
-    for number in range(KILLS):
+    for _ in range(KILLS):
         agent.start()
         if choice.random() < 0.2:
             # While it starts, and finds again what was there.

@@ -78,7 +78,7 @@ def test_make_alone_lists_every_target() -> None:
         env={name: value for name, value in os.environ.items() if not name.startswith("MAKE")},
     ).stdout
     makefile = (REPOSITORY / "Makefile").read_text()
-    phony = {name for line in re.findall(r"^\.PHONY:(.*)$", makefile, re.M) for name in line.split()}
+    phony = {name for line in re.findall(r"^\.PHONY:(.*)$", makefile, re.MULTILINE) for name in line.split()}
     assert phony >= {"demo", "test", "check", "bench", "soak", "build", "clean"}
     assert {line.split()[1] for line in listed.splitlines() if line.startswith("  make ")} == phony
 

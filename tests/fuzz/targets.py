@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
+from typing import Literal
 
 from arcbox_agent import wire
 from tests.reference import frames as plain_frames
@@ -49,7 +50,8 @@ def frames(data: bytes) -> None:
     """A stream in pieces: the frames and the FrameError of the plain rules."""
     if len(data) < 2:
         return
-    version = (None, 1, 2, None)[data[0] & 3]
+    versions: tuple[Literal[1, 2] | None, ...] = (None, 1, 2, None)
+    version = versions[data[0] & 3]
     step = data[1] % 17 + 1
     stream = data[2:]
     expected, wrong = plain_frames.split(stream, 4096, version)
@@ -81,7 +83,7 @@ FAILURES = {
 def batches(data: bytes) -> None:
     """next_messages and serve_pings by turns: the frames of the plain rules, FrameError only."""
     expected, wrong = plain_frames.split(data, 4096)
-    found = []
+    found: list[int | None] = []
     out = bytearray()
     decoder = wire.FrameDecoder(max_frame_size=4096)
     decoder.feed(data)

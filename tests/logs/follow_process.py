@@ -52,4 +52,4 @@ async def main(path: str, target: str, stream: str) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main(*sys.argv[1:3], sys.argv[3] if len(sys.argv) > 3 else ""))
+    uvloop.run(main(sys.argv[1], sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else ""))

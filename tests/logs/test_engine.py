@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -32,7 +33,7 @@ stamps = st.one_of(
         st.one_of(st.just(b""), st.integers(0, 11).map(lambda n: b"." + b"123456789012"[:n])),
         st.sampled_from(b"Tt "),
         zones,
-    ),  # fmt: skip
+    ),
     st.integers(0, 59).map(lambda s: b"2026-11-23T17:45:%02d.5Z" % s),
 )
 texts = st.one_of(
@@ -72,7 +73,7 @@ lines = st.one_of(
         st.lists(escapes, max_size=5),
         st.sampled_from([b"\\n", b""]),
         st.sampled_from([b"", b',"attrs":{"a":[1,"}"]}', b', "x" : null ']),
-    ).map(lambda line: line.replace(b"\n", b"")),  # fmt: skip
+    ).map(lambda line: line.replace(b"\n", b"")),
     texts,
     st.sampled_from([b"{", b"[", b"2026", b'{"log":"x"}', b"{}"]),
 )
@@ -216,7 +217,7 @@ def test_frames_decode_to_the_judges_entries(content: bytes, timestamps: bool) -
         frames = encode(version, content, timestamps=timestamps, trace=(trace or "").encode())
         whole = bytearray()
         for entry in expected:
-            stamp: object = entry.timestamp
+            stamp: Any = entry.timestamp
             if version == "v2":
                 seconds, nanos = divmod(entry.timestamp, 10**9)
                 stamp = wire.Timestamp(seconds=seconds, nanos=nanos) if entry.timestamp else None

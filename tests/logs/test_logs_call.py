@@ -130,12 +130,6 @@ def test_a_log_counts_towards_what_is_held_while_it_is_collected(tmp_path: Path,
         assert metrics()["arcbox_agent_held_bytes"] == 0
 
 
-def peak(agent: RunningAgent) -> int:
-    """The most bytes of memory that the agent ever had in use."""
-    status = Path(f"/proc/{agent.process.pid}/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) << 10
-
-
 @pytest.mark.parametrize("follow", [False, True])
 @pytest.mark.parametrize("trace", [None, "", "a trace"])
 def test_a_stream_has_an_entry_a_line_and_ends_with_empty(
@@ -195,7 +189,7 @@ def test_a_follow_delivers_lines_as_they_come_and_ends_with_the_container(agent:
     with fifo.open("wb", buffering=0) as stdin:
         stdin.write(b"hello\n")
         deadline = time.monotonic() + 30
-        while not [entry for entry in client.logs(id)]:
+        while not list(client.logs(id)):
             assert time.monotonic() < deadline
         assert not ended.is_set()
         stdin.write(b"more\n")
@@ -206,7 +200,8 @@ def test_a_follow_delivers_lines_as_they_come_and_ends_with_the_container(agent:
 
 def test_ten_thousand_lines_at_full_speed_are_followed_whole(agent: RunningAgent, client: Any) -> None:
     id = run(client, "seq 1 300000; seq 1 1000 >&2")
-    out, err = [], []
+    out: list[int] = []
+    err: list[int] = []
     for entry in client.logs(id, follow=True):
         (out if entry.stream == "stdout" else err).append(int(entry.data))
     assert out == list(range(1, 300001))
@@ -300,6 +295,7 @@ def test_a_follow_that_waits_keeps_nothing_of_what_it_has_sent(agent: RunningAge
 
 
 def peak(agent: RunningAgent) -> int:
+    """The most bytes of memory that the agent ever had in use."""
     return status(agent, "VmHWM")
 
 

@@ -22,8 +22,8 @@ def test_ten_thousand_tiny_files(tmp_path: Path) -> None:
     # Each log has a hundred files of one line.
     for log in range(100):
         for number in range(100):
-            path = tmp_path / f"{log}.log{f'.{number}' if number else ''}"
-            path.write_bytes(STAMP + b" stdout F %d\n" % number)
+            file = tmp_path / f"{log}.log{f'.{number}' if number else ''}"
+            file.write_bytes(STAMP + b" stdout F %d\n" % number)
     before = len(os.listdir("/proc/self/fd"))
     for log in range(100):
         path = str(tmp_path / f"{log}.log")
@@ -63,7 +63,7 @@ def test_a_line_of_one_gib_is_read_in_parts_with_bounded_memory(tmp_path: Path) 
 def test_since_and_until_find_their_place_in_a_large_file(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     stamp = 1795455912 * 10**9
-    lines = []
+    lines: list[bytes] = []
     for _ in range(2500):
         stamp += rng.choice([0, 10**6, 10**9, 90 * 10**9])
         shown = stamp + rng.randrange(-30, 30) * 10**9  # not quite in order

@@ -21,11 +21,12 @@ from arcbox_agent.errors import TransportError
 from tests.vm.kernel import guest_kernel
 from tests.vm.machine import HUNG_BOOTS, Machine, agent_command
 from tests.vm.packages import REPOSITORY
+from tools.pace import patience
 
 T = TypeVar("T")
 
 #: Only what hangs takes this long.
-PATIENCE = 200.0
+PATIENCE = patience(200.0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -33,7 +33,7 @@ def start_once(directory: str) -> tuple[float, int]:
                 pass
             took = time.monotonic() - started
             rollup = Path(f"/proc/{agent.pid}/smaps_rollup").read_text()
-            match = re.search(r"^Pss: +(\d+) kB", rollup, re.M)
+            match = re.search(r"^Pss: +(\d+) kB", rollup, re.MULTILINE)
             assert match is not None
             return took * 1000, int(match[1]) * 1024
         finally:

@@ -22,11 +22,12 @@ from tests.vm.initramfs import GIVING_UP, STARTING_PID_1, Root, boot_archive
 from tests.vm.kernel import guest_kernel
 from tests.vm.packages import REPOSITORY
 from tests.vm.qmp import Qmp, QmpError
+from tools.pace import patience
 
 _VIRTIOFSD = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")
 
 #: Seconds.  A boot takes five; on a machine with much else to do it can take a minute.
-BOOT_LIMIT = 180.0
+BOOT_LIMIT = patience(180.0)
 _STEP = 0.02
 #: PID 1 that does not listen after so long: is the guest's kernel alive?
 _SUSPICIOUS = 30.0

@@ -15,9 +15,10 @@ from arcbox_agent.client import Client
 from tests.vm.conftest import with_client
 from tests.vm.machine import Machine, guest_environment
 from tests.vm.packages import REPOSITORY
+from tools.pace import patience
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(patience(900))
 def test_the_clients_tests_pass_over_vsock(guest: Machine) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not asyncio"]
     command += ["tests/client/test_agent.py"]

@@ -46,7 +46,8 @@ def systemd() -> Iterator[Machine]:
         ["/lib/systemd/systemd"],
         files=files,
         memory=768,
-        kernel_arguments="systemd.unit=guest.target systemd.mask=tmp.mount systemd.show_status=1 systemd.log_target=console",
+        kernel_arguments="systemd.unit=guest.target systemd.mask=tmp.mount systemd.show_status=1"
+        " systemd.log_target=console",
     )
     yield machine
     machine.close()

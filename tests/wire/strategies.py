@@ -27,14 +27,14 @@ _SCALARS: dict[int, st.SearchStrategy[Any]] = {
 
 def messages(cls: type[wire.Message]) -> st.SearchStrategy[wire.Message]:
     """Messages of a class, of all values that its fields can have."""
-    fields = {}
+    fields: dict[str, st.SearchStrategy[Any]] = {}
     for field in GOOGLE[cls.__name__].DESCRIPTOR.fields:
         entry = field.message_type
         if entry is not None and entry.GetOptions().map_entry:
             value = _SCALARS[entry.fields_by_name["value"].type]
             fields[field.name] = st.dictionaries(st.text(max_size=20), value, max_size=4)
         else:
-            one = _SCALARS[field.type] if entry is None else messages(getattr(wire, entry.name))
+            one: st.SearchStrategy[Any] = _SCALARS[field.type] if entry is None else messages(getattr(wire, entry.name))
             if field.is_repeated:
                 fields[field.name] = st.lists(one, max_size=4)
             else:

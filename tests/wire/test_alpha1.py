@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from typing import Literal
 
 import pytest
 
@@ -16,7 +17,7 @@ EXCHANGES = json.loads(pathlib.Path(__file__).with_name("alpha1.json").read_text
 BROKEN = {"ping, payload cut short", "ping, string not utf-8"}
 
 
-def frames(data: bytes, version: int | None) -> list[wire.Frame]:
+def frames(data: bytes, version: Literal[1, 2] | None) -> list[wire.Frame]:
     decoder = wire.FrameDecoder(version=version)
     decoder.feed(data)
     decoder.eof()

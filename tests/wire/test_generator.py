@@ -10,7 +10,8 @@ import pytest
 from arcbox_agent import wire
 from tools import generate_messages
 
-HEAD = 'syntax = "proto3";\npackage arcbox.agent;\nimport "google/protobuf/descriptor.proto";\n' + (
+HEAD = (
+    'syntax = "proto3";\npackage arcbox.agent;\nimport "google/protobuf/descriptor.proto";\n'
     "extend google.protobuf.MessageOptions {\n"
     "  optional uint32 type = 50001;\n"
     "  optional uint32 frame_version = 50002;\n"
@@ -93,7 +94,11 @@ def test_what_cannot_be_made_is_refused_with_a_reason(
 def test_the_comments_of_the_schema_are_the_docstrings_of_messages_and_fields(tmp_path: pathlib.Path) -> None:
     assert (wire.Mount.__doc__ or "").splitlines()[2].strip() == "type: str  # `bind`, `volume`, `tmpfs`"
     schema = tmp_path / "agent.proto"
-    addition = "// Says hello.\nmessage Hello {\n  // Who is\n  // greeted.\n  string name = 1;\n  bool loud = 2;  // or not\n}\n"
+    addition = (
+        "// Says hello.\nmessage Hello {\n"
+        "  // Who is\n  // greeted.\n  string name = 1;\n"
+        "  bool loud = 2;  // or not\n}\n"
+    )
     schema.write_text(generate_messages.SCHEMA.read_text() + addition)
     texts = generate_messages.generate(schema)
     assert '    name: str\n    """Who is greeted."""\n    loud: bool\n    """or not"""\n' in texts["_messages.pyi"]

@@ -107,7 +107,7 @@ class Run:
                 killed_by, seconds = outcome.killed_by, outcome.seconds
         finally:
             self._scratch.write(mutant.file, source)
-            if mutant.file.endswith(".pyx"):
+            if mutant.file.endswith((".pyx", ".pxd")):
                 self._scratch.compile()
         place = f"{PACKAGE / mutant.file}:{mutant.line}"
         result = Result(key, place, mutant.kind, mutant.diff(source), killed_by, round(seconds, 1))
@@ -115,7 +115,7 @@ class Run:
         return result
 
     def _compile_error(self, file: str, source: str) -> str | None:
-        if file.endswith(".pyx"):
+        if file.endswith((".pyx", ".pxd")):
             return "does not compile" if self._scratch.compile() is not None else None
         try:
             compile(source, file, "exec")
@@ -152,7 +152,7 @@ def sources_of(parts: Sequence[str], with_compiled: bool) -> dict[str, str]:
 def mutants_of(sources: dict[str, str]) -> list[Mutant]:
     found: list[Mutant] = []
     for file, source in sources.items():
-        by_hand = file.endswith(".pyx")
+        by_hand = file.endswith((".pyx", ".pxd"))
         found += compiled.mutants_of(file, source) if by_hand else mutate.mutants_of(file, source)
     return found
 

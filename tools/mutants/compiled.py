@@ -11,9 +11,9 @@ from tools.mutants.mutate import Mutant
 #: (file, old, new)
 PATCHES: tuple[tuple[str, str, str], ...] = (
     # Bounds of a frame: its length, its trace id, what has arrived of it.
-    ("_frames.pyx", "if length > self.limit:", "if length > self.limit + 1:"),
-    ("_frames.pyx", "if frame.trace_size > length - 6:", "if frame.trace_size > length - 5:"),
-    ("_frames.pyx", "if left - 4 < length:", "if left - 3 < length:"),
+    ("_frames.pxd", "if length > decoder.limit:", "if length > decoder.limit + 1:"),
+    ("_frames.pxd", "if frame.trace_size > length - 6:", "if frame.trace_size > length - 5:"),
+    ("_frames.pxd", "if left - 4 < length:", "if left - 3 < length:"),
     ("_frames.pyx", "if size > TRACE_LIMIT:", "if size > TRACE_LIMIT + 1:"),
     # Bounds of a message: lengths inside it, and how deep messages may lie in each other.
     ("_wire.pyx", "if value > <uint64_t>(end - p):", "if value > <uint64_t>(end - p) + 1:"),
@@ -32,7 +32,7 @@ class PatchDoesNotFitError(Exception):
 
 
 def mutants_of(file: str, source: str) -> list[Mutant]:
-    """Every mutant of `source`, a .pyx file of the package."""
+    """Every mutant of `source`, a .pyx or .pxd file of the package."""
     found = []
     for patched, old, new in PATCHES:
         if patched != file:

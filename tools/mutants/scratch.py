@@ -69,7 +69,8 @@ class Scratch:
 
     def compile(self) -> str | None:
         """Compile what has changed; what the compiler said where that failed."""
-        environment = dict(self._environment)
+        # By the time of a file alone a mutant, which is old on purpose, would not be compiled.
+        environment = {**self._environment, "CYTHON_FORCE_REGEN": "1"}
         if shutil.which("ccache"):
             environment.setdefault("CC", "ccache gcc")
         done = subprocess.run(

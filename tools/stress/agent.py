@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tools.pace import patience
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 #: Only what hangs takes this long; a loaded machine does not.
-PATIENCE = 60.0
+PATIENCE = patience(60.0)
 
 #: VMADDR_CID_LOCAL: this machine, over the loopback of AF_VSOCK.
 LOCAL_CID = 1

@@ -151,7 +151,7 @@ def _show_file(
         stderr=stderr or not stdout,
         # The reader takes 0 lines for all of them.  With --tail 0 the file is opened all the
         # same, so that a wrong path is an error.
-        tail=tail if tail else 0,
+        tail=tail or 0,
         since=since,
         until=until,
         timestamps=timestamps and not invocation.json,

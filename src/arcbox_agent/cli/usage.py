@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from arcbox_agent.cli.completion import container_names
-from arcbox_agent.cli.output import fields_of
 from arcbox_agent.cli.invocation import Invocation, json_option, pass_invocation
+from arcbox_agent.cli.output import fields_of
 from arcbox_agent.cli.tables import SHORT_ID, decimal_size, short_size, table
 from arcbox_agent.errors import ConflictError, NotFoundError
 

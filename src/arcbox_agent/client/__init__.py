@@ -1,13 +1,17 @@
 """The host's library: `connect` gives a Client; `arcbox_agent.sync` is the same without async.
 
-transport   an address to a connected socket
-connection  frames over it, one call at a time
-pool        connections for many calls
-stream      a call with many replies
-calls       requests and replies, without any connection
-client      every call as a method
-opening     `connect`, the way in
-blocking    the same for threads
+transport    from an address to a connected socket
+connection   frames over the socket, one call at a time
+pool         the connections of a client
+keywords     keyword arguments that several calls share
+calls        requests and replies, without any connection
+stream       a call with many replies
+caller       a call from its request to its reply
+api          the calls as typed methods
+client       the async client: all of api
+opening      `connect`
+loop_thread  a thread with an event loop
+blocking     the client for code without an event loop
 """
 
 from arcbox_agent.client.calls import ExecResult, exit_code

@@ -1,7 +1,7 @@
-"""What a call is made of, before any connection is involved.
+"""Requests and replies, without any connection.
 
-The requests that take more than naming their fields are put together here, and
-the replies whose shape on the wire is not the one a person wants are taken apart.
+This module builds the requests that take more than naming their fields, and converts the
+replies whose shape on the wire differs from what a user wants.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 def words(field: str, value: Iterable[str]) -> list[str]:
-    """A repeated string field.  A str is iterable too, and never what was meant."""
+    """The value of a repeated string field.  A str is refused: it would be taken as a list of letters."""
     if isinstance(value, (str, bytes)):
         raise EncodeError(field, f"a list of words is wanted, not {value!r}")
     return list(value)
@@ -41,18 +41,18 @@ def text_map(value: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def whole(field: str, number: float) -> int:
-    """Of a length of time; upwards, because 0 often means something else."""
+    """A length of time as a whole number, rounded up because 0 often means something else."""
     if not math.isfinite(number):
         raise EncodeError(field, f"{number} is no length of time")
     return math.ceil(number)
 
 
 def seconds_and_nanos(when: Time | None) -> tuple[int, int]:
-    """`when` as the two fields of a LogsRequest; None is 0, which is no limit."""
+    """`when` as two fields of a LogsRequest; None becomes 0, which means no limit."""
     if when is None:
         return 0, 0
     if isinstance(when, datetime):
-        # Not datetime.timestamp(): a float of today has no room for microseconds.
+        # Without the microseconds, for which a float of today's date has no room.
         whole = math.floor(when.replace(microsecond=0).timestamp())
         return whole, when.microsecond * 1000
     if isinstance(when, int):
@@ -62,8 +62,8 @@ def seconds_and_nanos(when: Time | None) -> tuple[int, int]:
     return (whole + 1, 0) if nanos == 1_000_000_000 else (whole, nanos)
 
 
-#: The calls of 0.0.1-alpha.1, the only agent that speaks V1 alone.  It closes the
-#: connection at any other.
+#: The calls of 0.0.1-alpha.1, the only agent that speaks nothing but V1.  It closes the
+#: connection on any other call.
 ALPHA1_CALLS = frozenset(
     {
         wire.PingRequest,
@@ -78,14 +78,15 @@ ALPHA1_CALLS = frozenset(
     }
 )
 
-#: Fields that alpha.1 does not know or does not heed, and without which the request
-#: would be another one; then those that no agent but ours knows.
-_ALPHA1_PASSES_OVER: dict[type[wire.Message], tuple[str, ...]] = {
+#: Fields that alpha.1 does not know or ignores, though they change what is requested.
+_ALPHA1_IGNORES: dict[type[wire.Message], tuple[str, ...]] = {
     wire.PingRequest: ("timestamp_secs",),
     wire.CreateContainerRequest: ("user", "mounts", "tty", "open_stdin", "rootfs", "id"),
     wire.ExecRequest: ("user", "tty"),
 }
-_ALPHA1_HEEDS_IN_A_FOLLOW = ("stdout", "stderr", "since", "until", "timestamps")
+#: Fields of a LogsRequest that alpha.1 ignores unless the log is followed.
+_ALPHA1_KNOWS_IN_A_FOLLOW = ("stdout", "stderr", "since", "until", "timestamps")
+#: Fields that only our agent knows.
 _OURS: dict[type[wire.Message], tuple[str, ...]] = {
     wire.ListContainersRequest: ("filter",),
     wire.ExecRequest: ("timeout_ms", "detach", "stdin"),
@@ -95,11 +96,10 @@ _OURS: dict[type[wire.Message], tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class AgentKind:
-    """What an agent has told of itself by its answer to a first ping.
+    """The kind of an agent, as its answer to the first ping shows it.
 
-    `version`: of its frames, by which alpha.1 is told from the agents after it.
-    `is_ours`: it names its calls; one that does not is 0.0.1-alpha.1, or one of those
-    after it.
+    `version`: the version of its frames; only alpha.1 speaks nothing but 1.
+    `is_ours`: it listed its features in the answer, which no other agent does.
     """
 
     version: Literal[1, 2]
@@ -110,7 +110,7 @@ class AgentKind:
 
 
 def check_is_known(request: wire.Message, agent: AgentKind) -> None:
-    """Raise UnsupportedError for what an agent other than ours would refuse or pass over."""
+    """Raise UnsupportedError for a request that an agent other than ours would refuse or ignore in part."""
     if agent.is_ours:
         return
     kind = type(request)
@@ -119,9 +119,9 @@ def check_is_known(request: wire.Message, agent: AgentKind) -> None:
         raise UnsupportedError(kind.__name__)
     fields = _OURS.get(kind, ())
     if version == 1:
-        fields += _ALPHA1_PASSES_OVER.get(kind, ())
+        fields += _ALPHA1_IGNORES.get(kind, ())
         if isinstance(request, wire.LogsRequest) and not request.follow:
-            fields += _ALPHA1_HEEDS_IN_A_FOLLOW
+            fields += _ALPHA1_KNOWS_IN_A_FOLLOW
     for field in fields:
         if getattr(request, field):
             raise UnsupportedError(f"{kind.__name__}.{field}")
@@ -213,8 +213,8 @@ def detached_request(cmd: Iterable[str], **options: Unpack[CommandOptions]) -> w
 class ExecResult:
     """How a command ended, and what it wrote.
 
-    `exit_code`: as a shell tells it, 128 + signal where a signal ended it.
-    `signal`: that signal, or 0.  `timed_out`: whether its time-out did.
+    `exit_code`: as in a shell, 128 + signal if a signal ended the command.
+    `signal`: that signal, or 0.  `timed_out`: whether the time-out ended the command.
     """
 
     exit_code: int
@@ -225,7 +225,7 @@ class ExecResult:
 
 
 def exit_code(output: ExecOutput) -> int:
-    """The exit code in the last ExecOutput of a command: 128 + signal where one ended it."""
+    """The exit code in the last ExecOutput of a command: 128 + signal if a signal ended it."""
     return 128 + output.signal if output.signal else output.exit_code
 
 
@@ -233,7 +233,7 @@ def exit_code(output: ExecOutput) -> int:
 class Replies(Generic[T]):
     """How to read the frames that answer a streaming call.
 
-    `read` gives a frame's item, and whether the stream ends with this frame.
+    `read` returns the item of a frame, and whether the stream ends with that frame.
     """
 
     call: str
@@ -246,7 +246,7 @@ def read_exec_output(frame: Frame) -> tuple[ExecOutput | None, bool]:
 
 
 def read_log_entry(frame: Frame) -> tuple[LogEntry | None, bool]:
-    """A LogEntry, whichever version the frame has."""
+    """The LogEntry in a frame of either version."""
     if frame.type == wire.MessageType.EMPTY:
         return None, True
     if frame.trace_id is None:
@@ -260,7 +260,7 @@ def read_log_entry(frame: Frame) -> tuple[LogEntry | None, bool]:
 
 
 def decode_reply(frame: Frame, reply_class: type[M]) -> M:
-    """The message in `frame`.  Raises FrameError where it is another than expected."""
+    """The message in `frame`.  Raises FrameError if it is not a `reply_class`."""
     if frame.type != reply_class.TYPE:
         raise FrameError(f"a frame of type {frame.type:#06x}, where {reply_class.__name__} was expected")
     return reply_class.decode(frame.payload)

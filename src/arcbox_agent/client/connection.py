@@ -3,9 +3,9 @@
     idle --send()--> a call --take(), more()--> ... --> idle
                         \\-- abort() --> closed
 
-Frames are decoded when they are asked for, so what has arrived and was not asked
-for is bytes in the decoder; past HIGH_WATER of those the transport stops reading,
-and the agent feels it.
+Frames are decoded on demand, so what has arrived stays in the decoder as bytes until a call
+takes it.  Past HIGH_WATER of those the transport stops reading, which is backpressure for
+the agent.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from arcbox_agent.client.calls import AgentKind
     from arcbox_agent.wire import Frame
 
-#: Bytes received and not yet asked for, from which on the socket is not read.
+#: Bytes in the decoder above which the socket is not read.
 HIGH_WATER = 256 * 1024
 
-# What poll() reports of a socket on which nothing has happened is nothing.
+# For a socket on which nothing has happened poll() reports no event.
 _ANY_EVENT = select.POLLIN | getattr(select, "POLLRDHUP", 0)
 
 
 async def open_connection(address: Address, *, version: Literal[1, 2], max_frame_size: int) -> Connection:
-    """A connection to the agent at `address`.  Raises ConnectError."""
+    """Open a connection to the agent at `address`.  Raises ConnectError."""
     sock = await open_socket(address)
     try:
         _, connection = await asyncio.get_running_loop().create_connection(
@@ -44,16 +44,16 @@ async def open_connection(address: Address, *, version: Literal[1, 2], max_frame
 
 
 class Connection(asyncio.Protocol):
-    """The protocol of one connection.  All its methods belong to the loop's thread."""
+    """The protocol of one connection.  All of its methods run in the loop's thread."""
 
     def __init__(self, version: Literal[1, 2], max_frame_size: int, fileno: int) -> None:
-        #: What is at its other end; None until that is known.
+        #: The kind of the agent at the other end; None until that is known.
         self.agent: AgentKind | None = None
         self._decoder = FrameDecoder(max_frame_size=max_frame_size, version=version)
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._trace_id: str | None = None
-        self._replied = False  # a reply to the present call has come
+        self._replied = False  # A reply to the present call has arrived.
         self._paused = False
         self._out_of_step = False
         self._lost: Exception | None = None
@@ -64,7 +64,7 @@ class Connection(asyncio.Protocol):
     # ---------------------------------------------------- called by the loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # Not by isinstance: uvloop's transports are none of asyncio's classes.
+        # A cast, not isinstance: uvloop's transports do not derive from asyncio's classes.
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
@@ -86,7 +86,7 @@ class Connection(asyncio.Protocol):
     # ---------------------------------------------------- called by the pool
 
     def is_clean(self) -> bool:
-        """Whether it is connected, and every byte received belonged to a call."""
+        """Whether the connection is open, and every byte received belonged to a call."""
         transport = self._transport
         return (
             transport is not None
@@ -98,20 +98,20 @@ class Connection(asyncio.Protocol):
     def is_idle(self) -> bool:
         """Whether a new call can be sent.
 
-        Asks the kernel too: a close by the agent that the loop has not yet seen must
-        not swallow a request.
+        This asks the kernel too: the agent may have closed the connection without the loop
+        having seen it, and a request sent then would be lost.
         """
         return self.is_clean() and not self._poll.poll(0)
 
     def is_alive(self) -> bool:
-        """Whether the agent that it was opened to is still there, as far as the kernel knows."""
+        """Whether the agent that accepted the connection is still there, as far as the kernel knows."""
         transport = self._transport
         if transport is None or transport.is_closing():
             return False
         return all(events == select.POLLIN for _, events in self._poll.poll(0))
 
     def abort(self, reason: str = "the call was given up") -> None:
-        """Close it at once; whoever waits for a frame gets ConnectionLostError."""
+        """Close the connection at once; a call that waits for a frame gets ConnectionLostError."""
         if self._lost is None:
             self._lost = ConnectionLostError(reason)
         if self._transport is not None:
@@ -119,13 +119,13 @@ class Connection(asyncio.Protocol):
         self._wake()
 
     async def wait_closed(self) -> None:
-        # A future of its own for each waiter: cancelling one is not for the others.
+        # Shielded, so that cancelling one waiter does not cancel the others.
         await asyncio.shield(self._closed)
 
     # ---------------------------------------------------- called by the call
 
     def send(self, frame: bytes, trace_id: str | None) -> None:
-        """Send a request.  `trace_id`: the one in the frame, which the replies must have."""
+        """Send a request.  `trace_id`: the frame's trace id, which the replies must have too."""
         if self._transport is None:
             raise self._lost_error()
         self._trace_id = trace_id
@@ -133,10 +133,10 @@ class Connection(asyncio.Protocol):
         self._transport.write(frame)
 
     def take(self) -> Frame | None:
-        """The next frame, if all of it is here.
+        """The next frame, or None if it has not arrived completely.
 
-        Raises RequestError for an Error frame, FrameError for what is not a reply to
-        the call that was sent.
+        Raises RequestError for an Error frame, and FrameError for a frame that does not
+        answer the present call.
         """
         frame = self._decoder.next_frame()
         if frame is None:
@@ -149,7 +149,7 @@ class Connection(asyncio.Protocol):
         return frame
 
     async def more(self) -> None:
-        """Wait for more to arrive, where `take` had nothing.  Raises ConnectionLostError."""
+        """Wait until more bytes arrive, after `take` has returned None.  Raises ConnectionLostError."""
         if self._waiter is not None:
             raise RuntimeError("another task waits for a frame of this connection")
         if self._lost is not None:
@@ -164,7 +164,7 @@ class Connection(asyncio.Protocol):
             self._waiter = None
 
     async def receive(self) -> Frame:
-        """The next frame.  Raises what `take` and `more` do."""
+        """Wait for the next frame.  Raises what `take` and `more` raise."""
         while (frame := self.take()) is None:
             await self.more()
         return frame
@@ -192,10 +192,10 @@ class Connection(asyncio.Protocol):
     def _refusal(self, frame: Frame) -> RequestError:
         payload, trace_id = frame.payload, frame.trace_id
         if trace_id != self._trace_id:
-            # It is about the connection as a whole, and whatever follows it answers
-            # no call.  Said before the agent had seen a request it is in V1, where
-            # what was taken for a trace id belongs to the code; only the length of
-            # the text shows which.
+            # The error is about the whole connection, and no later frame answers a call.
+            # An agent that has not yet seen a request sends it in V1: then the bytes parsed
+            # as a trace id belong to the code.  Only the length of the text shows which
+            # version it is.
             self._out_of_step = True
             if trace_id is not None and payload[4:8] != struct.pack(">i", len(payload) - 8):
                 trace = trace_id.encode("utf-8", "surrogateescape")

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT = 30.0
 DEFAULT_OUTPUT_LIMIT = 64 * 1024 * 1024
 
-#: Between two tries of `wait`, in seconds: at first, and at most.
+#: Seconds between two tries of `wait`: at first, and at most.
 FIRST_PAUSE, LAST_PAUSE = 0.02, 0.5
 
-#: One try of `wait` may not use up all of it: what accepts and never answers now
-#: (a hypervisor's socket, before the guest is up) may answer the next.
+#: Seconds for one try of `wait`, so that one try does not use up all of the time: a
+#: hypervisor's socket accepts before the guest is up, and never answers that connection.
 MAX_TRY = 5.0
 
 #: A frame with a longer trace id could be taken for V1: see docs/protocol.md.
@@ -51,16 +51,20 @@ def connect(
     output_limit: int = DEFAULT_OUTPUT_LIMIT,
     max_frame_size: int = MAX_FRAME_SIZE,
 ) -> Connecting:
-    """A client of the agent at `address`; `async with` it, or await it.
+    """Connect to the agent at `address`: `async with` the result, or await it, for a client.
 
-    `timeout`: seconds for each call, unless the call says otherwise; None: no limit.
-    `wait`: seconds in which the agent may still come up (a guest that boots).
-    `frame_version`: 2, whose frames carry a trace id that the agent's log repeats, or
-    1, which agents of 2025 speak; None: 2, and 1 where the agent does not know it.
-    `trace_id`: one for all calls, or what makes one for each.  `max_connections`: for
-    calls with one short reply.  `max_streams`: for those that take their time (follows,
-    commands, waits), each on a connection of its own.  `output_limit`: bytes of output
-    that `exec` keeps.
+    `timeout`: seconds for each call that has none of its own; None: no limit.
+    `wait`: seconds to keep trying while a guest boots.
+    `frame_version`: 2, with a trace id in each frame that the agent's log repeats, or 1,
+    for agents of 2025; None: 2, and 1 if the agent does not know 2.
+    `trace_id`: one trace id for all calls, or a function that makes one for each.
+    `max_connections`: how many connections short calls may use at a time.
+    `max_streams`: how many calls may run at a time that take long (follows, commands,
+    waits), each on a connection of its own.
+    `output_limit`: how many bytes of output `exec` keeps.
+    `max_frame_size`: bytes of the largest frame that is sent or accepted.
+
+    Raises AddressError; awaiting it raises ConnectError or CallTimeoutError.
     """
     if frame_version not in (None, 1, 2):
         raise ValueError(f"frame_version is 1 or 2, not {frame_version!r}")
@@ -95,7 +99,7 @@ def _checked(trace_id: str | Callable[[], str]) -> Callable[[], str]:
 
 
 class Connecting:
-    """What `connect` gives: a client, once it is awaited or entered."""
+    """The result of `connect`, which gives a client when it is awaited or entered."""
 
     def __init__(
         self,
@@ -138,7 +142,7 @@ class Connecting:
         return client
 
     async def _answer(self, client: Client, seconds: float | None) -> None:
-        """A first ping: a connection alone says little, where a hypervisor accepts it."""
+        """Wait for the answer to a first ping; a hypervisor accepts connections without an agent."""
         try:
             await client._reach(timeout=seconds)
         except ConnectionLostError as error:

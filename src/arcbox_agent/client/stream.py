@@ -4,9 +4,9 @@
         async for entry in entries:
             ...
 
-The request is sent when the first item is asked for.  Leaving early closes the
-connection, by which the agent knows to end the command or the follow: at once
-with `async with` or `aclose()`, and else when the iterator is garbage.
+The request is sent when the first item is requested.  Leaving early closes the connection,
+and the agent then ends the command or the follow.  `async with` and `aclose()` close it at
+once; otherwise it is closed when the iterator is garbage-collected.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ T = TypeVar("T")
 
 
 class ReplyStream(Generic[T]):
-    """`first_timeout`, `next_timeout`: seconds to wait for an item; None: as long as it takes.
+    """The replies of one call, as an async iterator.
 
-    `start` leases a connection and sends the request.
+    `start` leases a connection and sends the request.  `first_timeout`, `next_timeout`:
+    seconds to wait for the first and for each further item; None: no limit.
     """
 
     def __init__(
@@ -65,9 +66,9 @@ class ReplyStream(Generic[T]):
         return item
 
     async def batch(self, limit: int = 256) -> list[T]:
-        """The next items, at least one and at most `limit`; none at the end.
+        """The next items: at least one and at most `limit`, or an empty list at the end.
 
-        Waits for the first alone: the others are those that are there already.
+        It waits only for the first item; the others are those that have already arrived.
         """
         items: list[T] = []
         first = self._take()
@@ -80,7 +81,7 @@ class ReplyStream(Generic[T]):
             try:
                 item = self._take()
             except Exception as error:
-                # Not at the cost of the items before it: the next call raises it.
+                # The items before it are returned; the next call raises the error.
                 self._failure = error
                 break
             if item is None:
@@ -89,7 +90,7 @@ class ReplyStream(Generic[T]):
         return items
 
     async def aclose(self) -> None:
-        """Leave it: the agent ends what it does for this call."""
+        """Leave the stream: the agent ends what it does for this call."""
         self._leave()
 
     async def __aenter__(self) -> ReplyStream[T]:
@@ -105,15 +106,15 @@ class ReplyStream(Generic[T]):
         if lease is None or loop is None:
             return
         try:
-            # The collector runs in any thread, and a connection belongs to its loop's.
+            # The garbage collector runs in any thread; a connection belongs to its loop's thread.
             loop.call_soon_threadsafe(lease.discard)
         except RuntimeError:
-            pass  # The loop is closed, and its connections with it.
+            pass  # The loop is closed, and its connections are closed with it.
 
     # --------------------------------------------------------------- private
 
     def _take(self) -> T | None:
-        """The next item, if it is here already."""
+        """The next item, or None if it has not arrived yet."""
         if self._failure is not None:
             error, self._failure = self._failure, None
             raise error
@@ -126,7 +127,7 @@ class ReplyStream(Generic[T]):
                 return None
             item, last = self._read(frame, lease.connection)
         except RequestError:
-            # An answer like any other: it ends the stream, and not the connection.
+            # A refusal is a complete answer: it ends the stream, and the connection stays usable.
             self._finish()
             raise
         except BaseException:
@@ -140,7 +141,7 @@ class ReplyStream(Generic[T]):
         return self._replies.read(frame)
 
     async def _wait(self) -> T | None:
-        """The next item, or None at the end."""
+        """Wait for the next item; None at the end."""
         if self._ended:
             return None
         if self._waiting:
@@ -152,7 +153,7 @@ class ReplyStream(Generic[T]):
                 if self._lease is None:
                     self._loop = asyncio.get_running_loop()
                     lease = await self._start()
-                    if self._ended:  # Left meanwhile, by another task.
+                    if self._ended:  # Another task has left the stream meanwhile.
                         lease.discard()
                         return None
                     self._lease = lease
@@ -189,7 +190,7 @@ class ReplyStream(Generic[T]):
 class LogStream(ReplyStream[LogEntry]):
     """A log that is not followed.
 
-    An agent other than ours answers with one entry, whose lines are joined by newlines.
+    An agent other than ours answers with one entry that holds all lines, joined by newlines.
     """
 
     _entry: LogEntry | None = None
@@ -207,7 +208,7 @@ class LogStream(ReplyStream[LogEntry]):
             self._entry = super()._take()
             if not self._joined:
                 return self._entry
-            # Nothing at all is an empty log, and not one of an empty line.
+            # No data at all means an empty log, not a log with one empty line.
             if self._entry is None or not self._entry.data:
                 return None
             self._lines = iter(self._entry.data.split(b"\n"))

@@ -1,8 +1,8 @@
 """From an address to a connected socket that any event loop takes.
 
-uvloop cannot connect an AF_VSOCK socket, nor take one over: it is connected here,
-and its descriptor then wrapped as AF_UNIX, which both loops treat as a plain
-stream.  The hypervisors' unix sockets want `CONNECT PORT\\n` and answer `OK n\\n`.
+uvloop can neither connect an AF_VSOCK socket nor use a connected one.  So the socket is
+connected here and its descriptor wrapped as AF_UNIX, which both loops treat as a plain
+stream.  The unix sockets of hypervisors expect `CONNECT PORT\\n` and answer `OK n\\n`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from arcbox_agent.errors import ConnectError
 
 Address = VsockAddress | UnixAddress | HybridVsockAddress
 
-#: `OK 4294967295\n`, with room to spare.  More is not a hypervisor's answer.
+#: `OK 4294967295\n`, with room to spare.  A longer answer is not a hypervisor's.
 MAX_HANDSHAKE_REPLY = 64
 
 _HINTS = {
@@ -35,20 +35,20 @@ _HINTS = {
     errno.EAFNOSUPPORT: "this host has no AF_VSOCK: use the hypervisor's socket (firecracker:///path:PORT) or unix://",
 }
 
-#: What does not get better while a guest boots.
+#: Errors that do not go away while a guest boots.
 _LASTING = {errno.EACCES, errno.EPERM, errno.ENOTSOCK, errno.EAFNOSUPPORT}
 
 
 def is_lasting(error: ConnectError) -> bool:
-    """Whether trying again later is useless."""
+    """Whether it is useless to try again later."""
     cause = error.__cause__
     return isinstance(cause, OSError) and cause.errno in _LASTING
 
 
 async def open_socket(address: Address) -> socket.socket:
-    """A non-blocking socket, connected to the agent.  Raises ConnectError.
+    """Open a non-blocking socket that is connected to the agent.  Raises ConnectError.
 
-    There is no time-out in here: cancel it, and the socket is closed.
+    There is no time-out in here; cancelling it closes the socket.
     """
     try:
         if isinstance(address, VsockAddress):
@@ -68,7 +68,7 @@ async def _open_unix(path: str) -> socket.socket:
         await _connect(sock, path)
     except ConnectionRefusedError:
         sock.close()
-        # So says Linux of any other file, too.
+        # Linux gives the same error for a file that is no socket.
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK)) from None
         raise
@@ -100,11 +100,11 @@ async def _open_hybrid(address: HybridVsockAddress) -> socket.socket:
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(sock, b"CONNECT %d\n" % address.port)
         reply = b""
-        # A byte at a time: what follows the line is the agent's already.
+        # A byte at a time: what follows the line comes from the agent.
         while not reply.endswith(b"\n"):
             byte = await loop.sock_recv(sock, 1)
             if not byte:
-                # Firecracker and Cloud Hypervisor answer so where the guest refuses.
+                # Firecracker and Cloud Hypervisor do this when the guest refuses.
                 raise ConnectError(
                     str(address),
                     f"the hypervisor closed the connection: does the agent listen on vsock port {address.port}?",
@@ -134,8 +134,8 @@ async def _connect(sock: socket.socket, target: str | tuple[int, int]) -> None:
         if code in (0, errno.EISCONN):
             return
         if code == errno.EAGAIN and sock.family == socket.AF_UNIX:
-            # The listener's queue is full, and no event tells when there is room
-            # again: a wait for writability would take this for a connection.
+            # The listener's backlog is full, and no event reports when it has room again:
+            # the socket is writable at once, as if it were connected.
             await asyncio.sleep(pause)
             pause = min(2 * pause, 0.1)
             continue

@@ -67,7 +67,7 @@ async def _collect(command: Command, call: Call, limit: int, detail: bool) -> Ex
             raise BadRequestError(
                 f"the command's output is larger than exec_output_limit = {limit} bytes: ask for a stream"
             )
-        call.hold(output.size)
+        call.charge(output.size)
     status = await command.process.wait()
     return _last(command, status, detail, bytes(collected["stdout"]), bytes(collected["stderr"]))
 

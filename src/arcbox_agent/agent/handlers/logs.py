@@ -69,7 +69,7 @@ class Logs:
                             f"the log is larger than one reply can hold ({self._settings.max_frame_size} bytes): "
                             "ask for a tail, or for a stream of entries (stream, follow)"
                         )
-                    call.hold(len(piece))
+                    call.charge(len(piece))
             except FileNotFoundError:
                 pass
             finally:

@@ -1,4 +1,4 @@
-"""One request, as its handler sees it: who asked, and how to answer in pieces."""
+"""One request, as its handler sees it: who asks, how to answer in pieces, what follows the request."""
 
 from __future__ import annotations
 
@@ -6,52 +6,63 @@ from arcbox_agent.wire import encode_message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from arcbox_agent.agent.config.access import Access
-    from arcbox_agent.agent.serving.connection import Connection
+    from arcbox_agent.agent.serving.inbox import Inputs
+    from arcbox_agent.agent.serving.outbox import Outbox
     from arcbox_agent.wire import Message
 
 
 class Call:
     """What a handler may know of its request besides the message, and how it streams.
 
-    `open_ended`: a handler that may wait without end (a follow, a wait) sets it, and is
-    then cancelled at once when the agent stops, instead of at the end of
-    `shutdown_timeout`.
+    `trace_id`: None where the request came in V1.  `peer`: who asks, for logs: `uid 0 pid 123`,
+    `cid 2`.  `allowed`: what the request's listener grants.
 
-    `held`: the bytes of memory that it holds, which count towards max_queued_total as
-    what its connection holds: the request, and what `hold` adds.
+    `open_ended`: a handler that may wait without end (a follow, a wait) sets it.  The call is
+    then cancelled at once when the agent stops, instead of at the end of `shutdown_timeout`.
+
+    `charged`: the bytes of memory that the call keeps, which count towards max_queued_total as
+    its connection's: the request, and what `charge` adds.
     """
 
-    __slots__ = ("_connection", "held", "open_ended", "trace_id")
+    __slots__ = ("_count", "_outbox", "allowed", "charged", "inputs", "open_ended", "peer", "trace_id")
 
-    def __init__(self, connection: Connection, trace_id: str | None) -> None:
-        self._connection = connection
-        self.trace_id = trace_id  # None: the request came in V1
+    def __init__(
+        self,
+        outbox: Outbox,
+        peer: str,
+        allowed: frozenset[Access],
+        trace_id: str | None,
+        count: Callable[[], None],
+    ) -> None:
+        self._outbox = outbox
+        self.peer = peer
+        self.allowed = allowed
+        self.trace_id = trace_id
+        self._count = count  # told that `charged` has changed
+        self.inputs: Inputs | None = None  # of a duplex call
         self.open_ended = False
-        self.held = 0
+        self.charged = 0
 
     @property
     def version(self) -> int:
         """The frame version of the request, and so of every reply to it."""
         return 1 if self.trace_id is None else 2
 
-    @property
-    def peer(self) -> str:
-        """Who asks, for logs: `uid 0 pid 123`, `cid 2`."""
-        return self._connection.peer
-
     def allows(self, access: Access) -> bool:
         """Whether the request's listener grants `access`."""
-        return access in self._connection.allowed
+        return access in self.allowed
 
-    def hold(self, size: int) -> None:
+    def charge(self, size: int) -> None:
         """So many bytes more are kept for the reply.  May cost the connection, and so the call, its life."""
-        self.held += size
-        self._connection.count_held()
+        self.charged += size
+        self._count()
 
     async def send(self, message: Message) -> None:
         """Send one message of a streamed reply; waits while the peer is slow to read."""
-        await self._connection.send(encode_message(message, self.trace_id))
+        await self._outbox.send(encode_message(message, self.trace_id))
 
     async def send_bytes(self, frames: bytes | bytearray | memoryview) -> None:
         """Send whole frames, encoded in the call's version and with its trace id.
@@ -59,11 +70,22 @@ class Call:
         When it returns, all of it is in the kernel and the buffer may be reused.  When it
         is cancelled while it waits, that cannot be promised, so the connection is aborted.
         """
-        await self._connection.send(frames)
+        await self._outbox.send(frames)
 
     async def send_from_pipe(self, head: bytes, pipe: int, size: int) -> None:
         """Send a frame whose last `size` bytes lie ready in a pipe, and stay in the kernel.
 
         When it is cancelled half way the connection is aborted, as with send_bytes.
         """
-        await self._connection.send_from_pipe(head, pipe, size)
+        await self._outbox.send_from_pipe(head, pipe, size)
+
+    async def receive(self) -> Message | None:
+        """The next message of the route's `inputs`; None when the peer has ended its side.
+
+        While nobody receives, they wait within max_pipelined and max_queued_bytes, as requests
+        do; then the connection is not read.  DecodeError: one cannot be decoded.  FrameError:
+        the stream broke behind the last one.  RuntimeError: the route has no inputs.
+        """
+        if self.inputs is None:
+            raise RuntimeError("the route of this call has no inputs")
+        return await self.inputs.receive()
