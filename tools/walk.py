@@ -1,13 +1,14 @@
 """Counts how much code one request passes through in the agent: calls, files, changes of file.
 
-    python -m tools.walk [--show] [logs] [line] [exec]
+    python -m tools.walk [--show] [logs] [line] [spawn] [exec]
 
 An agent runs with a profiler in every thread that notes each call of a Python function of
-this package; the compiled modules do not appear.  Three walks:
+this package; the compiled modules do not appear.  The walks:
 
     logs   a connection and a LogsRequest with follow, from the socket to the first frame
     line   one new line in that log, from inotify to its frame
-    exec   an ExecRequest with stream, from the socket to the first frame of output
+    spawn  an ExecRequest with stream, from the socket to the spawn
+    exec   the same, to the first frame of output
 
 The way ends with the call that sends the frame.  A change of file is a call that lands in another
 file than the call before it: what a reader who follows the request has to turn over.
@@ -19,6 +20,7 @@ import argparse
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -29,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import arcbox_agent
-from arcbox_agent import sync
+from arcbox_agent import sync, wire
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -88,7 +90,7 @@ class Traced:
     def __init__(self, directory: str) -> None:
         self.directory = directory
         self._trace = os.path.join(directory, "trace.json")
-        self.address = f"unix://{directory}/agent.sock"
+        self.path = os.path.join(directory, "agent.sock")
         arguments = [
             "--listen",
             f"unix:{directory}/agent.sock",
@@ -99,7 +101,7 @@ class Traced:
         ]
         self.process = subprocess.Popen([sys.executable, "-m", "tools.walk", "--agent", self._trace, *arguments])
         try:
-            self.client = sync.connect(self.address, wait=_PATIENCE)
+            self.client = sync.connect(f"unix://{self.path}", wait=_PATIENCE)
         except BaseException:
             self.process.kill()
             raise
@@ -135,34 +137,42 @@ class Traced:
         self.process.wait(_PATIENCE)
 
 
+def _ask(agent: Traced, request: wire.Message) -> socket.socket:
+    """A connection with nothing on it but this request, and its first reply read."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(_PATIENCE)
+    connection.connect(agent.path)
+    connection.sendall(wire.encode_message(request))
+    connection.recv(65536)
+    return connection
+
+
 def _walk_logs(agent: Traced) -> dict[str, list[Call]]:
     fifo = os.path.join(agent.directory, "lines")
     os.mkfifo(fifo)
     made = agent.client.create_container(cmd=["sh", "-c", f"echo first; exec cat {fifo}"])
     agent.client.start_container(made.id)
     agent.begin()
-    with sync.connect(agent.address) as client:
-        stream = client.logs(made.id, follow=True)
-        next(stream)
+    with _ask(agent, wire.LogsRequest(container_id=made.id, follow=True)) as connection:
         logs = agent.calls_until(time.monotonic_ns())
         with open(fifo, "wb", buffering=0) as writer:
             writer.write(b"second\n")  # the first line after the start has more to do: let it pass
-            next(stream)
+            connection.recv(65536)
             agent.begin()
             writer.write(b"third\n")
-            next(stream)
+            connection.recv(65536)
             line = agent.calls_until(time.monotonic_ns())
-        stream.close()
     agent.client.remove_container(made.id, force=True)
     return {"logs": logs, "line": line}
 
 
 def _walk_exec(agent: Traced) -> dict[str, list[Call]]:
+    agent.client.exec(["true"])  # the first command of an agent has more to do: let it pass
     agent.begin()
-    with sync.connect(agent.address) as client:
-        stream = client.exec_stream(["echo", "hello"])
-        next(stream)
-        return {"exec": agent.calls_until(time.monotonic_ns())}
+    with _ask(agent, wire.ExecRequest(cmd=["echo", "hello"], stream=True)):
+        calls = agent.calls_until(time.monotonic_ns())
+    spawned = next(number for number, call in enumerate(calls) if call[3] == "SpawnSpec.run")
+    return {"spawn": calls[: spawned + 1], "exec": calls}
 
 
 def main() -> int:
@@ -170,7 +180,7 @@ def main() -> int:
         return _agent(sys.argv[2], sys.argv[3:])
     parser = argparse.ArgumentParser(description="How much code a request passes through in the agent.")
     parser.add_argument("--show", action="store_true", help="every call, as the reader meets it")
-    parser.add_argument("walks", nargs="*", metavar="logs|line|exec")
+    parser.add_argument("walks", nargs="*", metavar="logs|line|spawn|exec")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         agent = Traced(directory)
