@@ -13,7 +13,7 @@ import arcbox_agent
 from arcbox_agent import wire
 
 #: The compiled modules of the wire.
-COMPILED = ("_wire", "_classes", "_messages", "_frames")
+COMPILED = ("_wire", "_classes", "_messages", "_frames", "_pings")
 SOURCE = pathlib.Path(arcbox_agent.__file__).parent
 
 
