@@ -1,78 +1,16 @@
-"""Who imports whom, read from the sources; and that a host needs no Linux."""
+"""What the package imports at run time: nothing before it is asked, and on a host nothing of Linux."""
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
-
-PACKAGE = Path(__file__).resolve().parents[2] / "src" / "arcbox_agent"
-
-#: Part -> the parts it may import.  A part is a module or a package right below arcbox_agent.
-ALLOWED = {
-    "errors": set(),
-    "message_types": set(),
-    "wire": {"errors", "_classes", "_frames", "_messages", "_pings", "message_types"},
-    "address": {"errors"},
-    "logs": {"errors", "wire", "_lines", "_log_output", "_logs", "_logscan"},
-    # The compiled parts that only a guest needs are the agent's alone.
-    "agent": {
-        "errors",
-        "message_types",
-        "wire",
-        "address",
-        "logs",
-        "_log_output",
-        "_logs",
-        "_spawn",
-        "_log_file",
-        "_pump",
-        "_inotify",
-        "_guest",
-    },
-    "client": {"errors", "message_types", "wire", "address"},
-    "sync": {"client"},
-    "cli": {"errors", "wire", "address", "logs", "client", "sync"},
-}
-
-
-def sources() -> list[Path]:
-    return sorted(PACKAGE.rglob("*.py"))
-
-
-def imported(path: Path) -> Iterator[str]:
-    """Modules of ours that the file at `path` imports, as names below arcbox_agent."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: imports are absolute here"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for name in names:
-            package, _, rest = name.partition(".")
-            if package == "arcbox_agent" and rest:
-                yield rest.split(".")[0]
-
-
-@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_one_way(path: Path) -> None:
-    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if part == "__init__":  # Nothing at run time: its names are looked up when asked for.
-        return
-    assert part in ALLOWED, f"say in ALLOWED what {part} may import"
-    wrong = set(imported(path)) - ALLOWED[part] - {part, "__version__"}
-    assert not wrong, f"{path} imports {sorted(wrong)}"
+from tests.conftest import REPOSITORY
 
 
 def run(script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env={"PYTHONPATH": str(PACKAGE.parent)}
+        [sys.executable, "-c", script], capture_output=True, text=True, env={"PYTHONPATH": str(REPOSITORY / "src")}
     )
 
 
