@@ -202,7 +202,7 @@ class Follow:
             data = None  # the container has not written yet
         if data is None and self._state is _READING:
             self._reader = self._options = None
-            # Until here nothing waited: an end before this is found when the output is asked.
+            # The output is asked after this: an end that came before it is found then.
             self._output.add_output_listener(self.wake)
             cursor = Cursor(reader.path, reader.engine, reader.file)
             self._flow, founded = self._followers.enter(options.key(reader.path), cursor)
@@ -217,8 +217,6 @@ class Follow:
     async def _shared(self, flow: Flow) -> bytes | None:
         """JOINED: the flow's next batch.  None: look again; empty: that is all for now."""
         data = flow.take(self)
-        if data is None:
-            data = flow.read_for_one()
         if data is None and not await flow.advance(self):
             return b"" if self._state is _JOINED and flow.has_taken_all(self) else None
         return data
