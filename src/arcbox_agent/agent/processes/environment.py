@@ -1,4 +1,4 @@
-"""What a program finds in its environment: what was asked, PATH and HOME, and nothing of the agent's."""
+"""A program's environment: the variables of the request, PATH and HOME, and none of the agent's own."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-#: Directories of a PATH that are tried; what follows is not.
+#: The most directories of a PATH that are searched.
 MAX_PATH = 256
 
-#: Arguments of a command, and variables in its environment (_spawn.pyx has the same bound).
+#: The most arguments of a command, and the most variables of its environment.  _spawn.pyx has the same bound.
 MAX_STRINGS = 65536
 #: PATH and HOME, which every environment has.
 _ALWAYS_THERE = 2
@@ -48,7 +48,7 @@ def check_working_dir(path: str) -> None:
 
 
 def environment(env: Mapping[str, str], home: str) -> dict[str, str]:
-    """`env` and, where it has none, PATH and HOME."""
+    """`env`, with a default for PATH and HOME."""
     return {"PATH": DEFAULT_PATH, "HOME": home, **env}
 
 
@@ -57,7 +57,7 @@ def strings(env: Mapping[str, str]) -> list[str]:
 
 
 def programs(name: str, env: Mapping[str, str]) -> list[str]:
-    """Where to look for a program, in order, as execvp(3) does with the PATH of `env`."""
+    """The paths to try for a program, in order, as execvp(3) finds them in the PATH of `env`."""
     if "/" in name:
         return [name]
     directories = env.get("PATH", DEFAULT_PATH).split(":")[:MAX_PATH]
