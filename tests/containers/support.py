@@ -49,8 +49,11 @@ def children() -> list[int]:
     """Every child of this process, zombies included."""
     found: list[int] = []
     for task in os.listdir("/proc/self/task"):
-        with open(f"/proc/self/task/{task}/children") as file:
-            found.extend(int(pid) for pid in file.read().split())
+        try:
+            with open(f"/proc/self/task/{task}/children") as file:
+                found.extend(int(pid) for pid in file.read().split())
+        except FileNotFoundError:
+            continue  # the thread has ended meanwhile
     return sorted(found)
 
 

@@ -8,13 +8,19 @@ what the process wrote itself is read (`owed`), and then whatever comes without 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import select
+import sys
+from fcntl import ioctl
+from termios import FIONREAD
 
 from arcbox_agent.agent.config import budget
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from arcbox_agent.agent.commands.output import CommandOutput
+    from collections.abc import Mapping
+
     from arcbox_agent.agent.containers.runtimes.protocol import CommandHost
     from arcbox_agent.agent.processes.children import Process
     from arcbox_agent.agent.processes.scopes import Scope
@@ -24,6 +30,9 @@ if TYPE_CHECKING:
 #: others that hold its output open.
 CHATTER_BYTES = 1 << 20
 
+#: The most that one piece of a pipe holds.
+PIECE = 1 << 20
+
 #: Pieces without a wait after which the other tasks of the loop get their turn.
 TURN = 8
 
@@ -31,11 +40,67 @@ TURN = 8
 REOPENED = 0.05
 
 
+class CommandOutput:
+    """Our end of one stream of a command's output: a pipe, or the master of a terminal.
+
+    `size`: bytes of the present piece; see Command.next.
+    """
+
+    __slots__ = ("fd", "name", "owed", "size")
+
+    def __init__(self, name: str, fd: int) -> None:
+        self.name = name
+        self.fd = fd
+        self.size = 0
+        #: Bytes that the process itself left in it when it ended, and that are not read yet.
+        self.owed = 0
+
+    def read_into(self, room: memoryview) -> int | None:
+        """Bytes read; 0: the end; None: there is nothing at present."""
+        try:
+            return os.readv(self.fd, [room])
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno == errno.EIO:
+                return 0  # a terminal whose other side is closed
+            raise
+
+    def waiting(self) -> int | None:
+        """Bytes that can be read from a pipe, PIECE at most; 0: its end; None: there is nothing at present."""
+        size = _readable_bytes(self.fd)
+        if size:
+            return min(size, PIECE)
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        for _, events in poll.poll(0):
+            if events & select.POLLHUP and not events & select.POLLIN:
+                return 0
+        return None
+
+    def note_owed(self) -> None:
+        try:
+            self.owed = _readable_bytes(self.fd)
+        except OSError:
+            self.owed = 0  # a terminal that is closed
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _readable_bytes(fd: int) -> int:
+    """Bytes that a pipe or terminal holds.  OSError: a terminal that is closed."""
+    return int.from_bytes(ioctl(fd, FIONREAD, bytes(4)), sys.byteorder)
+
+
 class Command:
     """One command that runs.
 
     `timed_out`: its time is over, and it is being killed.  `left`: its client needs nothing of it any
-    more.  `terminal`: its output is a terminal, whose `next` needs a `room`.
+    more.  `terminal`: its output is a terminal, whose `next` needs a `room`.  `readers`: our ends
+    of its output, by the name of the stream.
     """
 
     __slots__ = (
@@ -63,7 +128,7 @@ class Command:
         process: Process,
         host: CommandHost,
         scope: Scope,
-        outputs: list[CommandOutput],
+        readers: Mapping[str, int],
         typed: bytes,
         terminal: bool,
     ) -> None:
@@ -74,11 +139,11 @@ class Command:
         self.timed_out = False
         self.left = False
         self._loop = asyncio.get_running_loop()
-        self._outputs = outputs
+        self._outputs = [CommandOutput(name, fd) for name, fd in readers.items()]
         #: What is still to be typed at its terminal.
         self._typed = memoryview(typed)
         #: Outputs that have not had their turn in the present round, the next one last.
-        self._round = outputs[::-1]
+        self._round = self._outputs[::-1]
         self._got_any = False
         #: Since the other tasks of the loop had their turn.
         self._pieces = 0

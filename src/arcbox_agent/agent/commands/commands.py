@@ -14,7 +14,7 @@ from arcbox_agent._spawn import SpawnError
 from arcbox_agent.agent.commands.command import Command
 from arcbox_agent.agent.commands.prepare import Preparation
 from arcbox_agent.agent.config import budget
-from arcbox_agent.agent.containers.runtimes.protocol import CommandSpec, reason
+from arcbox_agent.agent.containers.runtimes.protocol import reason
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.processes import environment
 from arcbox_agent.errors import AgentFailedError, BusyError
@@ -73,15 +73,17 @@ class Commands:
 
         RequestError: it cannot be started, and why.
         """
-        environment.check_command(request.cmd)
-        environment.check_env(request.env)
+        environment.check(request.cmd, request.env, request.working_dir)
         if self._active >= self._settings.max_execs:
             self._metrics.add("bound_execs")
             raise BusyError(f"max_execs = {self._settings.max_execs} commands run already: try again later")
-        host = self._host(request)
-        preparation = Preparation(request, host.command(self._spec(request)), stderr)
+        host = self._guest
+        if request.container_id:
+            host = self._containers.host_of(self._containers.resolve(request.container_id))
+        self._number += 1
+        preparation = Preparation(request, host, f"{os.getpid()}-{self._number}", stderr)
         self._active += 1
-        task = asyncio.get_running_loop().create_task(self._start(request, host, preparation))
+        task = asyncio.get_running_loop().create_task(self._start(request, preparation))
         self._starting.add(task)
         task.add_done_callback(self._starting.discard)
         try:
@@ -99,35 +101,13 @@ class Commands:
         if not task.cancelled() and task.exception() is None:
             self.detach(task.result())
 
-    def _host(self, request: ExecRequest) -> CommandHost:
-        if not request.container_id:
-            environment.check_working_dir(request.working_dir)
-            return self._guest
-        # First of all whether there is such a container.
-        container = self._containers.resolve(request.container_id)
-        environment.check_working_dir(request.working_dir)
-        return self._containers.host_of(container)
-
-    def _spec(self, request: ExecRequest) -> CommandSpec:
-        self._number += 1
-        return CommandSpec(
-            request.cmd,
-            name=f"{os.getpid()}-{self._number}",
-            env=request.env,
-            cwd=request.working_dir,
-            user=request.user,
-            terminal=request.tty and not request.detach,
-            detached=request.detach,
-        )
-
-    async def _start(self, request: ExecRequest, host: CommandHost, preparation: Preparation) -> Command:
+    async def _start(self, request: ExecRequest, preparation: Preparation) -> Command:
         try:
-            command = await self._spawn(request, host, preparation)
+            command = await self._spawn(request, preparation)
         except BaseException:
             self._active -= 1
             raise
-        self._metrics.add("commands_started")
-        if host.ended:
+        if command.host.ended:
             # The container ended meanwhile, perhaps before the command was in its scope.
             self._end_later(self._kill(command))
         if request.timeout_ms:
@@ -137,11 +117,10 @@ class Commands:
             command.process.on_exit(lambda _: timer.cancel())
         return command
 
-    async def _spawn(self, request: ExecRequest, host: CommandHost, preparation: Preparation) -> Command:
+    async def _spawn(self, request: ExecRequest, preparation: Preparation) -> Command:
         try:
-            process = await self._processes.prepare_and_spawn(preparation.spec)
+            process = await self._processes.spawn_by(preparation.run)
         except SpawnError as error:
-            await self._lanes.disk(preparation.undo)
             if error.step == "exec":
                 # As 0.0.1-alpha.1 says it, and then which program.
                 words = f"{error.strerror} (os error {error.errno}): {request.cmd[0]}"
@@ -151,10 +130,11 @@ class Commands:
         except OSError as error:
             # As 0.0.1-alpha.1 says it.
             raise AgentFailedError(f"exec failed: {error.strerror} (os error {error.errno})") from error
-        launch = preparation.launch
-        assert launch is not None
-        launch.scope.bind(process.pid, process.start_time)
-        return Command(process, host, launch.scope, preparation.outputs, preparation.typed(), request.tty)
+        self._metrics.add("commands_started")
+        scope = preparation.scope
+        assert scope is not None
+        scope.bind(process.pid, process.start_time)
+        return Command(process, preparation.host, scope, preparation.readers, preparation.typed, request.tty)
 
     # ----------------------------------------------------------------- end
 

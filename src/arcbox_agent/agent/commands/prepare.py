@@ -1,17 +1,16 @@
-"""What a command needs before its spawn: its standard streams, and the launch of its host."""
+"""What is done for a command in the thread that spawns it: its host prepares it, and it gets standard streams."""
 
 from __future__ import annotations
 
 import os
 
-from arcbox_agent.agent.commands.output import CommandOutput
-from arcbox_agent.agent.containers.output.stdio import open_null, open_terminal, widen
+from arcbox_agent.agent.containers.output.stdio import open_terminal, widen
+from arcbox_agent.agent.containers.runtimes.protocol import CommandSpec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from arcbox_agent.agent.containers.runtimes.protocol import Launch
+    from arcbox_agent.agent.containers.runtimes.protocol import CommandHost
+    from arcbox_agent.agent.processes.scopes import Scope
     from arcbox_agent.agent.processes.spec import SpawnSpec
     from arcbox_agent.wire import ExecRequest
 
@@ -26,84 +25,95 @@ _MOST_CELLS = 0xFFFF
 
 
 class Preparation:
-    """`stderr` False: nobody reads it."""
+    """`name` tells the commands of all agents apart.  `stderr` False: nobody reads it."""
 
-    __slots__ = ("_child", "_prepare", "_request", "_stderr", "launch", "outputs")
+    __slots__ = ("_child", "_name", "_request", "_spec", "_stderr", "host", "readers", "scope", "typed")
 
-    def __init__(self, request: ExecRequest, prepare: Callable[[], Launch], stderr: bool) -> None:
+    def __init__(self, request: ExecRequest, host: CommandHost, name: str, stderr: bool) -> None:
         self._request = request
-        self._prepare = prepare
+        self._name = name
         self._stderr = stderr
         #: Descriptors for the child that are not the spawn's yet.
         self._child: list[int] = []
-        self.launch: Launch | None = None
-        #: Our ends of the command's output, to be closed by whoever reads them.
-        self.outputs: list[CommandOutput] = []
+        self._spec: SpawnSpec | None = None
+        self.host = host
+        self.scope: Scope | None = None
+        #: Our ends of the command's output, by the name of the stream.
+        self.readers: dict[str, int] = {}
+        #: All of the input of a terminal, and its end.
+        self.typed = b""
 
-    def spec(self) -> SpawnSpec:
-        """In a spawn thread.  Whatever this raises, nothing is left of it."""
+    def run(self) -> tuple[int, int, int]:
+        """Prepare the command and spawn it; see SpawnSpec.run.  Whatever this raises, nothing is left of it."""
+        request = self._request
+        asked = CommandSpec(
+            request.cmd,
+            name=self._name,
+            env=request.env,
+            cwd=request.working_dir,
+            user=request.user,
+            terminal=request.tty and not request.detach,
+            detached=request.detach,
+        )
         try:
-            launch = self.launch = self._prepare()
-            spec = launch.spec
-            spec.stdio = self._stdio(spec.ids[0] if spec.ids else -1)
+            self._spec, self.scope = self.host.command(asked)
+            self._spec.stdio = self._stdio(self._spec.ids[0] if self._spec.ids else -1)
+            self._child.clear()
+            return self._spec.run()
         except BaseException:
-            self.undo()
+            self._undo()
             raise
-        self._child.clear()
-        return spec
 
     @property
     def cwd(self) -> str:
-        return (self.launch.spec.cwd if self.launch is not None else None) or ""
-
-    def typed(self) -> bytes:
-        """All of the input of a terminal, and its end."""
-        octets = self._request.stdin
-        if not octets or not self._request.tty:
-            return b""
-        return octets + END_OF_TRANSMISSION * (1 if octets.endswith((b"\n", b"\r")) else 2)
-
-    def undo(self) -> None:
-        """Close and remove what was made; it may be called again.  For a thread."""
-        for fd in set(self._child):
-            os.close(fd)
-        self._child.clear()
-        for output in self.outputs:
-            output.close()
-        self.outputs.clear()
-        if self.launch is not None:
-            self.launch.undo()
+        return (self._spec.cwd if self._spec is not None else None) or ""
 
     # --------------------------------------------------------- private
+
+    def _undo(self) -> None:
+        for fd in {*self._child, *self.readers.values()}:
+            os.close(fd)
+        if self._spec is not None:
+            self._spec.close()
+        if self.scope is not None:
+            self.scope.remove()
 
     def _own(self, fd: int) -> int:
         self._child.append(fd)
         return fd
 
+    def _read_from(self, name: str, fd: int) -> None:
+        self.readers[name] = fd
+        os.set_blocking(fd, False)
+
     def _stdio(self, uid: int) -> tuple[int, int, int]:
         request = self._request
         if request.detach:
-            null = self._own(open_null())
+            null = self._null()
             return (self._input(request.stdin) if request.stdin else null), null, null
         if request.tty:
             rows, columns = min(request.tty_height, _MOST_CELLS), min(request.tty_width, _MOST_CELLS)
             master, slave = open_terminal(uid, rows, columns)
             self._own(slave)
             self._read_from("stdout", master)
+            if octets := request.stdin:
+                self.typed = octets + END_OF_TRANSMISSION * (1 if octets.endswith((b"\n", b"\r")) else 2)
             return slave, slave, slave
-        stdin = self._input(request.stdin) if request.stdin else self._own(open_null())
-        return stdin, self._pipe("stdout", uid), self._pipe("stderr", uid) if self._stderr else self._own(open_null())
+        stdin = self._input(request.stdin) if request.stdin else self._null()
+        stdout = self._pipe("stdout", uid)
+        stderr = self._pipe("stderr", uid) if self._stderr else self._null()
+        for reader in self.readers.values():
+            widen(reader, PIPE_SIZES)
+        return stdin, stdout, stderr
 
-    def _read_from(self, name: str, fd: int) -> None:
-        self.outputs.append(CommandOutput(name, fd))
-        os.set_blocking(fd, False)
+    def _null(self) -> int:
+        return self._own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
 
     def _pipe(self, name: str, uid: int) -> int:
         reader, writer = os.pipe2(os.O_CLOEXEC)
         self._own(writer)
         self._read_from(name, reader)
         os.fchown(writer, uid, -1)  # or the command could not open its own /dev/stdout
-        widen(reader, PIPE_SIZES)
         return writer
 
     def _input(self, octets: bytes) -> int:

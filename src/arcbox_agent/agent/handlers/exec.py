@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from arcbox_agent.agent.serving.frame_heads import FrameHeads
+from arcbox_agent.agent.serving.frame_heads import head
 from arcbox_agent.errors import BadRequestError
 from arcbox_agent.wire import ExecOutput
 
@@ -51,10 +51,9 @@ async def _stream(command: Command, call: Call) -> ExecOutput:
         while (output := await command.next(_ROOM)) is not None:
             await call.send(ExecOutput(stream=output.name, data=bytes(_ROOM[: output.size])))
     else:
-        heads = FrameHeads(call.trace_id)
         while (output := await command.next()) is not None:
             # From the pipe into the socket without a copy here: half the work of a large output.
-            await call.send_from_pipe(heads.head(output.name, output.size), output.fd, output.size)
+            await call.send_from_pipe(head(call.trace_id, output.name, output.size), output.fd, output.size)
     return _last(command, await command.process.wait(), True, b"", b"")
 
 

@@ -148,15 +148,15 @@ class Processes:
 
     async def spawn(self, spec: SpawnSpec) -> Process:
         """Start a process in a session of its own.  SpawnError: nothing of it is left."""
-        return await self._spawn(spec.run, spec.close, spec.pid_fd >= 0)
+        return await self.spawn_by(spec.run, spec.close, spec.pid_fd >= 0)
 
-    async def prepare_and_spawn(self, prepare: Callable[[], SpawnSpec]) -> Process:
-        """As `spawn`, of what `prepare` returns: it runs in the thread that spawns, so one thread switch does both."""
-        return await self._spawn(lambda: prepare().run(), None, False)
-
-    async def _spawn(
-        self, run: Callable[[], tuple[int, int, int]], undo: Callable[[], None] | None, outlives: bool
+    async def spawn_by(
+        self, run: Callable[[], tuple[int, int, int]], undo: Callable[[], None] | None = None, outlives: bool = False
     ) -> Process:
+        """As `spawn`: `run` prepares a SpawnSpec and runs it, so one thread switch does both.
+
+        `undo`: called where `run` is not.  `outlives`: the process goes on where the agent ends meanwhile.
+        """
         if self._closed:
             if undo is not None:
                 undo()

@@ -19,7 +19,14 @@ MAX_STRINGS = 65536
 _ALWAYS_THERE = 2
 
 
-def check_env(env: Mapping[str, str]) -> None:
+def check(argv: Sequence[str], env: Mapping[str, str], cwd: str) -> None:
+    """Whether a program can be asked for like this.  BadRequestError: it cannot."""
+    if not argv or not argv[0]:
+        raise BadRequestError("empty command")
+    if len(argv) > MAX_STRINGS:
+        raise BadRequestError(f"{len(argv)} arguments of a command are more than the {MAX_STRINGS} allowed")
+    if any("\0" in argument for argument in argv):
+        raise BadRequestError("the command has a NUL in it")
     if len(env) > MAX_STRINGS - _ALWAYS_THERE:
         raise BadRequestError(
             f"{len(env)} environment variables, PATH and HOME are more than the {MAX_STRINGS} allowed"
@@ -29,36 +36,21 @@ def check_env(env: Mapping[str, str]) -> None:
             raise BadRequestError(f"invalid environment variable name {key!r}")
         if "\0" in value:
             raise BadRequestError(f"the environment variable {key!r} has a NUL in its value")
-
-
-def check_command(argv: Sequence[str], what: str = "command") -> None:
-    if not argv or not argv[0]:
-        raise BadRequestError(f"empty {what}")
-    if len(argv) > MAX_STRINGS:
-        raise BadRequestError(f"{len(argv)} arguments of a {what} are more than the {MAX_STRINGS} allowed")
-    if any("\0" in argument for argument in argv):
-        raise BadRequestError(f"the {what} has a NUL in it")
-
-
-def check_working_dir(path: str) -> None:
-    if path and not path.startswith("/"):
-        raise BadRequestError(f"the working directory must be an absolute path, not {path!r}")
-    if "\0" in path:
+    if cwd and not cwd.startswith("/"):
+        raise BadRequestError(f"the working directory must be an absolute path, not {cwd!r}")
+    if "\0" in cwd:
         raise BadRequestError("the working directory has a NUL in it")
 
 
-def environment(env: Mapping[str, str], home: str) -> dict[str, str]:
-    """`env`, with a default for PATH and HOME."""
-    return {"PATH": DEFAULT_PATH, "HOME": home, **env}
+def complete(name: str, env: Mapping[str, str], home: str) -> tuple[list[str], list[str]]:
+    """The paths to try for the program `name`, in order, and its environment as KEY=VALUE.
 
-
-def strings(env: Mapping[str, str]) -> list[str]:
-    return [f"{key}={value}" for key, value in env.items()]
-
-
-def programs(name: str, env: Mapping[str, str]) -> list[str]:
-    """The paths to try for a program, in order, as execvp(3) finds them in the PATH of `env`."""
+    The environment is `env`, with a default for PATH and HOME.  The paths are those that
+    execvp(3) finds in its PATH.
+    """
+    whole = {"PATH": DEFAULT_PATH, "HOME": home, **env}
     if "/" in name:
-        return [name]
-    directories = env.get("PATH", DEFAULT_PATH).split(":")[:MAX_PATH]
-    return [f"{directory or '.'}/{name}" for directory in directories]
+        programs = [name]
+    else:
+        programs = [f"{directory or '.'}/{name}" for directory in whole["PATH"].split(":")[:MAX_PATH]]
+    return programs, [f"{key}={value}" for key, value in whole.items()]

@@ -23,27 +23,20 @@ MAX_GROUPS = 65536
 
 
 class User:
-    """Whom a process runs as, and the home directory of that user."""
+    """Whom a process runs as, and the home directory of that user.
 
-    __slots__ = ("gid", "groups", "home", "uid")
+    `ids`: uid, gid and supplementary groups to change to.  None: the process keeps the agent's.
+    """
 
-    def __init__(self, uid: int, gid: int, groups: tuple[int, ...], home: str) -> None:
+    __slots__ = ("home", "ids", "uid")
+
+    def __init__(self, uid: int, home: str, ids: tuple[int, int, tuple[int, ...]] | None) -> None:
         self.uid = uid
-        self.gid = gid
-        self.groups = groups
         self.home = home
-
-    @property
-    def ids(self) -> tuple[int, int, tuple[int, ...]]:
-        return self.uid, self.gid, self.groups
+        self.ids = ids
 
     def __repr__(self) -> str:
-        return f"User(uid={self.uid}, gid={self.gid}, groups={self.groups}, home={self.home!r})"
-
-
-def ids_of(user: User, asked: str) -> tuple[int, int, tuple[int, ...]] | None:
-    """The ids to change to; None: to none, as an agent that is not root can only run what it is itself."""
-    return None if not asked and os.geteuid() != 0 else user.ids
+        return f"User(uid={self.uid}, home={self.home!r}, ids={self.ids})"
 
 
 #: Users of the guest itself, each with the state of the files it was found in.
@@ -95,13 +88,15 @@ def look_up(root: str, spec: str) -> User:
         uid, login, gid, home = _number(name), None, 0, "/"
         if uid is None:
             raise BadRequestError(f"unknown user {name!r}: no such name in the passwd file")
+    if not spec and os.geteuid() != 0:
+        return User(uid, home, None)  # an agent that is not root can only run what it is itself
     if not group:
-        return User(uid, gid, _supplementary(root, login), home)
+        return User(uid, home, (uid, gid, _supplementary(root, login)))
     entry = _find(_rows(root, "etc/group", 3), group, 2)
     chosen = _number(entry[2] if entry is not None else group)
     if chosen is None:
         raise BadRequestError(f"unknown group {group!r}: no such name in the group file")
-    return User(uid, chosen, (), home)
+    return User(uid, home, (uid, chosen, ()))
 
 
 def _number(text: str) -> int | None:

@@ -14,29 +14,22 @@ _TYPE = ExecOutput.TYPE.to_bytes(4, "big")
 #: What comes before the size of the data.
 _DATA_TAG = ExecOutput(data=b"x").encode()[:-2]
 
+#: The fields of each stream before that.
+_FIELDS = {stream: ExecOutput(stream=stream).encode() + _DATA_TAG for stream in ("stdout", "stderr")}
+
 #: The longest trace id that a V2 frame can name.
 _LONGEST_TRACE = 0xFFFF
 
 
-class FrameHeads:
-    """For the reply to one request: in its version, with its trace id."""
-
-    __slots__ = ("_streams", "_trace")
-
-    def __init__(self, trace_id: str | None) -> None:
+def head(trace_id: str | None, stream: str, size: int) -> bytes:
+    """What comes before `size` bytes of data, in the version and with the trace id of the request."""
+    trace = b""
+    if trace_id is not None:
         # surrogateescape: as the decoder gave it, so one that is not UTF-8 is echoed as it came.
-        trace = b"" if trace_id is None else trace_id.encode("utf-8", "surrogateescape")[:_LONGEST_TRACE]
-        self._trace = b"" if trace_id is None else len(trace).to_bytes(2, "big") + trace
-        self._streams: dict[str, bytes] = {}
-
-    def head(self, stream: str, size: int) -> bytes:
-        """What comes before `size` bytes of data."""
-        field = self._streams.get(stream)
-        if field is None:
-            field = self._streams[stream] = ExecOutput(stream=stream).encode() + _DATA_TAG
-        body = field + _varint(size)
-        length = 4 + len(self._trace) + len(body) + size
-        return length.to_bytes(4, "big") + _TYPE + self._trace + body
+        trace = trace_id.encode("utf-8", "surrogateescape")[:_LONGEST_TRACE]
+        trace = len(trace).to_bytes(2, "big") + trace
+    body = _FIELDS[stream] + _varint(size)
+    return (4 + len(trace) + len(body) + size).to_bytes(4, "big") + _TYPE + trace + body
 
 
 def _varint(value: int) -> bytes:

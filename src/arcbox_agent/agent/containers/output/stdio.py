@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import struct
-import sys
 from fcntl import F_SETPIPE_SZ, fcntl, ioctl
-from termios import FIONREAD, TIOCSWINSZ
+from termios import TIOCSWINSZ
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,10 +33,6 @@ def open_terminal(uid: int, rows: int = 0, columns: int = 0) -> tuple[int, int]:
     return master, slave
 
 
-def open_null() -> int:
-    return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-
-
 def widen(pipe: int, sizes: Sequence[int]) -> None:
     """Give a pipe the first of `sizes` that is granted.
 
@@ -49,11 +44,6 @@ def widen(pipe: int, sizes: Sequence[int]) -> None:
             return
         except OSError:
             continue
-
-
-def readable_bytes(fd: int) -> int:
-    """Bytes that a pipe or terminal holds.  OSError: a terminal that is closed."""
-    return int.from_bytes(ioctl(fd, FIONREAD, bytes(4)), sys.byteorder)
 
 
 class ContainerStdio:
@@ -81,7 +71,7 @@ class ContainerStdio:
             return
         for name in ("stdin", "stdout", "stderr"):
             if name == "stdin" and not stdin:
-                self._child.append(open_null())
+                self._child.append(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
                 continue
             fifo = os.path.join(run_path, name)
             # A new one each time: something of the last run may still have the old one open.

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-from arcbox_agent.agent.containers.runtimes.protocol import Launch
 from arcbox_agent.agent.processes import environment, users
 from arcbox_agent.agent.processes.spec import SpawnSpec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from arcbox_agent.agent.containers.runtimes.protocol import CommandSpec
     from arcbox_agent.agent.processes.lanes import Lanes
     from arcbox_agent.agent.processes.scopes import Scope, Scopes
@@ -33,40 +28,32 @@ class GuestRun:
         #: Scopes of commands that are over, with nothing in them.
         self._spare: list[Scope] = []
 
-    def command(self, spec: CommandSpec) -> Callable[[], Launch]:
-        return partial(self._launch, spec)
-
-    def _launch(self, spec: CommandSpec) -> Launch:
-        """In a thread."""
+    def command(self, spec: CommandSpec) -> tuple[SpawnSpec, Scope]:
         user = users.look_up_in_guest(spec.user)
-        env = environment.environment(spec.env, user.home)
-        launched = SpawnSpec(
-            spec.argv,
-            programs=environment.programs(spec.argv[0], env),
-            env=environment.strings(env),
-            cwd=spec.cwd or "/",
-            ids=users.ids_of(user, spec.user),
-            terminal=spec.terminal,
-        )
-        scope = self._take_spare(spec)
+        programs, env = environment.complete(spec.argv[0], spec.env, user.home)
+        try:
+            # The name of a scope tells the next agent whether its command was detached.
+            scope = None if spec.detached else self._spare.pop()
+        except IndexError:
+            scope = None
         if scope is None:
             scope = spec.scope_in(self._scopes.commands())
             scope.create()
         try:
-            launched.cgroup_fd = scope.open()
+            cgroup_fd = scope.open()
         except BaseException:
             scope.remove()
             raise
-        return Launch(launched, scope)
-
-    def _take_spare(self, spec: CommandSpec) -> Scope | None:
-        # The name of a scope tells the next agent whether its command was detached.
-        if spec.detached:
-            return None
-        try:
-            return self._spare.pop()
-        except IndexError:
-            return None
+        launched = SpawnSpec(
+            spec.argv,
+            programs=programs,
+            env=env,
+            cwd=spec.cwd or "/",
+            ids=user.ids,
+            terminal=spec.terminal,
+            cgroup_fd=cgroup_fd,
+        )
+        return launched, scope
 
     def take_back(self, scope: Scope) -> bool:
         # A command may have left something behind, which would end with the next one.

@@ -13,7 +13,7 @@ from arcbox_agent.agent.processes import cgroups
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Protocol
 
     from arcbox_agent._spawn import SpawnError
@@ -71,25 +71,6 @@ class CommandSpec:
         return above.child((cgroups.DETACHED_PREFIX if self.detached else cgroups.COMMAND_PREFIX) + self.name)
 
 
-class Launch:
-    """A command ready to be spawned; all that it starts will be in `scope`.
-
-    `spec` has no standard streams yet: they belong to whoever has asked for the launch, which
-    fills them in, and spawns it or undoes it.
-    """
-
-    __slots__ = ("scope", "spec")
-
-    def __init__(self, spec: SpawnSpec, scope: Scope) -> None:
-        self.spec = spec
-        self.scope = scope
-
-    def undo(self) -> None:
-        """Close and remove what was made for it; it may be called again.  For a thread."""
-        self.spec.close()
-        self.scope.remove()
-
-
 class CommandHost(Protocol):
     """Where commands run: in a run of a container, or in the guest itself."""
 
@@ -97,10 +78,11 @@ class CommandHost(Protocol):
     def ended(self) -> bool:
         """It has ended: so must a command that was started meanwhile."""
 
-    def command(self, spec: CommandSpec) -> Callable[[], Launch]:
-        """Prepare a command.  What needs files is done by what is returned: for the `spawn` lane.
+    def command(self, spec: CommandSpec) -> tuple[SpawnSpec, Scope]:
+        """Prepare a command: what to spawn, and the scope of all that it starts.  For the `spawn` lane.
 
-        Both raise RequestError (it cannot be run) and OSError (a file or a descriptor is missing).
+        The caller fills in the standard streams and spawns it, or closes the one and removes the
+        other.  RequestError: it cannot be run.  OSError: a file or a descriptor is missing.
         """
 
     def take_back(self, scope: Scope) -> bool:

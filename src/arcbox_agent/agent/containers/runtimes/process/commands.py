@@ -6,7 +6,6 @@ import errno
 import fcntl
 import os
 
-from arcbox_agent.agent.containers.runtimes.protocol import Launch
 from arcbox_agent.agent.processes import environment, users
 from arcbox_agent.agent.processes.spec import SpawnSpec
 from arcbox_agent.agent.processes.stat_line import start_time_of
@@ -25,35 +24,35 @@ def not_running(id: str) -> BadRequestError:
     return BadRequestError(f"container is not running: {id}")
 
 
-def launch(record: Record, pid: int, start_time: int, above: Scope, spec: CommandSpec) -> Launch:
-    """In a thread.  `pid`, `start_time`: the container's main process; `above`: its scope."""
-    asked = spec.user or record.user
+def launch(record: Record, pid: int, start_time: int, above: Scope, spec: CommandSpec) -> tuple[SpawnSpec, Scope]:
+    """See CommandHost.command.  `pid`, `start_time`: the container's main process; `above`: its scope."""
     # In the rootfs on disk, not in the container's mount namespace: its processes could mount
     # an /etc/passwd of their own there, and choose as whom a command runs.
-    user = users.look_up(record.rootfs or "/", asked)
-    env = environment.environment({**record.env, **spec.env}, user.home)
+    user = users.look_up(record.rootfs or "/", spec.user or record.user)
+    programs, env = environment.complete(spec.argv[0], {**record.env, **spec.env}, user.home)
+    scope = spec.scope_in(above)
     launched = SpawnSpec(
         spec.argv,
-        programs=environment.programs(spec.argv[0], env),
-        env=environment.strings(env),
+        programs=programs,
+        env=env,
         cwd=spec.cwd or record.working_dir or "/",
         root=record.rootfs or None,
-        ids=users.ids_of(user, asked),
+        ids=user.ids,
         terminal=spec.terminal,
     )
-    ready = Launch(launched, spec.scope_in(above))
     try:
         if record.mounts:
             launched.join_fd = _open_mount_namespace(pid, start_time)
         # Without parents: nobody would remove the scope of a container that has ended.
-        ready.scope.create(parents=False)
-        launched.cgroup_fd = ready.scope.open()
+        scope.create(parents=False)
+        launched.cgroup_fd = scope.open()
     except BaseException as error:
-        ready.undo()
+        launched.close()
+        scope.remove()
         if isinstance(error, (FileNotFoundError, ProcessLookupError)):
             raise not_running(record.id) from None
         raise
-    return ready
+    return launched, scope
 
 
 def _open_mount_namespace(pid: int, start_time: int) -> int:

@@ -35,7 +35,7 @@ class Preparation:
         path = store.run_path(record.id)
         os.makedirs(path, mode=0o700, exist_ok=True)
         user = users.look_up(record.rootfs or "/", record.user)
-        env = environment.environment(record.env, user.home)
+        programs, env = environment.complete(record.command[0], record.env, user.home)
         steps = mounts.steps(
             [(kind, source, target, readonly) for kind, source, target, readonly in record.mounts],
             store.volumes_dir,
@@ -43,13 +43,13 @@ class Preparation:
         )
         spec = self.spec = SpawnSpec(
             record.command,
-            programs=environment.programs(record.command[0], env),
-            env=environment.strings(env),
+            programs=programs,
+            env=env,
             cwd=record.working_dir or "/",
             root=record.rootfs or None,
             mounts=steps,
             new_namespace=bool(steps),
-            ids=users.ids_of(user, record.user),
+            ids=user.ids,
             terminal=record.tty,
         )
         spec.pid_fd = pid_file.create(os.path.join(path, "pid"))

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from arcbox_agent.agent.containers.runtimes.process import commands
 from arcbox_agent.agent.processes.status import LOST, ExitStatus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from arcbox_agent.agent.containers.output.capture import CaptureHandle
     from arcbox_agent.agent.containers.record import Record
     from arcbox_agent.agent.containers.runtimes.process.parts import Parts
-    from arcbox_agent.agent.containers.runtimes.protocol import CommandSpec, Launch
+    from arcbox_agent.agent.containers.runtimes.protocol import CommandSpec
     from arcbox_agent.agent.processes.children import Process
     from arcbox_agent.agent.processes.scopes import Scope
+    from arcbox_agent.agent.processes.spec import SpawnSpec
 
 
 class ProcessRun:
@@ -48,10 +45,10 @@ class ProcessRun:
     def ended(self) -> bool:
         return self._process is None or self._process.pidfd < 0
 
-    def command(self, spec: CommandSpec) -> Callable[[], Launch]:
+    def command(self, spec: CommandSpec) -> tuple[SpawnSpec, Scope]:
         if self.ended:
             raise commands.not_running(self._record.id)
-        return partial(commands.launch, self._record, self.pid, self.start_time, self.scope, spec)
+        return commands.launch(self._record, self.pid, self.start_time, self.scope, spec)
 
     def take_back(self, scope: Scope) -> bool:
         # The container's own end is what a spare scope would have to survive.
