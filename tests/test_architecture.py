@@ -69,7 +69,7 @@ ALLOWED: dict[str, set[str]] = {
     "agent.processes": {*_GROUND, "_spawn"},
     "agent.serving": {*_GROUND, "wire", "address", "agent.processes"},
     "agent.containers": {*_GROUND, "wire", "_spawn", "_log_file", "_pump", "agent.processes"},
-    "agent.logs": {*_GROUND, "logs", "_logs", "_log_output", "_inotify", "agent.processes"},
+    "agent.logs": {*_GROUND, "wire", "logs", "_logs", "_log_output", "_inotify", "agent.processes"},
     "agent.guest": {*_GROUND, "_guest", "agent.processes"},
     "agent.commands": {*_GROUND, "wire", "_spawn", "agent.processes", "agent.containers"},
     "agent.handlers": {

@@ -13,8 +13,10 @@ import sys
 import uvloop
 
 from arcbox_agent.agent.config.table import Settings
-from arcbox_agent.agent.logs.follower import Followers, Options
+from arcbox_agent.agent.logs.follower import Followers
+from arcbox_agent.agent.logs.options import Options
 from arcbox_agent.agent.metrics import Metrics
+from tests.logs.support import follow as follow_log
 
 
 class TextOptions(Options):
@@ -27,8 +29,11 @@ class TextOptions(Options):
 async def main(path: str, target: str, stream: str) -> None:
     followers = Followers(Settings(), Metrics())
     await followers.start()
-    follow = followers.follow(
-        path, TextOptions(stdout=stream != "stderr", stderr=stream != "stdout"), lambda: os.path.exists(f"{path}.ended")
+    follow = follow_log(
+        followers,
+        path,
+        TextOptions(stdout=stream != "stderr", stderr=stream != "stdout"),
+        lambda: os.path.exists(f"{path}.ended"),
     )
 
     async def look_for_the_end() -> None:

@@ -21,11 +21,13 @@ from arcbox_agent import _inotify, _logs, wire
 from arcbox_agent.agent.config.table import Settings
 from arcbox_agent.agent.logs import flow
 from arcbox_agent.agent.logs.cursor import BLOCKED, END, MORE, Cursor
-from arcbox_agent.agent.logs.follower import Follow, Followers, Options
+from arcbox_agent.agent.logs.follower import Follow, Followers
 from arcbox_agent.agent.logs.inotify import Inotify
+from arcbox_agent.agent.logs.options import Options
 from arcbox_agent.agent.metrics import Metrics
 from arcbox_agent.logs.files import open_if_there
 from tests.logs.log_writer_process import line
+from tests.logs.support import follow as follow_log
 from tests.logs.test_capture import start, until
 
 STAMP = b"2026-11-23T17:45:12.255151664Z"
@@ -158,7 +160,7 @@ def test_a_line_in_pieces_is_one_line(tmp_path: Path, run_async: Any) -> None:
         async with followers() as (all_of_them, _):
             found: list[bytes] = []
             over = False
-            follow = all_of_them.follow(str(log), Options(), lambda: over)
+            follow = follow_log(all_of_them, str(log), Options(), lambda: over)
             task = asyncio.create_task(collect(follow, found))
             with log.open("ab", buffering=0) as file:
                 for octet in whole:
@@ -186,7 +188,7 @@ def test_many_followers_share_one_reader_and_the_slow_one_catches_up_alone(
         async with followers() as (all_of_them, metrics):
             over = False
             found: list[list[bytes]] = [[] for _ in range(6)]
-            follows = [all_of_them.follow(str(log), Options(), lambda: over) for _ in found]
+            follows = [follow_log(all_of_them, str(log), Options(), lambda: over) for _ in found]
             tasks = [asyncio.create_task(collect(*each)) for each in zip(follows[:-1], found[:-1], strict=True)]
             slow = follows[-1]
             await until(lambda: metrics.value("log_followers") == 5)
@@ -204,7 +206,8 @@ def test_many_followers_share_one_reader_and_the_slow_one_catches_up_alone(
             await until(lambda: len(found[-1]) == lines)
             await until(lambda: metrics.value("log_followers") == 6)  # with the others again
             over = True
-            slow.wake()
+            for follow in follows:
+                follow.wake()
             await asyncio.gather(*tasks, task)
             assert metrics.value("log_flows") == 0
             expected = said(range(lines)).split(b"\n")[:-1]
@@ -221,7 +224,7 @@ def test_a_follower_that_goes_away_is_gone_at_once(tmp_path: Path, run_async: An
         async with followers() as (all_of_them, metrics):
 
             async def one_more() -> asyncio.Task[None]:
-                task = asyncio.create_task(collect(all_of_them.follow(str(log), Options(), lambda: False), []))
+                task = asyncio.create_task(collect(follow_log(all_of_them, str(log), Options(), lambda: False), []))
                 known = metrics.value("log_followers")
                 await until(lambda: metrics.value("log_followers") == known + 1)
                 return task
@@ -256,7 +259,7 @@ def test_tail_and_follow_meet_without_a_gap(tmp_path: Path, run_async: Any) -> N
             while writer.poll() is None:
                 found.append([])
                 options = Options(tail=100, stderr=len(found) % 2 == 0)
-                follows.append(all_of_them.follow(str(log), options, lambda: over))
+                follows.append(follow_log(all_of_them, str(log), options, lambda: over))
                 tasks.append(asyncio.create_task(collect(follows[-1], found[-1])))
                 await asyncio.sleep(0.2)
             await asyncio.sleep(0.1)
@@ -282,10 +285,10 @@ def test_until_ends_a_follow(tmp_path: Path, run_async: Any) -> None:
         async with followers() as (all_of_them, _):
             found: list[bytes] = []
             soon = time.time_ns() + 300_000_000
-            await collect(all_of_them.follow(str(log), Options(until=soon), lambda: False), found)
+            await collect(follow_log(all_of_them, str(log), Options(until=soon), lambda: False), found)
             assert time.time_ns() >= soon
             assert found == [b"old"]
-            await collect(all_of_them.follow(str(log), Options(until=1), lambda: False), found)
+            await collect(follow_log(all_of_them, str(log), Options(until=1), lambda: False), found)
             assert found == [b"old"]
 
     run_async(scenario())
@@ -298,7 +301,7 @@ def test_a_log_that_does_not_exist_yet_is_waited_for(tmp_path: Path, run_async: 
         async with followers() as (all_of_them, _):
             found: list[bytes] = []
             over = False
-            follow = all_of_them.follow(str(log), Options(), lambda: over)
+            follow = follow_log(all_of_them, str(log), Options(), lambda: over)
             task = asyncio.create_task(collect(follow, found))
             await asyncio.sleep(0.05)
             log.write_bytes(STAMP + b" stdout F first\n")
@@ -337,7 +340,7 @@ async def following(log: Path) -> AsyncIterator[list[bytes]]:
     async with followers() as (all_of_them, _):
         found: list[bytes] = []
         over = False
-        follow = all_of_them.follow(str(log), Options(), lambda: over)
+        follow = follow_log(all_of_them, str(log), Options(), lambda: over)
         task = asyncio.create_task(collect(follow, found))
         try:
             yield found
@@ -487,7 +490,7 @@ def test_a_read_in_a_thread_that_has_just_ended_holds_up_nobody(
         async with followers() as (all_of_them, _):
             over = False
             found: list[bytes] = []
-            one, other = (all_of_them.follow(str(log), Options(), lambda: over) for _ in range(2))
+            one, other = (follow_log(all_of_them, str(log), Options(), lambda: over) for _ in range(2))
             assert [entry.data for entry in entries(await other.next() or b"")] == [b"first"]
             task = asyncio.create_task(collect(one, found))
             await until(lambda: found)
@@ -520,7 +523,7 @@ def test_a_follower_whose_read_a_thread_has_done_can_be_let_go(
         async with followers() as (all_of_them, metrics):
             over = False
             found: list[bytes] = []
-            alone = all_of_them.follow(str(log), Options(), lambda: over)
+            alone = follow_log(all_of_them, str(log), Options(), lambda: over)
             task = asyncio.create_task(collect(alone, found))
             await until(lambda: found)
             monkeypatch.setattr(Cursor, "read", slow.stand_in())
@@ -528,7 +531,7 @@ def test_a_follower_whose_read_a_thread_has_done_can_be_let_go(
             add(log, *lines)
             await until(slow.begun.is_set)
             # Another comes, further on than the thread will be, and before the first has taken what is read.
-            ahead = all_of_them.follow(str(log), Options(tail=1), lambda: over)
+            ahead = follow_log(all_of_them, str(log), Options(tail=1), lambda: over)
             assert [entry.data for entry in entries(await ahead.next() or b"")] == lines[-1:]
             slow.finish()
             last: list[bytes] = []
@@ -539,6 +542,7 @@ def test_a_follower_whose_read_a_thread_has_done_can_be_let_go(
             await until(lambda: last and len(found) == 2 + len(lines))
             over = True
             alone.wake()
+            ahead.wake()
             await asyncio.wait_for(asyncio.gather(task, other), 60)
             assert found == [b"first", *lines, b"end"]
             assert last == [b"end"]
@@ -588,7 +592,7 @@ def test_a_slow_follower_that_was_left_alone_survives_a_truncation(
         async with followers() as (all_of_them, metrics):
             over = False
             found: list[bytes] = []
-            fast, slow = (all_of_them.follow(str(log), Options(), lambda: over) for _ in range(2))
+            fast, slow = (follow_log(all_of_them, str(log), Options(), lambda: over) for _ in range(2))
             task = asyncio.create_task(collect(fast, found))
             await until(lambda: found)
             taken = [entry.data for entry in entries(await slow.next() or b"")]
@@ -644,13 +648,14 @@ def test_without_inotify_logs_are_polled_and_the_agent_says_so(
         async with followers() as (all_of_them, metrics):
             found: list[bytes] = []
             over = False
-            follow = all_of_them.follow(str(log), Options(), lambda: over)
+            follow = follow_log(all_of_them, str(log), Options(), lambda: over)
             task = asyncio.create_task(collect(follow, found))
             await asyncio.sleep(0.05)
             log.write_bytes(STAMP + b" stdout F polled\n")
             await until(lambda: found)
             assert metrics.value("log_watches_polled") > 0
             over = True
+            follow.wake()
             await task
 
     run_async(scenario())

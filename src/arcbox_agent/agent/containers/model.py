@@ -159,7 +159,7 @@ class Container:
 
     def add_output_listener(self, listener: Callable[[], None]) -> None:
         """`listener` is called after every event of the container: `output_is_over` may answer otherwise now."""
-        self._events.listen(self.id, listener)
+        self._events.listen(self.record.id, listener)
 
     def remove_output_listener(self, listener: Callable[[], None]) -> None:
-        self._events.unlisten(self.id, listener)
+        self._events.unlisten(self.record.id, listener)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from arcbox_agent.agent.logs.follower import Options, read_on
+from arcbox_agent.agent.logs.follower import read_on
+from arcbox_agent.agent.logs.options import Options
 from arcbox_agent.errors import AgentFailedError, BadRequestError
 from arcbox_agent.wire import Empty, LogEntry, LogEntryV2, Timestamp
 
@@ -30,7 +31,7 @@ class Logs:
 
     async def read(self, request: LogsRequest, call: Call) -> Message:
         container = self._containers.resolve(request.container_id)
-        options = _options(request, call)
+        options = Options.of(request, call.version, call.trace_id)
         try:
             if not request.follow:
                 answer = _stream if request.stream else self._all_in_one
@@ -38,15 +39,14 @@ class Logs:
             # Not a function of its own, and nothing is held that is not needed: a thousand follows
             # are a thousand frames of this one.
             call.open_ended = True
-            follow = self._followers.follow(container.log_path, options, container.output_is_over)
-            del request, options
-            container.add_output_listener(follow.wake)
+            reader = options.reader(container.log_path, keep_open=True)
+            follow = self._followers.follow(reader, options, container)
+            del request, options, reader
             try:
                 while (frames := await follow.next()) is not None:
                     await call.send_bytes(frames)
                     del frames
             finally:
-                container.remove_output_listener(follow.wake)
                 follow.close()
             return Empty()
         except OSError as error:
@@ -83,29 +83,6 @@ class Logs:
             return LogEntry(stream=stream, data=bytes(text), timestamp=stamp)
         time = Timestamp(seconds=stamp // _SECOND, nanos=stamp % _SECOND)
         return LogEntryV2(stream=stream, data=bytes(text), timestamp=time)
-
-
-def _options(request: LogsRequest, call: Call) -> Options:
-    if request.tail < 0:
-        raise BadRequestError(f"tail must not be negative: {request.tail}")
-    neither = not (request.stdout or request.stderr)
-    return Options(
-        version=call.version,
-        trace=(call.trace_id or "").encode("utf-8", "surrogateescape"),
-        stdout=request.stdout or neither,
-        stderr=request.stderr or neither,
-        tail=request.tail,
-        since=_time(request.since, request.since_nanos),
-        until=_time(request.until, request.until_nanos),
-        timestamps=request.timestamps,
-    )
-
-
-def _time(seconds: int, nanos: int) -> int | None:
-    if not seconds and not nanos:
-        return None
-    # What lies beyond the times that a log can have is as good as its last one.
-    return max(-(1 << 63) + 1, min(seconds * _SECOND + nanos, (1 << 63) - 1))
 
 
 async def _stream(container: Container, options: Options, call: Call) -> Message:

@@ -162,8 +162,10 @@ class Flow:
         """Read on for the only member, and keep no batch of it; None: call `advance`."""
         if self._busy is not None or len(self.members) != 1 or self.batches:
             return None
-        status, output = self.cursor.read(nowait=True)
-        begun = self._watch_files()
+        cursor = self.cursor
+        status, output = cursor.read(nowait=True)
+        moved = cursor.file is not self._watched or cursor.next_file is not self._next_watched
+        begun = moved and self._watch_files()
         if not output and (status is not END or begun):
             return None
         return output  # type: ignore[no-any-return]

@@ -18,18 +18,31 @@ from arcbox_agent._logs import BLOCKED as STEP_BLOCKED
 from arcbox_agent.agent.logs.cursor import BLOCKED, END, Cursor
 from arcbox_agent.agent.logs.flow import Flow
 from arcbox_agent.agent.logs.inotify import Inotify
-from arcbox_agent.agent.logs.options import Options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Protocol
 
     from arcbox_agent.agent.config.table import Settings
+    from arcbox_agent.agent.logs.options import Options
     from arcbox_agent.agent.metrics import Metrics
     from arcbox_agent.logs.reader import LogReader
 
-__all__ = ["Event", "Follow", "Followers", "Options", "State", "read_on"]
+    class Output(Protocol):
+        """Whose output a log is: a container."""
+
+        def output_is_over(self) -> bool:
+            """Nothing more will be written, until it is started again."""
+
+        def add_output_listener(self, listener: Callable[[], None]) -> None:
+            """`listener` is called when `output_is_over` may answer otherwise."""
+
+        def remove_output_listener(self, listener: Callable[[], None]) -> None:
+            """The end of that; nothing where it has ended already."""
+
+
+__all__ = ["Event", "Follow", "Followers", "State", "read_on"]
 
 #: Logs that are read whole into memory at once, one reply each; further requests wait.
 WHOLE_READS = 4
@@ -76,10 +89,11 @@ class Follow:
         "_cursor",
         "_eager",
         "_ended",
+        "_event_seen",
         "_flow",
         "_followers",
         "_options",
-        "_path",
+        "_output",
         "_reader",
         "_state",
         "_trace",
@@ -89,16 +103,17 @@ class Follow:
         "number",
     )  # fmt: skip
 
-    def __init__(self, followers: Followers, path: str, options: Options, ended: Callable[[], bool]) -> None:
+    def __init__(self, followers: Followers, reader: LogReader, options: Options, output: Output) -> None:
         self.number = 0  # of the flow's batch that it takes next
         self._state = _READING
         self._followers = followers
-        self._path = path
         self._options: Options | None = options  # while READING
         self._trace = options.trace
         self._until = options.until
-        self._ended = ended
-        self._reader: LogReader | None = options.reader(path, keep_open=True)  # while READING
+        self._output = output
+        self._ended = False  # what the output answered last
+        self._event_seen = False  # it has been asked since its last event
+        self._reader: LogReader | None = reader  # while READING
         self._flow: Flow | None = None  # while JOINED or ALONE
         self._cursor: Cursor | None = None  # while ALONE
         self._eager = False  # the last output came without waiting
@@ -123,31 +138,31 @@ class Follow:
             # A client that takes everything at once never waits: let the other tasks run.
             self._eager = False
             await asyncio.sleep(0)
-        if self._state is _READING:
-            data = await self._initial()
-            if data is not None:
-                return self._own(data)
-        while self._state is not _OVER:
+        data = await self._initial() if self._state is _READING else None
+        while not data and self._state is not _OVER:
             flow = self._flow
             assert flow is not None
             # Both are asked before the read: what was written before the end is read after it.
             changes = flow.changes
-            ended = self._until_passed or self._ended()
+            if not self._event_seen:
+                self._event_seen = True
+                self._ended = self._output.output_is_over()
+            ended = self._ended or self._until_passed
             data = await self._shared(flow) if self._state is _JOINED else await self._alone(flow)
             if data:
                 self._eager = True
-                return self._own(data)
-            if data is None:
-                continue
-            if ended:
-                data = self._last_words(flow)
-                return self._own(data) if data else None
-            if flow.changes == changes:
-                await flow.wait()
-        return None
+            elif data is not None:
+                if ended:
+                    data = self._last_words(flow)
+                elif flow.changes == changes:
+                    await flow.wait()
+        if not data:
+            return None
+        return with_trace(data, self._trace) if self._trace else data
 
     def wake(self) -> None:
-        """The container's output has ended: look again."""
+        """The output may have ended, or `until` has passed: look again."""
+        self._event_seen = False
         if self._flow is not None:
             self._flow.changed()
 
@@ -171,11 +186,9 @@ class Follow:
             self._followers.release(flow)
         if self._reader is not None:
             self._reader.close()
+        self._output.remove_output_listener(self.wake)
         self._cursor = self._reader = None
         self._pass(Event.CLOSED)
-
-    def _own(self, data: bytes) -> bytes:
-        return with_trace(data, self._trace) if self._trace else data
 
     # ------------------------------------------------------ a read by state
 
@@ -189,8 +202,10 @@ class Follow:
             data = None  # the container has not written yet
         if data is None and self._state is _READING:
             self._reader = self._options = None
-            cursor = Cursor(self._path, reader.engine, reader.file)
-            self._flow, founded = self._followers.enter(options.key(self._path), cursor)
+            # Until here nothing waited: an end before this is found when the output is asked.
+            self._output.add_output_listener(self.wake)
+            cursor = Cursor(reader.path, reader.engine, reader.file)
+            self._flow, founded = self._followers.enter(options.key(reader.path), cursor)
             if founded:
                 self._flow.join(self)
                 self._pass(Event.FOUNDED)
@@ -291,9 +306,9 @@ class Followers:
         self._flows.clear()
         self._inotify.close()
 
-    def follow(self, path: str, options: Options, ended: Callable[[], bool]) -> Follow:
-        """Follow a log until `ended` says that nothing more will be written (see Follow.wake)."""
-        return Follow(self, path, options, ended)
+    def follow(self, reader: LogReader, options: Options, output: Output) -> Follow:
+        """Follow a log, from what `reader` (keep_open) finds in it, until `output` is over."""
+        return Follow(self, reader, options, output)
 
     def enter(self, key: tuple[Any, ...], cursor: Cursor) -> tuple[Flow, bool]:
         """The flow of a kind, until `release`; whether it is a new one, which begins at `cursor` and takes it."""

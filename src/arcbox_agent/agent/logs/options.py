@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from arcbox_agent.errors import BadRequestError
 from arcbox_agent.logs.reader import LogReader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from arcbox_agent.wire import LogsRequest
+
+_SECOND = 1_000_000_000
 
 
 class Options:
@@ -38,6 +43,24 @@ class Options:
         self.until = until
         self.timestamps = timestamps
 
+    @classmethod
+    def of(cls, request: LogsRequest, version: int, trace_id: str | None) -> Options:
+        """What a request asks for; `version`, `trace_id`: of its frame.  BadRequestError: it makes no sense."""
+        if request.tail < 0:
+            raise BadRequestError(f"tail must not be negative: {request.tail}")
+        neither = not (request.stdout or request.stderr)
+        return cls(
+            version=version,
+            trace=(trace_id or "").encode("utf-8", "surrogateescape"),
+            stdout=request.stdout or neither,
+            stderr=request.stderr or neither,
+            tail=request.tail,
+            # Zero is no bound.
+            since=_time(request.since, request.since_nanos) if request.since or request.since_nanos else None,
+            until=_time(request.until, request.until_nanos) if request.until or request.until_nanos else None,
+            timestamps=request.timestamps,
+        )
+
     def key(self, path: str) -> tuple[Any, ...]:
         """All that tells one flow from another: a tail only says where a follow begins."""
         return path, self.version, self.stdout, self.stderr, self.since, self.until, self.timestamps
@@ -58,3 +81,8 @@ class Options:
             unended=unended,
             keep_open=keep_open,
         )
+
+
+def _time(seconds: int, nanos: int) -> int:
+    # What lies beyond the times that a log can have is as good as its last one.
+    return max(-(1 << 63) + 1, min(seconds * _SECOND + nanos, (1 << 63) - 1))

@@ -39,18 +39,9 @@ _ATOMIC = 4096
 _PATIENCE = 1.0
 
 
-class Labels:
-    """What the lines of one request end with.  `peer`: `uid 0 pid 123`, `cid 2`; `trace_id` may be empty."""
-
-    __slots__ = ("peer", "trace_id")
-
-    def __init__(self, peer: str, trace_id: str = "") -> None:
-        self.peer = peer
-        self.trace_id = trace_id
-
-
-#: The labels of the request being served.
-current_labels: ContextVar[Labels | None] = ContextVar("current_labels", default=None)
+#: What the lines of the request being served end with: its peer (`uid 0 pid 123`, `cid 2`) and its
+#: trace id.  A tuple, which tasks and contexts that outlive the request may keep.
+current_labels: ContextVar[tuple[str, str | None] | None] = ContextVar("current_labels", default=None)
 
 
 class Sink:
@@ -152,8 +143,9 @@ def _of_request() -> str:
     labels = current_labels.get()
     if labels is None:
         return ""
-    trace = f" trace={quote(labels.trace_id)}" if labels.trace_id else ""
-    return f" peer={quote(labels.peer)}{trace}"
+    peer, trace_id = labels
+    trace = f" trace={quote(trace_id)}" if trace_id else ""
+    return f" peer={quote(peer)}{trace}"
 
 
 class Logger:

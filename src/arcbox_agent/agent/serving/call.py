@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 class Call:
     """What a handler may know of its request besides the message, and how it streams.
 
-    `trace_id`: None where the request came in V1.  `peer`: who asks, for logs: `uid 0 pid 123`,
-    `cid 2`.  `allowed`: what the request's listener grants.
+    `trace_id`: None where the request came in V1.  `version`: of the request's frame, and so of
+    every reply to it.  `peer`: who asks, for logs: `uid 0 pid 123`, `cid 2`.  `allowed`: what the
+    request's listener grants.
+
+    `send_bytes(frames)` sends whole frames, encoded in the call's version and with its trace id
+    (see Outbox.send).
 
     `open_ended`: a handler that may wait without end (a follow, a wait) sets it.  The call is
     then cancelled at once when the agent stops, instead of at the end of `shutdown_timeout`.
@@ -27,7 +31,18 @@ class Call:
     its connection's: the request, and what `charge` adds.
     """
 
-    __slots__ = ("_count", "_outbox", "allowed", "charged", "inputs", "open_ended", "peer", "trace_id")
+    __slots__ = (
+        "_count",
+        "_outbox",
+        "allowed",
+        "charged",
+        "inputs",
+        "open_ended",
+        "peer",
+        "send_bytes",
+        "trace_id",
+        "version",
+    )
 
     def __init__(
         self,
@@ -41,15 +56,12 @@ class Call:
         self.peer = peer
         self.allowed = allowed
         self.trace_id = trace_id
+        self.version = 1 if trace_id is None else 2
+        self.send_bytes = outbox.send
         self._count = count  # told that `charged` has changed
         self.inputs: Inputs | None = None  # of a duplex call
         self.open_ended = False
         self.charged = 0
-
-    @property
-    def version(self) -> int:
-        """The frame version of the request, and so of every reply to it."""
-        return 1 if self.trace_id is None else 2
 
     def allows(self, access: Access) -> bool:
         """Whether the request's listener grants `access`."""
@@ -62,15 +74,7 @@ class Call:
 
     async def send(self, message: Message) -> None:
         """Send one message of a streamed reply; waits while the peer is slow to read."""
-        await self._outbox.send(encode_message(message, self.trace_id))
-
-    async def send_bytes(self, frames: bytes | bytearray | memoryview) -> None:
-        """Send whole frames, encoded in the call's version and with its trace id.
-
-        When it returns, all of it is in the kernel and the buffer may be reused.  When it
-        is cancelled while it waits, that cannot be promised, so the connection is aborted.
-        """
-        await self._outbox.send(frames)
+        await self.send_bytes(encode_message(message, self.trace_id))
 
     async def send_from_pipe(self, head: bytes, pipe: int, size: int) -> None:
         """Send a frame whose last `size` bytes lie ready in a pipe, and stay in the kernel.

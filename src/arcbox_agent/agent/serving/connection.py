@@ -26,11 +26,11 @@ from __future__ import annotations
 from asyncio import CancelledError, Protocol
 
 from arcbox_agent.agent.config import budget
-from arcbox_agent.agent.observe.log import Labels, Logger, current_labels
+from arcbox_agent.agent.observe.log import Logger, current_labels
 from arcbox_agent.agent.observe.rate import OncePerMinute
 from arcbox_agent.agent.serving.call import Call
 from arcbox_agent.agent.serving.inbox import Inbox
-from arcbox_agent.agent.serving.listeners import owner_of
+from arcbox_agent.agent.serving.listeners import lose, owner_of
 from arcbox_agent.agent.serving.outbox import Outbox
 from arcbox_agent.agent.serving.states import NEXT, Event, State
 from arcbox_agent.errors import ConnectionLostError, FrameError, RequestError
@@ -114,9 +114,9 @@ class Connection(Protocol):
         "_decoder",
         "_frame_since",
         "_inbox",
-        "_labels",
         "_last_request",
         "_outbox",
+        "_peer",
         "_refusal",
         "_shared",
         "_socket",
@@ -138,6 +138,7 @@ class Connection(Protocol):
         settings = shared.settings
         self._shared = shared
         self._socket = sock  # the transport closes it
+        self._peer = peer
         self._allowed = allowed
         self._refusal = refusal
         self._state = _READING if refusal is None else _REFUSING
@@ -150,11 +151,17 @@ class Connection(Protocol):
         self._closing_since = 0.0
         self._frame_since = 0.0  # when the frame that is not whole yet began
         self._last_request = shared.now()
-        self._labels = Labels(peer)  # of a request without a trace id
         self._v2 = False  # the version of the last request: for an error about none
         self.charged = 0  # by the ledger
 
     # ------------------------------------------------- what the transport calls
+
+    async def join(self) -> None:
+        """Make the accepted socket's transport, which calls the rest."""
+        try:
+            await self._shared.loop.connect_accepted_socket(lambda: self, self._socket)
+        except OSError as error:
+            lose(self._socket, self, error)
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         self._transport = self._outbox.transport = transport
@@ -320,9 +327,8 @@ class Connection(Protocol):
         self._v2 = trace_id is not None
         self._last_request = shared.now()
         shared.counters["requests"] += 1
-        labels = self._labels
-        call = Call(self._outbox, labels.peer, self._allowed, trace_id, self.count)
-        token = current_labels.set(Labels(labels.peer, trace_id) if trace_id else labels)
+        call = Call(self._outbox, self._peer, self._allowed, trace_id, self.count)
+        token = current_labels.set((self._peer, trace_id))
         try:
             reply = shared.dispatch.answer(frame, call)
             if type(reply) is bytes:
@@ -570,7 +576,7 @@ class Connection(Protocol):
 
     def close_for(self, reason: str, **values: object) -> None:
         """Log why the connection is closed.  A peer can bring that about as often as it connects."""
-        peer = self._labels.peer
+        peer = self._peer
         key = f"{reason} {owner_of(peer)}"
         self._shared.closed_log.log(log.warning, reason, "also_closed", key, peer=peer, **values)
 

@@ -27,14 +27,15 @@ from arcbox_agent.errors import ConfigError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Protocol, Task, TimerHandle
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
+    from typing import Any
 
     from arcbox_agent.agent.config.table import Settings
     from arcbox_agent.agent.metrics import Metrics
 
-    #: Takes an accepted socket, its peer in words, and its listener; None: it has closed the socket.
-    #: A protocol whose peer is gone before it has a transport gets connection_lost alone.
-    Accept = Callable[[socket.socket, str, "Listener"], Protocol | None]
+    #: Takes an accepted socket, its peer in words, and its listener.  It gives the coroutine that
+    #: makes the socket's transport; None: it has closed the socket.
+    Accept = Callable[[socket.socket, str, "Listener"], Coroutine[Any, Any, None] | None]
 
 log = Logger("listener")
 
@@ -97,7 +98,7 @@ class Listener:
         metrics: Metrics,
         accept: Accept,
     ) -> None:
-        """Begin to accept; `accept` gives the protocol of each socket whose peer may talk."""
+        """Begin to accept; `accept` takes each socket whose peer may talk."""
         self._loop = loop
         self._metrics = metrics
         self._accept = accept
@@ -131,19 +132,11 @@ class Listener:
             if sock.family == socket.AF_VSOCK:
                 sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=sock.detach())
             sock.setblocking(False)
-            protocol = self._accept(sock, peer, self)
-            if protocol is not None:
-                task = self._loop.create_task(self._join(sock, protocol))
+            joining = self._accept(sock, peer, self)
+            if joining is not None:
+                task = self._loop.create_task(joining)
                 self._joining.add(task)
                 task.add_done_callback(self._joining.discard)
-
-    async def _join(self, sock: socket.socket, protocol: Protocol) -> None:
-        try:
-            await self._loop.connect_accepted_socket(lambda: protocol, sock)
-        except OSError as error:
-            log.debug("connection lost while it was accepted", error=error)
-            sock.close()
-            protocol.connection_lost(error)
 
     def _rest(self, error: OSError) -> None:
         """Accepting failed: leave the peers in the backlog for a while."""
@@ -205,6 +198,13 @@ class Listener:
         self._sock.close()
         for task in list(self._joining):
             await task
+
+
+def lose(sock: socket.socket, protocol: Protocol, error: OSError) -> None:
+    """The peer was gone before its socket had a transport: `protocol` gets connection_lost alone."""
+    log.debug("connection lost while it was accepted", error=error)
+    sock.close()
+    protocol.connection_lost(error)
 
 
 def owner_of(peer: str) -> str:

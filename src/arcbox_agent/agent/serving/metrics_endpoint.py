@@ -10,11 +10,14 @@ from asyncio import Protocol
 
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.observe.rate import OncePerMinute
+from arcbox_agent.agent.serving.listeners import lose
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from asyncio import AbstractEventLoop, TimerHandle, Transport
+    from collections.abc import Coroutine
+    from typing import Any
 
     from arcbox_agent.agent.metrics import Metrics
     from arcbox_agent.agent.serving.listeners import Listener
@@ -39,7 +42,7 @@ class MetricsEndpoint:
         self.scrapers: set[_Scraper] = set()
         self._refused_log = OncePerMinute()
 
-    def accept(self, sock: socket.socket, peer: str, listener: Listener) -> Protocol | None:
+    def accept(self, sock: socket.socket, peer: str, listener: Listener) -> Coroutine[Any, Any, None] | None:
         if len(self.scrapers) >= MAX_SCRAPERS:
             self._refused_log.log(
                 log.warning, "scraper refused: too many", "also_refused", peer=peer, most=MAX_SCRAPERS
@@ -48,7 +51,7 @@ class MetricsEndpoint:
             return None
         scraper = _Scraper(self)
         self.scrapers.add(scraper)
-        return scraper
+        return scraper.join(sock)
 
     def close(self) -> None:
         for scraper in list(self.scrapers):
@@ -64,6 +67,12 @@ class _Scraper(Protocol):
         self._answered = False
         self._transport: Transport | None = None
         self._timer: TimerHandle | None = None
+
+    async def join(self, sock: socket.socket) -> None:
+        try:
+            await self._endpoint.loop.connect_accepted_socket(lambda: self, sock)
+        except OSError as error:
+            lose(sock, self, error)
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         self._transport = transport

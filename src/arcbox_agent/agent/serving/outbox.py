@@ -107,7 +107,7 @@ class Outbox:
             self._owner.abort()
 
     async def send(self, data: bytes | bytearray | memoryview) -> None:
-        """Send; returns when the kernel has all of it.
+        """Send; returns when the kernel has all of it, and the buffer may be reused.
 
         Cancelled while it waits, it aborts the connection: the transport still refers to the caller's buffer.
         """

@@ -20,7 +20,8 @@ from arcbox_agent.wire import encode_error
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Mapping
+    from collections.abc import Coroutine, Mapping
+    from typing import Any
 
     from arcbox_agent.agent.config.table import Settings
     from arcbox_agent.agent.metrics import Metrics
@@ -77,8 +78,8 @@ class Server:
 
     # --------------------------------------------------------- connections come
 
-    def accept(self, sock: socket.socket, peer: str, listener: Listener) -> Connection | None:
-        """Take over an accepted socket, whose peer has been checked."""
+    def accept(self, sock: socket.socket, peer: str, listener: Listener) -> Coroutine[Any, Any, None] | None:
+        """Take over an accepted socket, whose peer has been checked (see listeners.Accept)."""
         refusal = None
         if len(self._connections) - len(self._refusing) >= self._max_connections:
             self._counters["connections_refused_limit"] += 1
@@ -96,7 +97,7 @@ class Server:
             self._refusing.add(connection)
         listener.connections += 1
         self._counters["connections_accepted"] += 1
-        return connection
+        return connection.join()
 
     def _forget(self, connection: Connection) -> None:
         """A connection has ended."""
