@@ -299,12 +299,21 @@ def test_the_map_has_the_state_tables_as_they_are(rendered: str) -> None:
     assert f"\n\n{rendered}\n" in PAGE.read_text(), f"put into docs/architecture.md:\n{rendered}"
 
 
+def files_of_the_project() -> list[Path]:
+    return [path for top in ("src", "tests", "tools", "schema", "docs") for path in (REPOSITORY / top).rglob("*.*")]
+
+
 def test_each_file_that_the_map_names_is_there() -> None:
     named = set(re.findall(r"`([\w/]+\.(?:py|pyx|pxd|h|proto|md))`", PAGE.read_text()))
-    files = [
-        f"/{path.relative_to(REPOSITORY)}"
-        for top in ("src", "tests", "tools", "schema", "docs")
-        for path in (REPOSITORY / top).rglob("*")
-    ]
+    files = [f"/{path.relative_to(REPOSITORY)}" for path in files_of_the_project()]
     missing = {name for name in named if not any(file.endswith(f"/{name}") for file in files)}
+    assert named and not missing
+
+
+def test_each_name_that_the_map_takes_from_the_code_is_in_the_code() -> None:
+    quoted = re.findall(r"`([A-Za-z_][\w.]*)(?:\([^`]*\))?`", PAGE.read_text())
+    named = {name for text in quoted for name in text.split(".")}
+    files = [path for path in files_of_the_project() if path.suffix in {".py", ".pyx", ".pxd", ".h", ".proto"}]
+    words = {word for path in files for word in re.findall(r"\w+", path.read_text())}
+    missing = named - words - {part for path in files for part in path.name.split(".")}
     assert named and not missing
