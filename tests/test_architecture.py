@@ -1,4 +1,4 @@
-"""Which part of the package may import which, that no modules import in a circle, and the map's state tables.
+"""Which part of the package may import which, that no modules import in a circle, and that the map is true.
 
 An import counts wherever it stands: under TYPE_CHECKING and inside a function as well.
 """
@@ -8,13 +8,22 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator, Mapping
+from enum import Enum
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+import pytest
+
+from arcbox_agent.agent.logs.follower import TRANSITIONS
+from arcbox_agent.agent.serving.states import NEXT
 from tests.conftest import REPOSITORY
 
 SOURCES = REPOSITORY / "src"
+PAGE = REPOSITORY / "docs" / "architecture.md"
 PACKAGE = "arcbox_agent"
+
+State = TypeVar("State", bound=Enum)
+Event = TypeVar("Event", bound=Enum)
 
 #: What several rooms of agent/ stand on.
 _GROUND = {"errors", "agent.observe", "agent.config", "agent.metrics"}
@@ -270,3 +279,41 @@ def test_an_import_is_found_wherever_it_stands(tmp_path: Path) -> None:
     ]
     assert wrong_arrows(found, {"_low": {"_lines"}, "agent.config": {"__version__"}}) == found[2:]
     assert circles(found) == [found[2:4]]
+
+
+def state_table(table: Mapping[State, Mapping[Event, State]]) -> str:
+    """State x event -> state, in Markdown; `-` is what cannot happen."""
+    events = [*type(next(event for row in table.values() for event in row))]
+    rows = [
+        "| state | " + " | ".join(event.name for event in events) + " |",
+        "| --- |" + " --- |" * len(events),
+    ]
+    for state, following in table.items():
+        cells = (following[event].name if event in following else "-" for event in events)
+        rows.append(f"| {state.name} | " + " | ".join(cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+@pytest.mark.parametrize("rendered", [state_table(NEXT), state_table(TRANSITIONS)], ids=["connection", "follow"])
+def test_the_map_has_the_state_tables_as_they_are(rendered: str) -> None:
+    assert f"\n\n{rendered}\n" in PAGE.read_text(), f"put into docs/architecture.md:\n{rendered}"
+
+
+def files_of_the_project() -> list[Path]:
+    return [path for top in ("src", "tests", "tools", "schema", "docs") for path in (REPOSITORY / top).rglob("*.*")]
+
+
+def test_each_file_that_the_map_names_is_there() -> None:
+    named = set(re.findall(r"`([\w/]+\.(?:py|pyx|pxd|h|proto|md))`", PAGE.read_text()))
+    files = [f"/{path.relative_to(REPOSITORY)}" for path in files_of_the_project()]
+    missing = {name for name in named if not any(file.endswith(f"/{name}") for file in files)}
+    assert named and not missing
+
+
+def test_each_name_that_the_map_takes_from_the_code_is_in_the_code() -> None:
+    quoted = re.findall(r"`([A-Za-z_][\w.]*)(?:\([^`]*\))?`", PAGE.read_text())
+    named = {name for text in quoted for name in text.split(".")}
+    files = [path for path in files_of_the_project() if path.suffix in {".py", ".pyx", ".pxd", ".h", ".proto"}]
+    words = {word for path in files for word in re.findall(r"\w+", path.read_text())}
+    missing = named - words - {part for path in files for part in path.name.split(".")}
+    assert named and not missing

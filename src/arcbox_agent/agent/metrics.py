@@ -1,15 +1,15 @@
 """Counters and gauges of one agent, and their Prometheus text.
 
 A counter is an int in a dict, so that the hot path pays one dict update per read
-and not per request.  A gauge is a function that is asked when somebody looks.
+and not per request.  A gauge is a function that is called when the metrics are read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-#: The counters of the agent, each with what it counts.  They exist, at 0, from the
-#: start, so that a rate over them has no gaps.
+#: Counters of the agent and what they count.  Each is 0 from the start, so that a rate over it
+#: has no gap.
 COUNTERS: dict[str, str] = {
     "connections_accepted": "Connections accepted.",
     "connections_refused_peer": "Connections refused because of who connected.",
@@ -58,7 +58,7 @@ class Metrics:
         self.help: dict[str, str] = dict(COUNTERS)
 
     def counter(self, name: str, text: str) -> None:
-        """Declare a counter: it is shown at 0 before its first `add`."""
+        """Declare a counter, which is shown as 0 before its first `add`."""
         self.counters.setdefault(name, 0)
         self.help[name] = text
 
@@ -72,12 +72,12 @@ class Metrics:
             self.help[name] = text
 
     def value(self, name: str) -> float:
-        """A gauge's value now; 0 where nobody declared it."""
+        """A gauge's value now; 0 if it was never declared."""
         gauge = self.gauges.get(name)
         return gauge() if gauge is not None else 0
 
     def prometheus(self) -> str:
-        """All of it in the Prometheus text format, version 0.0.4."""
+        """All counters and gauges in the Prometheus text format, version 0.0.4."""
         lines: list[str] = []
         for name in sorted(self.counters):
             _metric(lines, f"{name}_total", "counter", self.counters[name], self.help.get(name))

@@ -1,4 +1,4 @@
-"""The agent's two directories: made, checked and locked before anything else starts."""
+"""The agent's two directories, which are created, checked and locked before anything else starts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 log = Logger("agent")
 
-#: What can be done, by what went wrong.
+#: errno -> what the user can do about it.
 _ADVICE = {
     errno.EROFS: "it is on a read-only file system: mount one that can be written there, or name another directory",
     errno.EACCES: "permission denied: run the agent as root, or name a directory of its own user",
@@ -29,11 +29,11 @@ _ADVICE = {
 
 
 def prepare(settings: Settings) -> list[int]:
-    """Make both directories private and usable; returns the descriptors that lock them.
+    """Create both directories, private to the agent's user.  Returns the descriptors that lock them.
 
-    The locks are on the directories themselves, so they leave no file behind, and the kernel
-    drops them with the process, however that ends.  Each directory has its own: an agent
-    sweeps both of what belongs to none of its containers.
+    The locks are on the directories themselves, so they leave no file behind.  The kernel
+    releases them when the process ends, however it ends.  Each directory has its own lock,
+    because an agent removes from both what belongs to none of its containers.
     """
     _make("run_dir", settings.run_dir)
     try:
@@ -41,7 +41,7 @@ def prepare(settings: Settings) -> list[int]:
     except ConfigError as error:
         if "state_dir" in settings.given or not _is_read_only(error.__cause__):
             raise
-        # A guest whose root is read-only by design: what nobody named may be elsewhere.
+        # The guest's root is read-only by design.  A default directory may be elsewhere.
         where = settings.state_dir
         settings.state_dir = os.path.join(settings.run_dir, "state")
         _make("state_dir", settings.state_dir)
@@ -68,12 +68,12 @@ def _make(setting: str, path: str) -> None:
         os.makedirs(path, mode=0o700, exist_ok=True)
         status = os.stat(path)
         if status.st_mode & 0o077:
-            # Container output and environments are in there.
+            # It holds output and environments of containers.
             os.chmod(path, 0o700)
-        # Whether it can be written is best asked by writing: mode bits know nothing of a
-        # read-only mount or a full disk.
+        # Only a write shows whether it is writable: mode bits say nothing about a read-only mount
+        # or a full disk.
         probe = os.path.join(path, f".probe.{os.getpid()}")
-        # Not O_EXCL: one may be left of an agent that was killed here, and PID 1 has the same name each time.
+        # Not O_EXCL: an agent that was killed here may have left one, and PID 1 always has the same name for it.
         os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
         os.unlink(probe)
     except OSError as error:
@@ -93,8 +93,8 @@ def _lock(setting: str, path: str) -> int:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return fd
         except OSError as error:
-            # An agent that was killed in the middle of a spawn leaves a child that has the
-            # lock too, until it comes to close what it need not have.
+            # An agent that was killed during a spawn leaves a child that holds the lock too,
+            # until it closes the descriptors that it inherited.
             if time.monotonic() < deadline:
                 time.sleep(0.02)
                 continue

@@ -1,12 +1,10 @@
-"""The agent's settings: one table, from which all else is made.
+"""The agent's settings: one table, and everything that is derived from it.
 
-The class Settings is the table.  Each line gives a setting its name, how it is
-read, its default and its explanation; the command line (`--state-dir`), the keys
-of the TOML file (`state_dir`), `--help`, `--check-config` and the table in
-docs/configuration.md come from there.
+The class Settings is the table.  A line gives a setting's name, parser, default and
+explanation.  Derived from it are the command line (`--state-dir`), the keys of the TOML
+file (`state_dir`), `--help`, `--check-config` and the table in docs/configuration.md.
 
-The command line is read by hand: argparse alone would cost a sixth of the time
-that the agent needs to start.
+The command line is parsed by hand: argparse would add a sixth to the agent's start-up time.
 """
 
 from __future__ import annotations
@@ -24,9 +22,9 @@ if TYPE_CHECKING:
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
-# ------------------------------------------------- how a value is understood
+# ---------------------------------------------------------- parsers of a value
 #
-# Each takes what TOML gives (str, int, float, bool) or the command line's str,
+# Each takes a value of TOML (str, int, float, bool) or a str of the command line,
 # and raises ValueError with the reason.
 
 
@@ -84,7 +82,7 @@ def _seconds(value: object) -> float:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         try:
             number = float(value)
-        except OverflowError:  # an integer of TOML may be of any length
+        except OverflowError:  # an integer of TOML may have any length
             number = float("inf")
     else:
         text = _text(value).strip()
@@ -144,7 +142,7 @@ def parse_listen_or_activated(text: str) -> tuple[str, str]:
 
 
 def unix_address(text: str) -> UnixAddress:
-    """The address of a setting that takes `unix:/path` alone."""
+    """The address in a setting that takes `unix:/path` only."""
     address = parse_listen(text).address
     if not isinstance(address, UnixAddress):
         raise AddressError(text, "write unix:/path")
@@ -204,7 +202,7 @@ class Setting:
         return [self.read(item) for item in (value if isinstance(value, list) else [value])]
 
     def shown_default(self) -> str:
-        """The default as one would write it."""
+        """The default, as a user writes it."""
         default = self.default
         if isinstance(default, bool):
             return "true" if default else "false"
@@ -242,10 +240,10 @@ def setting(
 class Settings:
     """The settings of one agent: an attribute for each line of the table.
 
-    `given`: the names that the command line or the file set; the others have their default.
+    `given`: the names of those that the command line or the file set.  The others have their default.
     """
 
-    # Where it listens, and who may talk.
+    # Addresses, and the peers that may connect.
     listen: list[str] = setting(
         "ADDRESS",
         _listen,
@@ -258,7 +256,7 @@ class Settings:
         "CID",
         _integer,
         [],
-        "A vsock cid that may talk besides 2, the host. May be given several times.",
+        "A vsock cid that may connect besides 2, the host. May be given several times.",
         low=0,
         high=0xFFFFFFFE,
     )
@@ -266,7 +264,7 @@ class Settings:
         "UID",
         _integer,
         [],
-        "A user that may talk over a unix socket besides root and the agent's own. May be given several times.",
+        "A uid that may connect to a unix socket besides root and the agent's own. May be given several times.",
         low=0,
         high=0xFFFFFFFE,
     )
@@ -277,7 +275,7 @@ class Settings:
         "Where to serve metrics for Prometheus: unix:/path.",
     )
 
-    # Where it keeps what it must remember.
+    # Directories.
     state_dir: str = setting(
         "DIR",
         _path,
@@ -288,7 +286,7 @@ class Settings:
         "DIR",
         _path,
         "/run/arcbox-agent",
-        "What belongs to this boot only: FIFOs, pid files. Best on a tmpfs.",
+        "Files of this boot only: FIFOs, pid files. Best on a tmpfs.",
     )
 
     # Its own log.
@@ -299,7 +297,7 @@ class Settings:
         "The least important lines of the agent's own log, on stderr: debug, info, warning or error.",
     )
 
-    # The end.
+    # The stop.
     containers_at_exit: str = setting(
         "WHAT",
         _choice("leave", "stop"),
@@ -311,7 +309,7 @@ class Settings:
         "SECONDS",
         _seconds,
         10.0,
-        "How long running calls may take to finish when the agent is told to end.",
+        "How long running calls may take to finish when the agent is told to stop.",
         low=0,
         high=3600,
     )
@@ -319,8 +317,8 @@ class Settings:
         "SECONDS",
         _seconds,
         10.0,
-        "Between SIGTERM and SIGKILL where the agent stops containers by itself: at its own end "
-        "and at the machine's. A host's stop gives its own time.",
+        "The time between SIGTERM and SIGKILL when the agent itself stops containers: at its own end "
+        "and at the end of the machine. A stop by the host has its own timeout.",
         low=0,
         high=3600,
     )
@@ -372,7 +370,7 @@ class Settings:
         "SECONDS",
         _seconds,
         30.0,
-        "How long a frame may take from its first byte to its last. 0: for ever.",
+        "How long a frame may take from its first byte to its last. 0: no limit.",
         low=0,
         high=86400,
     )
@@ -380,7 +378,7 @@ class Settings:
         "SECONDS",
         _seconds,
         0.0,
-        "After how long without a request a connection is closed. 0: never.",
+        "A connection without a request for this long is closed. 0: never.",
         low=0,
         high=31 * 86400,
     )
@@ -424,7 +422,7 @@ class Settings:
         "SIZE",
         _size,
         20 * MIB,
-        "When a container's log is rotated.",
+        "A container's log is rotated before it grows beyond this size.",
         low=4096,
         high=64 * GIB,
     )
@@ -432,7 +430,7 @@ class Settings:
         "N",
         _integer,
         5,
-        "How many rotated files of a container's log are kept, besides the present one.",
+        "How many rotated files of a container's log are kept besides the current one.",
         low=1,
         high=1000,
     )
@@ -486,7 +484,7 @@ class Settings:
         return f"Settings({', '.join(f'{name}={getattr(self, name)!r}' for name in TABLE)})"
 
 
-# ------------------------------------------------------------ where they come from
+# ------------------------------------------------- the command line and the file
 
 
 class Invocation:
@@ -499,7 +497,7 @@ class Invocation:
 
 
 def load(arguments: Sequence[str]) -> Invocation:
-    """The settings of the command line, over those of the file it names."""
+    """The settings of the command line and of the file that it names.  The command line wins."""
     action = "run"
     config = ""
     values: dict[str, Any] = {}
@@ -511,7 +509,7 @@ def load(arguments: Sequence[str]) -> Invocation:
         if option in ("--help", "-h", "--version", "-V", "--check-config"):
             if equals:
                 raise ConfigError("", f"{option} takes no value")
-            # The first of help and version wins; check-config gives way to both.
+            # The first of --help and --version wins.  Both win over --check-config.
             if action in ("run", "check"):
                 action = {"--help": "help", "-h": "help", "--check-config": "check"}.get(option, "version")
             continue
@@ -549,14 +547,14 @@ def _following(rest: list[str], option: str) -> str:
 
 
 def _read_file(path: str) -> dict[str, Any]:
-    import tomllib  # 4 ms that only a file costs
+    import tomllib  # 4 ms, spent only where there is a file
 
     try:
         with open(path, "rb") as file:
             keys = tomllib.load(file)
     except OSError as error:
         raise ConfigError("config", f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # besides TOMLDecodeError: no UTF-8, a number too long, too deep
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number too long, nested too deep
         raise ConfigError("config", f"{path} is not TOML: {error}") from error
     values: dict[str, Any] = {}
     for key, value in keys.items():
@@ -569,7 +567,7 @@ def _read_file(path: str) -> dict[str, Any]:
     return values
 
 
-# ---------------------------------------------------------- what is shown of it
+# --------------------------------------------------- help, settings in force, page
 
 
 def usage() -> str:
@@ -601,7 +599,7 @@ def usage() -> str:
 
 
 def show(settings: Settings) -> str:
-    """The settings in force, as a TOML file would give them."""
+    """The settings in force, as TOML."""
     lines = []
     for name, line in TABLE.items():
         value = getattr(settings, name)

@@ -1,13 +1,13 @@
-"""The records on disk: each in a file of its own, written so that a crash leaves the old one or the new.
+"""The records on disk.  Each has a file of its own, and a crash leaves its old content or its new one.
 
     STATE_DIR/containers/ID.json           a record
-    STATE_DIR/containers/ID.json.tmp       one being written; of a crash: removed
-    STATE_DIR/containers/ID.json.damaged   set aside: it held no record
+    STATE_DIR/containers/ID.json.tmp       a record that is being written; one left by a crash is removed
+    STATE_DIR/containers/ID.json.damaged   a file that held no record, set aside
     STATE_DIR/logs/ID.log, ID.log.*        its output (ID.log.new: of a rotation that was cut short)
     STATE_DIR/volumes/NAME/                volumes; they outlive containers
     RUN_DIR/containers/ID/                 FIFOs and pid file of a running one
 
-All of it blocks, for a disk: call it in a thread.
+Every method may wait for the disk, so it belongs in a thread.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = Logger("containers")
 
-#: A record is some kilobytes.  What is larger was not written here.
+#: The most bytes of a record, which has some kilobytes.  The agent never wrote a larger one.
 MAX_RECORD = 16 << 20
 
 _SUFFIX = ".json"
@@ -41,7 +41,7 @@ class Store:
         self._directory_fd = -1
 
     def __del__(self) -> None:
-        # Not before the last thread that writes is done.
+        # Here, because a thread may still write until the last reference is gone.
         if self._directory_fd >= 0:
             os.close(self._directory_fd)
 
@@ -54,7 +54,7 @@ class Store:
     def prepare(self) -> None:
         for path in (self.records_dir, self.logs_dir, self.volumes_dir, self.run_dir):
             os.makedirs(path, mode=0o700, exist_ok=True)
-        # Kept: to sync a record that has its name already must not fail for want of a descriptor.
+        # It stays open: the sync of a record that was renamed must not fail for want of a descriptor.
         self._directory_fd = os.open(self.records_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def load(self) -> list[Record]:
@@ -78,9 +78,9 @@ class Store:
         return records
 
     def write(self, record: Record, octets: bytes, durable: bool = True) -> None:
-        """Replace the record by `octets`; `durable`: not to be the former one again after a power failure.
+        """Replace the record by `octets`.  `durable`: a power failure does not bring the former one back.
 
-        `octets` were encoded by the caller, in the loop, where the record cannot change.
+        The caller encodes `octets` on the event loop, where the record cannot change meanwhile.
         """
         path = os.path.join(self.records_dir, record.id + _SUFFIX)
         temporary = path + ".tmp"
@@ -90,8 +90,8 @@ class Store:
                 rest = memoryview(octets)
                 while rest:
                     rest = rest[os.write(fd, rest) :]
-                # In any case: else some file systems (XFS) have an empty file after a power failure,
-                # neither the former record nor this one.
+                # Even if not durable: without it some file systems (XFS) have an empty file after a
+                # power failure, neither the former record nor this one.
                 os.fsync(fd)
             finally:
                 os.close(fd)
@@ -106,7 +106,7 @@ class Store:
             self._sync_directory()
 
     def remove(self, id: str) -> None:
-        """The record and all that belongs to it; the record last, so that a crash can go on here."""
+        """Remove all that belongs to a record, and the record last: after a crash the removal can be repeated."""
         _remove_tree(self.run_path(id))
         for name in os.listdir(self.logs_dir):
             if _owner_of_log(name) == id:
@@ -118,9 +118,9 @@ class Store:
         self._sync_directory()
 
     def sweep(self, known: Iterable[str]) -> None:
-        """Removes what belongs to no record: run directories, and logs.
+        """Remove run directories and logs that belong to no record.
 
-        Not the logs of a record that was set aside: somebody may yet repair it.
+        The logs of a record that was set aside stay, as the record may be repaired.
         """
         keep = set(known)
         damaged = _SUFFIX + ".damaged"
@@ -140,7 +140,7 @@ class Store:
 
 
 def _remove_tree(path: str) -> None:
-    """A directory of ours and all in it.  (shutil would bring three compressors along.)"""
+    """Remove a directory and all in it.  (An import of shutil would load three compressors.)"""
     try:
         with os.scandir(path) as found:
             entries = list(found)
@@ -158,12 +158,12 @@ def _sweep_away(what: str, path: str, remove: Callable[[str], None]) -> None:
     log.info(what, path=path)
     try:
         remove(path)
-    except OSError as error:  # no reason not to serve the containers that there are
+    except OSError as error:  # the containers that there are can be served all the same
         log.error("it cannot be removed", path=path, error=error)
 
 
 def _owner_of_log(name: str) -> str | None:
-    """The container whose log, rotated log, or log in the making (a rotation cut short) a file of that name is."""
+    """The id in the name of a log, a rotated log or a log of a rotation that was cut short; None: another file."""
     head, _, place = name.rpartition(".")
     base = head if place.isdigit() or place == "new" else name
     id = base.removesuffix(".log")

@@ -1,6 +1,6 @@
-"""The guest's own IP addresses, asked of the kernel over rtnetlink.
+"""The guest's own IP addresses, from the kernel over rtnetlink.
 
-psutil could tell too, but an import of 2 MB for one field is too much for a guest.
+psutil has them too, but importing it costs 2 MB, which is too much for one field.
 
     nlmsghdr    u32 length, u16 type, u16 flags, u32 sequence, u32 port
     ifaddrmsg   u8 family, u8 prefix, u8 flags, u8 scope, u32 index
@@ -26,13 +26,13 @@ _SCOPE_LINK, _SCOPE_HOST = 253, 254
 
 
 def ip_addresses() -> list[str]:
-    """The addresses under which others can reach the guest, IPv4 first.
+    """The addresses at which others can reach the guest, IPv4 first.
 
-    Without those of the loopback, and without link-local ones, which mean nothing where
-    the interface is not named.
+    Loopback addresses are left out.  So are link-local ones, which mean nothing without the
+    name of the interface.
     """
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as netlink:
-        # The kernel answers at once; the time-out only keeps a broken one from stopping us.
+        # The kernel answers at once.  The time-out is for one that is broken.
         netlink.settimeout(1.0)
         request = _IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
         header = _HEADER.pack(_HEADER.size + len(request), _RTM_GETADDR, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0)
@@ -44,7 +44,7 @@ def ip_addresses() -> list[str]:
 
 
 def _read(messages: bytes, found: list[tuple[int, str]]) -> bool:
-    """Add the addresses of one datagram to `found`; whether more datagrams follow."""
+    """Add the addresses of one datagram to `found`.  Returns whether more datagrams follow."""
     at = 0
     while at + _HEADER.size <= len(messages):
         length, type, _, _, _ = _HEADER.unpack_from(messages, at)
@@ -55,7 +55,7 @@ def _read(messages: bytes, found: list[tuple[int, str]]) -> bool:
             unusable = flags & (_IFA_F_TENTATIVE | _IFA_F_DADFAILED)
             if family in (socket.AF_INET, socket.AF_INET6) and scope < _SCOPE_LINK and not unusable:
                 attributes = _attributes(messages[at + _HEADER.size + _IFADDRMSG.size : at + length])
-                # On a point-to-point link IFA_ADDRESS is the other end.
+                # On a point-to-point link IFA_ADDRESS is the address of the other end.
                 address = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS)
                 if address:
                     found.append((family, socket.inet_ntop(family, address)))

@@ -1,10 +1,10 @@
 """The agent as the guest's init: what a guest needs before anything can run in it.
 
-    supervise    PID 1 itself: runs the agent, reports its faults and starts it again
+    supervise    PID 1 itself: runs the agent, reports its failures and starts it again
     prepare      mounts, hostname, loopback, vsock: each only where it is missing
 
-Every step is tried and none is required: a guest whose /dev/shm cannot be mounted still
-has an agent, which says so, and that is the one way to look into such a guest.
+Every step is tried and none is required.  A guest whose /dev/shm cannot be mounted still
+has an agent, which logs the failure and is the only way to look into such a guest.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ log = Logger("init")
 
 # ------------------------------------------------------------------------ PID 1
 
-#: Handed from one execution of PID 1 to the next: how often it has failed in a row.
+#: The environment variable that tells the next execution of PID 1 how often it has failed in a row.
 _FAILURES = "ARCBOX_INIT_FAILURES"
 
-#: Seconds before it starts again: doubled with each failure, up to the second.
+#: Seconds before it starts again: the first figure, doubled with each failure, up to the second figure.
 _BACK_OFF = (0.5, 30.0)
-#: After so many seconds of good work a failure counts as the first.
+#: After a run of so many seconds a failure counts as the first.
 _GOOD_RUN = 60.0
 
 
 def supervise(run: Callable[[], int]) -> NoReturn:
-    """Be PID 1: if that ended, the kernel would panic.
+    """Be PID 1, which must never end: the kernel would panic.
 
-    `run` is the agent.  It does not come back from a power-off or a reboot; if it does
-    come back, or fails, it is started again by execv: the same process with a fresh
-    memory, still the parent of all its children, whose exit codes it can still take.
+    `run` is the agent.  It does not return from a power-off or a reboot.  If it returns or
+    raises, execv starts it again.  The process keeps its children, so it can still take their
+    exit codes.
     """
     before = os.environ.pop(_FAILURES, "")
-    # Whoever wrote the kernel's command line may have set it to anything.
+    # The kernel passes variables of its command line on, so the value may be anything.
     failures = int(before) if before.isascii() and before.isdigit() and len(before) < 9 else 0
     started = time.monotonic()
     try:
@@ -73,13 +73,13 @@ def supervise(run: Callable[[], int]) -> NoReturn:
     try:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     except OSError as error:
-        # The file system with the interpreter is gone.  Nothing can be started any more.
+        # The file system with the interpreter is gone, so nothing can be started any more.
         log.error("cannot start again: rebooting", error=error)
         power.end_of_machine("reboot")
 
 
 def _wait_for_console() -> None:
-    """The log drops what stderr has no room for, as it must not block the loop.  Here is none."""
+    """Wait until stderr has room: the log never blocks, and drops lines that stderr has no room for."""
     try:
         select.select([], [2], [], budget.CONSOLE)
     except OSError:
@@ -87,7 +87,7 @@ def _wait_for_console() -> None:
 
 
 def _report(error: BaseException) -> str:
-    """Says on the console what failed; where even that fails, PID 1 goes on all the same."""
+    """Log the failure on the console and return it as text.  Nothing is raised: PID 1 must go on."""
     try:
         _wait_for_console()
         log.exception("the agent failed", error)
@@ -97,22 +97,22 @@ def _report(error: BaseException) -> str:
 
 
 def _pause(seconds: float) -> str:
-    """Waits; `poweroff` or `reboot` where a signal asks for that meanwhile, else `exit`."""
+    """Wait.  Returns `poweroff` or `reboot` if a signal asks for it meanwhile, else `exit`."""
     asked = {signal.SIGTERM: "poweroff", signal.SIGINT: "reboot"}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, asked)
     try:
-        # Nobody handles them now, and a signal without a handler never reaches PID 1.
+        # The kernel drops a signal to PID 1 that has no handler.
         for number in asked:
             signal.signal(number, lambda *_: None)
         received = signal.sigtimedwait(asked, seconds)
     finally:
-        # Blocked signals stay blocked through execv.
+        # A blocked signal would stay blocked after execv.
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return asked[signal.Signals(received.si_signo)] if received is not None else "exit"
 
 
 def watch_reboot_keys() -> None:
-    """Ctrl-Alt-Del, which hypervisors send too, becomes SIGINT for PID 1."""
+    """Have the kernel send SIGINT to PID 1 on Ctrl-Alt-Del, which hypervisors send too."""
     try:
         _guest.reboot(power.RB_DISABLE_CAD)
     except OSError as error:
@@ -123,7 +123,7 @@ def watch_reboot_keys() -> None:
 
 
 def prepare(settings: Settings) -> None:
-    """Make the guest fit to live in.  It blocks, and is done before the loop starts."""
+    """Mount, name and bring up what is missing.  It blocks, so it runs before the event loop."""
     os.umask(0o022)
     _mount_what_is_missing()
     _open_console()
@@ -135,7 +135,7 @@ def prepare(settings: Settings) -> None:
 
 _NOSUID, _NODEV, _NOEXEC = 2, 4, 8
 
-#: Source, target, type, flags, options; a target below another comes after it.
+#: Source, target, type, flags, options.  A target comes after the one that it lies in.
 _MOUNTS = (
     ("proc", "/proc", "proc", _NOSUID | _NODEV | _NOEXEC, ""),
     ("sysfs", "/sys", "sysfs", _NOSUID | _NODEV | _NOEXEC, ""),
@@ -171,7 +171,7 @@ def _mount_points() -> set[str]:
 
 
 def _has_files(path: str) -> bool:
-    """Whether a mount would hide something."""
+    """Whether a mount on `path` would hide files."""
     try:
         with os.scandir(path) as entries:
             return next(entries, None) is not None
@@ -180,7 +180,7 @@ def _has_files(path: str) -> bool:
 
 
 def _open_console() -> None:
-    """The standard descriptors: without /dev in the first root the kernel could open none."""
+    """Open the standard descriptors if the kernel could not: the initial root may have no /dev/console."""
     try:
         os.fstat(2)
         return
@@ -199,7 +199,7 @@ def _open_console() -> None:
 
 def _name_host() -> None:
     if socket.gethostname() not in ("", "(none)"):
-        return  # the kernel's command line named it, or somebody before us
+        return  # the kernel's command line or an earlier program set it
     try:
         with open("/etc/hostname", encoding="utf-8", errors="replace") as file:
             words = file.read(1024).split()
@@ -229,8 +229,8 @@ def _raise_loopback() -> None:
 
 # ------------------------------------------------------------------------ vsock
 
-#: Each after those that it needs; where below the modules' directory it is.  With the
-#: hypervisor's random numbers, which a restored guest cannot do without (clock.py).
+#: Kernel modules and their directories below the one of all modules.  A module comes after those it
+#: needs.  virtio-rng brings the hypervisor's random numbers, which a restored guest needs (clock.py).
 MODULES = (
     ("virtio_ring", "drivers/virtio"),
     ("virtio", "drivers/virtio"),
@@ -252,7 +252,7 @@ _NO_CID = 0xFFFFFFFF
 
 
 def _bring_up_vsock() -> None:
-    """Loads what vsock needs, if it is not built in, and waits for the device."""
+    """Load the drivers of vsock unless they are built in, and wait for the device."""
     if _local_cid() == _NO_CID:
         if not _modprobe():
             _load_by_hand()
@@ -267,7 +267,7 @@ def _bring_up_vsock() -> None:
 
 
 def _local_cid() -> int:
-    """This guest's own cid, which tells that a transport to the host is there."""
+    """The guest's own cid; _NO_CID: there is no transport to the host."""
     try:
         fd = os.open("/dev/vsock", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -282,7 +282,7 @@ def _local_cid() -> int:
 
 
 def _modprobe() -> bool:
-    """Whether there is one, and its index of modules, which a minimal root has not."""
+    """Load the drivers with modprobe.  False: modprobe or its index is missing, as in a minimal root."""
     if not os.path.exists(f"/lib/modules/{os.uname().release}/modules.dep"):
         return False
     for program in _MODPROBE:
@@ -291,7 +291,7 @@ def _modprobe() -> bool:
     else:
         return False
     names = ["virtio_pci", "virtio_mmio", "vsock_loopback", "vmw_vsock_virtio_transport", "virtio_rng"]
-    # One by one, as not every modprobe takes several; one that is built in is no error.
+    # One by one, as not every modprobe takes several names.  A module that is built in is no error.
     for name in names:
         pid = os.posix_spawn(program, [program, "-q", name], {"PATH": "/sbin:/usr/sbin:/bin:/usr/bin"})
         _wait_for(pid, budget.MODPROBE)
@@ -299,14 +299,14 @@ def _modprobe() -> bool:
 
 
 def _wait_for(pid: int, seconds: float) -> None:
-    """For a child of init's own, before there is a loop and its Processes."""
+    """Wait for a child and kill it after `seconds`.  For use before the event loop and its Processes exist."""
     pidfd = os.pidfd_open(pid)
     try:
         ready, _, _ = select.select([pidfd], [], [], seconds)
         if not ready:
             log.warning("modprobe hangs: killed", seconds=seconds)
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            # One that hangs in a driver does not hear it: it is left, and reaped with the orphans.
+            # One that hangs in a driver does not end.  It is reaped later, with the orphans.
             ready, _, _ = select.select([pidfd], [], [], budget.MODPROBE_KILLED)
         if ready:
             os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
@@ -315,7 +315,7 @@ def _wait_for(pid: int, seconds: float) -> None:
 
 
 def _load_by_hand() -> None:
-    """For a root without modprobe, such as a minimal initramfs."""
+    """Load the drivers without modprobe, in a minimal initramfs for instance."""
     directory = f"/lib/modules/{os.uname().release}/kernel"
     for name, below in MODULES:
         for ending, flags in ((".ko", 0), *((".ko" + z, _MODULE_INIT_COMPRESSED_FILE) for z in (".xz", ".gz", ".zst"))):

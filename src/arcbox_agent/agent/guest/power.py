@@ -1,7 +1,7 @@
-"""The machine's end: power-off and reboot.
+"""The end of the machine: power-off and reboot.
 
-An agent that is the guest's init does it itself, with reboot(2); any other asks the
-init there is.  What cannot be done is found out before a Shutdown is accepted.
+An agent that is the guest's init calls reboot(2).  Any other agent runs the command of the
+guest's init.  `way_to` finds out before a Shutdown is accepted whether that is possible.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ RB_DISABLE_CAD = 0
 _COMMANDS = {"poweroff": RB_POWER_OFF, "reboot": RB_AUTOBOOT}
 
 _MS_RDONLY, _MS_REMOUNT = 1, 32
-#: What a file system must have for it to matter whether it was left in order.
+#: The source of a mount that is on a disk begins with this.
 _DEVICE_PREFIX = "/dev/"
 
 _DIRECTORIES = ("/sbin", "/usr/sbin", "/bin", "/usr/bin")
 
-#: PID 1's name to the program that asks it, and its arguments for each end.
+#: Name of PID 1 -> the program that asks it, and the program's arguments for each action.
 _INITS: dict[str, tuple[str, dict[str, list[str]]]] = {
     "systemd": ("systemctl", {"poweroff": ["poweroff"], "reboot": ["reboot"]}),
     "openrc-init": ("openrc-shutdown", {"poweroff": ["--poweroff", "now"], "reboot": ["--reboot", "now"]}),
@@ -43,14 +43,14 @@ _INITS: dict[str, tuple[str, dict[str, list[str]]]] = {
     "init": ("shutdown", {"poweroff": ["-P", "now"], "reboot": ["-r", "now"]}),
     "linuxrc": ("poweroff", {"poweroff": [], "reboot": []}),
 }
-#: Where the program above is missing, as with busybox: each end has its own.
+#: Action -> the program to run where the one above is missing, as with busybox.
 _PLAIN = {"poweroff": "poweroff", "reboot": "reboot"}
 
 
 def way_to(action: str, is_init: bool) -> list[str]:
-    """The command for `poweroff` or `reboot`; [] where the agent does it itself.
+    """The command for `poweroff` or `reboot`; []: the agent does it itself.
 
-    Raises AgentFailedError where neither can be.
+    AgentFailedError: neither is possible.
     """
     if os.geteuid() != 0:
         raise AgentFailedError(f"failed to {action}: the agent does not run as root")
@@ -81,7 +81,7 @@ def _find(program: str) -> str:
 
 
 def perform(action: str, is_init: bool) -> NoReturn:
-    """The last act of an agent that was told to end the machine: it does not come back."""
+    """Power off or reboot the machine.  It does not return."""
     command = way_to(action, is_init)
     if not command:
         end_of_machine(action)
@@ -91,7 +91,7 @@ def perform(action: str, is_init: bool) -> NoReturn:
 
 
 def end_of_machine(action: str) -> NoReturn:
-    """Ends every process, brings the disks in order, and asks the kernel."""
+    """End all processes, write out and remount the disks, and call reboot(2)."""
     log.info("the machine ends", action=action)
     _end_all_processes()
     _within(budget.DISKS, _bring_disks_in_order)
@@ -100,13 +100,13 @@ def end_of_machine(action: str) -> NoReturn:
             _guest.reboot(_COMMANDS[action])
         except OSError as error:
             log.error("the kernel refuses", action=action, error=error)
-        # Inside a container, reboot(2) returns and the kill follows; PID 1 must not end before.
+        # In a PID namespace reboot(2) returns before the kernel kills PID 1, which must not end earlier.
         time.sleep(1)
 
 
 def _end_all_processes() -> None:
     if os.getpid() != 1:
-        return  # kill(-1) would leave out the one that is PID 1, and hit what is not ours
+        return  # kill(-1) would spare PID 1, and hit processes that are not the agent's
     for number, patience in ((signal.SIGTERM, budget.PROCESSES_TERMINATED), (signal.SIGKILL, budget.PROCESSES_KILLED)):
         try:
             os.kill(-1, number)
@@ -120,7 +120,10 @@ def _end_all_processes() -> None:
 
 
 def _take_dead_children() -> bool:
-    """Whether any child is left.  Everybody else's exit codes have been taken: the loop is over."""
+    """Reap all dead children.  Returns whether any child is left.
+
+    The event loop has ended, so nobody else waits for an exit code.
+    """
     while True:
         try:
             if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG) is None:
@@ -135,7 +138,7 @@ def _bring_disks_in_order() -> None:
 
 
 def _within(seconds: float, work: Callable[[], None]) -> None:
-    """Does `work`, and goes on without it where it hangs."""
+    """Run `work` in a thread, and return after `seconds` even if it hangs."""
     worker = threading.Thread(target=work, daemon=True)
     try:
         worker.start()
@@ -147,14 +150,14 @@ def _within(seconds: float, work: Callable[[], None]) -> None:
 
 
 def _make_read_only() -> None:
-    """What is on a disk is written out and marked clean, which sync alone does not do."""
+    """Remount each disk read-only, which marks its file system clean; sync alone does not."""
     try:
         with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as file:
             mounts = [line.split(" ")[:4] for line in file]
     except OSError as error:  # no descriptor left; the machine ends all the same
         log.warning("cannot remount read-only", error=error)
         return
-    # The last one first: it may be mounted on one before it.
+    # In reverse order: a later mount may lie in an earlier one.
     for source, target, _, options in reversed(mounts):
         if source.startswith(_DEVICE_PREFIX) and "rw" in options.split(","):
             try:

@@ -1,7 +1,7 @@
-"""Tells the service manager how the agent is: systemd's sd_notify protocol.
+"""Reports the agent's state to the service manager by systemd's sd_notify protocol.
 
-One datagram of `KEY=VALUE` lines to the socket that NOTIFY_SOCKET names.  Where it
-names none, nobody wants to know.
+A report is one datagram of `KEY=VALUE` lines to the socket that NOTIFY_SOCKET names.
+Without NOTIFY_SOCKET nothing is sent.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ class Notifier:
     __slots__ = ("address", "watchdog_interval")
 
     def __init__(self, environment: os._Environ[str] | dict[str, str] = os.environ) -> None:
-        # Taken out of the environment, so that nothing the agent starts can speak for it.
+        # Removed from the environment, so that no child of the agent can report in its name.
         self.address = environment.pop("NOTIFY_SOCKET", "")
         microseconds = environment.pop("WATCHDOG_USEC", "")
         pid = environment.pop("WATCHDOG_PID", "")
         mine = not pid or pid == str(os.getpid())
-        #: How often WATCHDOG=1 must be sent, in seconds; 0: never.  Half of what the
-        #: service manager waits, as sd_watchdog_enabled(3) advises.
+        #: Seconds between two WATCHDOG=1; 0: none is sent.  It is half of the service manager's
+        #: time-out, as sd_watchdog_enabled(3) advises.
         self.watchdog_interval = int(microseconds) / 2e6 if microseconds.isdigit() and mine else 0.0
 
     def ready(self, status: str) -> None:
@@ -41,9 +41,9 @@ class Notifier:
         address = "\0" + self.address[1:] if self.address.startswith("@") else self.address
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-                # A service manager that is stuck must not stop the agent too.
+                # A service manager that hangs must not block the agent.
                 sender.setblocking(False)
                 sender.sendto(text.encode(), address)
         except OSError:
-            # Nobody to tell that nobody can be told; the service manager has its own time-outs.
+            # The service manager has time-outs of its own for reports that do not arrive.
             pass

@@ -1,4 +1,4 @@
-"""What a program finds in its environment: what was asked, PATH and HOME, and nothing of the agent's."""
+"""A program's environment: the variables of the request, PATH and HOME, and none of the agent's own."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-#: Directories of a PATH that are tried; what follows is not.
+#: The most directories of a PATH that are searched.
 MAX_PATH = 256
 
-#: Arguments of a command, and variables in its environment (_spawn.pyx has the same bound).
+#: The most arguments of a command, and the most variables of its environment.  _spawn.pyx has the same bound.
 MAX_STRINGS = 65536
 #: PATH and HOME, which every environment has.
 _ALWAYS_THERE = 2
 
 
-def check(argv: Sequence[str], env: Mapping[str, str], cwd: str) -> None:
+def check(argv: Sequence[str], env: Mapping[str, str]) -> None:
     """Whether a program can be asked for like this.  BadRequestError: it cannot."""
     if not argv or not argv[0]:
         raise BadRequestError("empty command")
@@ -36,6 +36,10 @@ def check(argv: Sequence[str], env: Mapping[str, str], cwd: str) -> None:
             raise BadRequestError(f"invalid environment variable name {key!r}")
         if "\0" in value:
             raise BadRequestError(f"the environment variable {key!r} has a NUL in its value")
+
+
+def check_working_dir(cwd: str) -> None:
+    """Whether a program can run there.  BadRequestError: it cannot."""
     if cwd and not cwd.startswith("/"):
         raise BadRequestError(f"the working directory must be an absolute path, not {cwd!r}")
     if "\0" in cwd:
@@ -43,10 +47,10 @@ def check(argv: Sequence[str], env: Mapping[str, str], cwd: str) -> None:
 
 
 def complete(name: str, env: Mapping[str, str], home: str) -> tuple[list[str], list[str]]:
-    """Where to look for the program `name`, in order, and its environment as KEY=VALUE.
+    """The paths to try for the program `name`, in order, and its environment as KEY=VALUE.
 
-    The environment is `env` and, where it has none, PATH and HOME.  The search is that of
-    execvp(3) with its PATH.
+    The environment is `env`, with a default for PATH and HOME.  The paths are those that
+    execvp(3) finds in its PATH.
     """
     whole = {"PATH": DEFAULT_PATH, "HOME": home, **env}
     if "/" in name:

@@ -1,12 +1,12 @@
-"""The agent's side of the keeper (keeper_process.py): descriptors that outlive the agent.
+"""The agent's side of the keeper (keeper_process.py), which holds descriptors that outlive the agent.
 
-A container's FIFOs and pidfd are handed to the keeper while the container runs, so
-that what it wrote, and how it ended, are still there for the next agent when this
-one is killed and the container ends before that is up.  Without a keeper (it could
-not be started, somebody killed it) everything works, but for that.
+While a container runs, the keeper holds its FIFOs and its pidfd.  If this agent is killed, and
+the container ends before the next agent starts, its output and its exit status are still there.
+Without a keeper, because it could not be started or was killed, these two are lost and all else
+works.
 
-The keeper is started when the first container is; it ends by itself when there is
-neither an agent nor anything to keep.
+The agent starts the keeper with the first container.  The keeper ends by itself when there is
+no agent and nothing to keep.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ if TYPE_CHECKING:
 
 log = Logger("keeper")
 
-#: How long after a keeper could not be started it is tried again; and where only descriptors
-#: were missing, or memory, of which there may soon be some.
+#: Seconds until a start of the keeper that failed is tried again.  RETRY_SOON: it failed for want of
+#: descriptors or memory, which may soon be free.
 RETRY = 60.0
 RETRY_SOON = 0.2
 SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-#: While there are no descriptors to receive what is kept: how often, and how far apart, it is asked for again.
+#: Seconds between two attempts to fetch, and their number, while no descriptor is free to receive what is kept.
 PAUSE = 0.05
 ATTEMPTS = round(budget.KEEPER_FETCH / PAUSE)
 MOST_EACH = 8
 REPLY = 65536
-#: Stands for a reply whose descriptors there was no room for.
+#: Stands for a reply whose descriptors did not fit into the descriptor table.
 CUT = b"cut"
 
 
 class Keeper:
-    """`path`: its socket, in the run directory."""
+    """`path`: the keeper's socket, in the run directory."""
 
     def __init__(self, path: str, processes: Processes, lanes: Lanes) -> None:
         self._path = path
@@ -64,22 +64,22 @@ class Keeper:
         self._not_before = 0.0
         self._full_log = OncePerMinute()
         self._missing_log = OncePerMinute()
-        #: For a keeper that could not be reached yet: with which order each goes there.
+        #: What waits for a keeper: key -> the order to send, and the descriptors.
         self._put_by: dict[str, tuple[bytes, list[int]]] = {}
         self._offering: asyncio.Task[None] | None = None
 
     async def start(self) -> list[str]:
-        """Find the keeper of a former agent; the keys it has descriptors for, [] where there is none."""
+        """Connect to the keeper of a former agent.  Returns the keys that it holds; []: there is no keeper."""
         if not await self._in_thread(self._connect):
             return []
         reply, _ = await self._ask(b"l")
         return [key.decode(errors="replace") for key in reply.split(b"\0")[1:]]
 
     async def keep(self, key: str, fds: Sequence[int], *, anew: bool = False) -> None:
-        """Hold these, besides what is held for `key` already, or instead of it (`anew`).
+        """Have the keeper hold `fds` for `key`, in addition to what it holds, or in its place (`anew`).
 
-        They are taken over: closed here as soon as the keeper has them.  (Not duplicated, as
-        there may be no descriptor left for that when it counts most.)
+        It takes `fds` over and closes them once the keeper has them.  They are not duplicated,
+        as there may be no descriptor left for that.
         """
         if anew:
             self._close_put_by(key)
@@ -88,12 +88,12 @@ class Keeper:
             there = await self._in_thread(self._is_there) or await self._start_one()
         finally:
             if not there:
-                # Of no use if the agent is killed before there is a keeper; but not a moment longer.
+                # Until there is a keeper, a kill of the agent loses them.
                 self._put_by.setdefault(key, (order, []))[1].extend(fds)
                 if self._offering is None or self._offering.done():
                     self._offering = asyncio.get_running_loop().create_task(self._offer(), context=Context())
         if there:
-            # What was put by goes with it: behind it, it would take its place.
+            # What was put by is sent in the same request: sent later, it could replace these.
             order, before = self._put_by.pop(key, (order, []))
             await self._hand_over(order + key.encode(), [*before, *fds])
 
@@ -105,7 +105,7 @@ class Keeper:
             )
 
     async def _offer(self) -> None:
-        """Bring what was put by to a keeper as soon as one can be started."""
+        """Send what was put by as soon as a keeper can be started."""
         loop = asyncio.get_running_loop()
         while self._put_by:
             await asyncio.sleep(max(RETRY_SOON, self._not_before - loop.time()))
@@ -119,7 +119,7 @@ class Keeper:
             os.close(fd)
 
     async def fetch(self, key: str) -> list[int]:
-        """What is held for `key`, as descriptors of the caller's own."""
+        """What the keeper holds for `key`, as descriptors that the caller owns."""
         for _ in range(ATTEMPTS):
             if self._socket is None:
                 return []
@@ -141,7 +141,7 @@ class Keeper:
             self._offering.cancel()
         for key in list(self._put_by):
             self._close_put_by(key)
-        # In the lane: behind the request that may still be under way.
+        # In the lane, so after the request that may be under way.
         await self._in_thread(self._disconnect)
 
     # --------------------------------------------------------------- private
@@ -155,10 +155,10 @@ class Keeper:
                 return False
             fds: list[int] = []
             try:
-                # One that was only slow once still has what it keeps.
+                # A keeper that was only slow still holds its descriptors.
                 if await self._in_thread(self._connect) and (await self._ask(b"l"))[0]:
                     return True
-                # A copy of the script is run, not the package: that would import all of the agent's.
+                # The script is run by its path: as a module of the package it would import the package.
                 script = os.path.join(os.path.dirname(__file__), "keeper_process.py")
                 fds.append(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
                 fds.append(os.dup(fds[0]))
@@ -167,7 +167,7 @@ class Keeper:
                     [sys.executable, "-ISE", script],
                     stdio=(listener, fds[0], fds[1]),
                     cwd="/",
-                    # It holds some for each container, as the agent does.
+                    # It holds descriptors for each container, so it needs the agent's limits.
                     own_limits=True,
                 )
                 fds.clear()  # the spawn closes them
@@ -191,11 +191,11 @@ class Keeper:
             return False
 
     def _is_there(self) -> bool:
-        """Not killed since: what it is handed would be lost with it."""
+        """Whether the keeper is still alive: descriptors sent to one that was killed are lost."""
         if self._socket is None:
             return False
         poll = select.poll()
-        poll.register(self._socket, 0)  # the end of its other side comes unasked
+        poll.register(self._socket, 0)  # POLLHUP is reported unasked
         if poll.poll(0):
             self._disconnect()
         return self._socket is not None
@@ -232,7 +232,7 @@ class Keeper:
             self._socket = None
 
     async def _ask(self, packet: bytes, fds: Sequence[int] = ()) -> tuple[bytes, list[int]]:
-        """`fds` are closed in any case."""
+        """One exchange, in the lane.  It closes `fds` in any case.  b"": the keeper did not answer."""
         try:
             return await self._in_thread(lambda: self._exchange(packet, fds))
         except OSError as error:
@@ -257,13 +257,13 @@ class Keeper:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     came.frombytes(data[: len(data) - len(data) % came.itemsize])
             if flags & socket.MSG_CTRUNC:
-                # The descriptor table is full.  Some are no use without the others.
+                # The descriptor table is full.  A part of the descriptors is of no use.
                 for fd in came:
                     os.close(fd)
                 return CUT, []
             return reply, list(came)
         except OSError:
-            # Whatever it was: the next exchange could not tell which reply is its own.
+            # The next exchange could take the late reply of this one for its own.
             self._disconnect()
             raise
         finally:
@@ -271,5 +271,5 @@ class Keeper:
                 os.close(fd)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        # Shielded: a call that is cancelled must not leave its descriptors or its reply behind.
+        # Shielded: a cancelled call must leave neither open descriptors nor an unread reply.
         return await asyncio.shield(self._lanes.keeper(work))

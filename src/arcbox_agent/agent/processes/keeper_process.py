@@ -1,16 +1,15 @@
 """The keeper: a small process that holds descriptors while there is no agent.
 
-Run as `python -ISE keeper_process.py`, with a listening SOCK_SEQPACKET socket as
-its standard input.  It imports nothing that a bare interpreter has not at hand:
-it lies beside every agent that has containers, so its memory counts.
+It runs as `python -ISE keeper_process.py`, with a listening SOCK_SEQPACKET socket as its
+standard input.  It imports only what a bare interpreter has already loaded: every agent
+with containers has a keeper beside it, so its memory counts.
 
-What a container has written into its FIFOs lives in the kernel only as long as
-somebody has them open, and the status of a process that nobody waits for only as
-long as somebody has its pidfd.  Where the agent is killed and the container ends
-before there is a new one, that somebody is this process.  It does nothing else: it
-reads no output, waits for no child, and cannot break what it does not touch.
+The kernel keeps the contents of a FIFO only while a process has the FIFO open.  It keeps the
+exit status of a process that nobody waits for only while a process has its pidfd.  If the
+agent is killed, and a container ends before the next agent starts, the keeper is that
+process.  It does nothing else: it reads no output and waits for no child.
 
-One request a packet, one packet back:
+A request is one packet, and so is its reply:
 
     k KEY + descriptors   keep these too                    -> ok, or full
     n KEY + descriptors   keep these, and no others         -> ok, or full
@@ -18,9 +17,9 @@ One request a packet, one packet back:
     d KEY                 close them                        -> ok
     l                     list                              -> ok NUL KEY NUL KEY ...
 
-The agent of the day is the last that connected.  When it is gone and nothing is
-kept, the keeper ends; so it does when its socket was removed from its directory,
-because then no agent can ever find it again.
+The keeper serves the agent that connected last.  It ends when that agent is gone and
+nothing is kept.  It also ends when its socket was removed from its directory, because then
+no agent can find it any more.
 """
 
 import _socket
@@ -28,15 +27,15 @@ import posix
 import select
 import sys
 
-#: Per key and in all: more than a container has, and than there may be containers.
+#: The most descriptors for a key, and the most keys.
 MOST_EACH = 8
 MOST_KEYS = 16384
 PACKET = 4096
-#: A list longer than this is cut: what is not in it is found only by its key.
+#: The longest list, in bytes.  A key that did not fit can still be asked for.
 LIST = 65536
-#: Milliseconds between two looks at the socket's path, while there is no agent.
+#: Milliseconds between two checks of the socket's path, while there is no agent.
 LOOK = 10_000
-#: Milliseconds between two attempts to accept an agent, where the system has no descriptor for it.
+#: Milliseconds between two attempts to accept an agent, while the system has no free descriptor.
 PAUSE = 100
 
 
@@ -57,7 +56,7 @@ def main() -> None:
         for fd, _ in poll.poll(LOOK if agent is None else None):
             if fd == listener.fileno():
                 if agent is not None:
-                    # First of all: its descriptor may be the only one to be had.
+                    # Before the accept, which may need this very descriptor.
                     poll.unregister(agent)
                     agent.close()
                     agent = None
@@ -68,7 +67,7 @@ def main() -> None:
                     continue
                 agent = _socket.socket(fileno=accepted)
                 poll.register(agent, select.POLLIN)
-                break  # what else was ready may have been the former agent, of the same number
+                break  # another ready descriptor may be the former agent's, with the same number
             if agent is not None and fd == agent.fileno() and not serve(agent, kept):
                 poll.unregister(agent)
                 agent.close()
@@ -86,7 +85,7 @@ def identity(path: str) -> tuple[int, int] | None:
 
 
 def serve(agent: _socket.socket, kept: dict[bytes, list[int]]) -> bool:
-    """Answer one request; False: the agent is gone."""
+    """Answer one request.  False: the agent is gone."""
     try:
         packet, ancillary, flags, _ = agent.recvmsg(PACKET, _socket.CMSG_SPACE(4 * MOST_EACH), _socket.MSG_CMSG_CLOEXEC)
     except OSError:
@@ -107,7 +106,7 @@ def serve(agent: _socket.socket, kept: dict[bytes, list[int]]) -> bool:
             for fd in have:
                 _socket.close(fd)
             have = []
-        # Cut: the descriptor table is full, and some are no use without the others.
+        # MSG_CTRUNC: the descriptor table is full.  A part of the descriptors is of no use.
         full = flags & _socket.MSG_CTRUNC or len(have) + len(came) > MOST_EACH or len(kept) >= MOST_KEYS
         if full:
             reply = b"full"
