@@ -53,6 +53,8 @@ cdef extern from *:
 cdef enum:
     # Bytes of a log looked at at once: more than any line of the capture has.
     BLOCK = 2 * LINE_WINDOW
+    # The rotated files that a reader looks for before it takes the oldest for found.
+    SIBLINGS_LOOKED_FOR = 3
 
 cdef int64_t SECOND = 1000000000
 
@@ -284,6 +286,9 @@ cdef class CaptureLog:
                 self.log.size = os.fstat(fd).st_size
         finally:
             os.close(fd)
+        # The kernel remembers which of these names there are: the first reader needs no disk to find out.
+        for number in range(1, SIBLINGS_LOOKED_FOR + 1):
+            os.path.exists(f"{self.path}.{number}")
 
     cdef int output_since(
         self, uint64_t inode, int64_t offset, int stream, int64_t* content, bint* open_, bint* gap) except -1:

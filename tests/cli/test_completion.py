@@ -54,7 +54,7 @@ def bash(tmp_path: Path) -> Callable[..., list[str]]:
 
 
 def test_bash_completes_commands_and_options(bash: Callable[..., list[str]]) -> None:
-    assert bash("unix:///nowhere", "st") == ["start", "stop"]
+    assert bash("unix:///nowhere", "st") == ["start", "stop", "stats"]
     assert bash("unix:///nowhere", "ps", "--no") == ["--no-trunc"]
     assert bash("unix:///nowhere", "wait", "--condition", "n") == ["not-running", "next-exit"]
 

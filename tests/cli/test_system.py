@@ -227,7 +227,7 @@ def test_help_and_version_need_no_agent(start_ctl: Callable[[str], Arcboxctl]) -
     ctl = start_ctl("unix:///nowhere")
     assert ctl("--version").stdout == f"arcboxctl {VERSION}\n"
     listed = re.findall(r"^  ([a-z][a-z-]*)  ", ctl("--help").stdout, re.MULTILINE)
-    assert listed[0] == "ping" and len(listed) == 16
+    assert listed[0] == "ping" and len(listed) == 18
     for command in listed:
         assert ctl(command, "-h").stdout.startswith(f"Usage: arcboxctl {command} ")
 

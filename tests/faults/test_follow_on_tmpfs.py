@@ -12,7 +12,6 @@ from arcbox_agent.agent.config.table import Settings
 from arcbox_agent.agent.logs.follower import Followers
 from arcbox_agent.agent.logs.options import Options
 from arcbox_agent.agent.metrics import Metrics
-from tests.logs.support import follow as follow_log
 from tools.soak import small_disk
 from tools.stress.agent import PATIENCE, AgentProcess
 
@@ -68,7 +67,7 @@ def test_a_line_written_while_a_thread_reads_wakes_the_follow(tmp_path: Path) ->
         async def follow_all() -> bytes:
             followers = Followers(Settings(), Metrics())
             await followers.start()
-            follow = follow_log(followers, str(log), Options(), lambda: False)
+            follow = followers.follow(str(log), Options(), lambda: False)
             try:
                 text, seen = b"", 0
                 taken.release()

@@ -16,7 +16,6 @@ from arcbox_agent.agent.config.table import Settings
 from arcbox_agent.agent.logs.follower import Followers
 from arcbox_agent.agent.logs.options import Options
 from arcbox_agent.agent.metrics import Metrics
-from tests.logs.support import follow as follow_log
 
 
 class TextOptions(Options):
@@ -29,8 +28,7 @@ class TextOptions(Options):
 async def main(path: str, target: str, stream: str) -> None:
     followers = Followers(Settings(), Metrics())
     await followers.start()
-    follow = follow_log(
-        followers,
+    follow = followers.follow(
         path,
         TextOptions(stdout=stream != "stderr", stderr=stream != "stdout"),
         lambda: os.path.exists(f"{path}.ended"),

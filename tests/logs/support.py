@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from arcbox_agent import _log_output, _logs
-from arcbox_agent.agent.logs.follower import Follow, Followers
-from arcbox_agent.agent.logs.options import Options
 from tests.reference.logs import Entry
 
 
@@ -36,24 +34,6 @@ def write_log(directory: Path, files: Sequence[bytes], name: str = "web.log") ->
     for number, content in enumerate(reversed(files)):
         Path(f"{path}.{number}" if number else path).write_bytes(content)
     return str(path)
-
-
-class Output:
-    """The output of a container that is over when `over` says so; whoever changes that wakes the follow."""
-
-    def __init__(self, over: Callable[[], bool]) -> None:
-        self.output_is_over = over
-
-    def add_output_listener(self, listener: Callable[[], None]) -> None:
-        pass
-
-    def remove_output_listener(self, listener: Callable[[], None]) -> None:
-        pass
-
-
-def follow(followers: Followers, path: str, options: Options, over: Callable[[], bool]) -> Follow:
-    """Follow the log at `path` until its output is over."""
-    return followers.follow(options.reader(path, keep_open=True), options, Output(over))
 
 
 def pass_whole(content: bytes, pieces: Sequence[int], **options: Any) -> list[Entry]:

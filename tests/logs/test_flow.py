@@ -18,7 +18,6 @@ from arcbox_agent.agent.logs.flow import Flow
 from arcbox_agent.agent.logs.follower import TRANSITIONS, Event, State
 from arcbox_agent.agent.logs.inotify import Inotify
 from arcbox_agent.agent.logs.options import Options
-from tests.logs.support import follow as follow_log
 from tests.logs.test_capture import until
 from tests.logs.test_follow import add, collect, entries, followers, following
 
@@ -105,7 +104,7 @@ def test_a_line_written_at_the_time_of_until_is_waited_for(tmp_path: Path, run_a
             line = f"{stamp} stdout F late\n".encode()
             # Timers run in order: however late, this one runs before the follow's own.
             asyncio.get_running_loop().call_later(0.25, log.write_bytes, line)
-            follow = follow_log(all_of_them, str(log), Options(until=end), lambda: False)
+            follow = all_of_them.follow(str(log), Options(until=end), lambda: False)
             await asyncio.wait_for(collect(follow, found), 30)
             assert found == [b"late"]
 
@@ -142,7 +141,7 @@ def test_a_follow_goes_from_state_to_state(tmp_path: Path, run_async: Any, monke
     async def scenario() -> None:
         async with followers() as (all_of_them, _):
             over = False
-            one, other = (follow_log(all_of_them, str(log), Options(), lambda: over) for _ in range(2))
+            one, other = (all_of_them.follow(str(log), Options(), lambda: over) for _ in range(2))
             assert one.state is other.state is State.READING
             await one.next()
             waiting = asyncio.create_task(one.next())

@@ -27,7 +27,6 @@ from arcbox_agent.agent.logs.options import Options
 from arcbox_agent.agent.metrics import Metrics
 from arcbox_agent.logs.files import open_if_there
 from tests.logs.log_writer_process import line
-from tests.logs.support import follow as follow_log
 from tests.logs.test_capture import start, until
 
 STAMP = b"2026-11-23T17:45:12.255151664Z"
@@ -160,7 +159,7 @@ def test_a_line_in_pieces_is_one_line(tmp_path: Path, run_async: Any) -> None:
         async with followers() as (all_of_them, _):
             found: list[bytes] = []
             over = False
-            follow = follow_log(all_of_them, str(log), Options(), lambda: over)
+            follow = all_of_them.follow(str(log), Options(), lambda: over)
             task = asyncio.create_task(collect(follow, found))
             with log.open("ab", buffering=0) as file:
                 for octet in whole:
@@ -188,7 +187,7 @@ def test_many_followers_share_one_reader_and_the_slow_one_catches_up_alone(
         async with followers() as (all_of_them, metrics):
             over = False
             found: list[list[bytes]] = [[] for _ in range(6)]
-            follows = [follow_log(all_of_them, str(log), Options(), lambda: over) for _ in found]
+            follows = [all_of_them.follow(str(log), Options(), lambda: over) for _ in found]
             tasks = [asyncio.create_task(collect(*each)) for each in zip(follows[:-1], found[:-1], strict=True)]
             slow = follows[-1]
             await until(lambda: metrics.value("log_followers") == 5)
@@ -224,7 +223,7 @@ def test_a_follower_that_goes_away_is_gone_at_once(tmp_path: Path, run_async: An
         async with followers() as (all_of_them, metrics):
 
             async def one_more() -> asyncio.Task[None]:
-                task = asyncio.create_task(collect(follow_log(all_of_them, str(log), Options(), lambda: False), []))
+                task = asyncio.create_task(collect(all_of_them.follow(str(log), Options(), lambda: False), []))
                 known = metrics.value("log_followers")
                 await until(lambda: metrics.value("log_followers") == known + 1)
                 return task
@@ -259,7 +258,7 @@ def test_tail_and_follow_meet_without_a_gap(tmp_path: Path, run_async: Any) -> N
             while writer.poll() is None:
                 found.append([])
                 options = Options(tail=100, stderr=len(found) % 2 == 0)
-                follows.append(follow_log(all_of_them, str(log), options, lambda: over))
+                follows.append(all_of_them.follow(str(log), options, lambda: over))
                 tasks.append(asyncio.create_task(collect(follows[-1], found[-1])))
                 await asyncio.sleep(0.2)
             await asyncio.sleep(0.1)
@@ -285,10 +284,10 @@ def test_until_ends_a_follow(tmp_path: Path, run_async: Any) -> None:
         async with followers() as (all_of_them, _):
             found: list[bytes] = []
             soon = time.time_ns() + 300_000_000
-            await collect(follow_log(all_of_them, str(log), Options(until=soon), lambda: False), found)
+            await collect(all_of_them.follow(str(log), Options(until=soon), lambda: False), found)
             assert time.time_ns() >= soon
             assert found == [b"old"]
-            await collect(follow_log(all_of_them, str(log), Options(until=1), lambda: False), found)
+            await collect(all_of_them.follow(str(log), Options(until=1), lambda: False), found)
             assert found == [b"old"]
 
     run_async(scenario())
@@ -301,7 +300,7 @@ def test_a_log_that_does_not_exist_yet_is_waited_for(tmp_path: Path, run_async: 
         async with followers() as (all_of_them, _):
             found: list[bytes] = []
             over = False
-            follow = follow_log(all_of_them, str(log), Options(), lambda: over)
+            follow = all_of_them.follow(str(log), Options(), lambda: over)
             task = asyncio.create_task(collect(follow, found))
             await asyncio.sleep(0.05)
             log.write_bytes(STAMP + b" stdout F first\n")
@@ -340,7 +339,7 @@ async def following(log: Path) -> AsyncIterator[list[bytes]]:
     async with followers() as (all_of_them, _):
         found: list[bytes] = []
         over = False
-        follow = follow_log(all_of_them, str(log), Options(), lambda: over)
+        follow = all_of_them.follow(str(log), Options(), lambda: over)
         task = asyncio.create_task(collect(follow, found))
         try:
             yield found
@@ -490,7 +489,7 @@ def test_a_read_in_a_thread_that_has_just_ended_holds_up_nobody(
         async with followers() as (all_of_them, _):
             over = False
             found: list[bytes] = []
-            one, other = (follow_log(all_of_them, str(log), Options(), lambda: over) for _ in range(2))
+            one, other = (all_of_them.follow(str(log), Options(), lambda: over) for _ in range(2))
             assert [entry.data for entry in entries(await other.next() or b"")] == [b"first"]
             task = asyncio.create_task(collect(one, found))
             await until(lambda: found)
@@ -523,7 +522,7 @@ def test_a_follower_whose_read_a_thread_has_done_can_be_let_go(
         async with followers() as (all_of_them, metrics):
             over = False
             found: list[bytes] = []
-            alone = follow_log(all_of_them, str(log), Options(), lambda: over)
+            alone = all_of_them.follow(str(log), Options(), lambda: over)
             task = asyncio.create_task(collect(alone, found))
             await until(lambda: found)
             monkeypatch.setattr(Cursor, "read", slow.stand_in())
@@ -531,7 +530,7 @@ def test_a_follower_whose_read_a_thread_has_done_can_be_let_go(
             add(log, *lines)
             await until(slow.begun.is_set)
             # Another comes, further on than the thread will be, and before the first has taken what is read.
-            ahead = follow_log(all_of_them, str(log), Options(tail=1), lambda: over)
+            ahead = all_of_them.follow(str(log), Options(tail=1), lambda: over)
             assert [entry.data for entry in entries(await ahead.next() or b"")] == lines[-1:]
             slow.finish()
             last: list[bytes] = []
@@ -592,7 +591,7 @@ def test_a_slow_follower_that_was_left_alone_survives_a_truncation(
         async with followers() as (all_of_them, metrics):
             over = False
             found: list[bytes] = []
-            fast, slow = (follow_log(all_of_them, str(log), Options(), lambda: over) for _ in range(2))
+            fast, slow = (all_of_them.follow(str(log), Options(), lambda: over) for _ in range(2))
             task = asyncio.create_task(collect(fast, found))
             await until(lambda: found)
             taken = [entry.data for entry in entries(await slow.next() or b"")]
@@ -648,7 +647,7 @@ def test_without_inotify_logs_are_polled_and_the_agent_says_so(
         async with followers() as (all_of_them, metrics):
             found: list[bytes] = []
             over = False
-            follow = follow_log(all_of_them, str(log), Options(), lambda: over)
+            follow = all_of_them.follow(str(log), Options(), lambda: over)
             task = asyncio.create_task(collect(follow, found))
             await asyncio.sleep(0.05)
             log.write_bytes(STAMP + b" stdout F polled\n")

@@ -6,11 +6,14 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from arcbox_agent.logs import read_log
+from arcbox_agent._log_file import CaptureLog
+from arcbox_agent._logs import BLOCKED
+from arcbox_agent.logs import LogReader, read_log
 from arcbox_agent.logs import reader as reader_module
 from tests.logs.support import plain, write_log
 from tests.reference import logs as reference
@@ -162,3 +165,24 @@ def test_reading_leaves_no_descriptor_behind(tmp_path: Path) -> None:
     for _ in range(50):
         next(iter(read_log(path)))
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_log_that_was_never_rotated_is_read_without_waiting_for_the_disk(tmp_path: Path) -> None:
+    def first_step(name: str, prepare: Callable[[str], None]) -> object:
+        path = str(tmp_path / name)
+        Path(path).write_bytes(STAMP + b" stdout F one\n")
+        prepare(path)
+        reader = LogReader(path)
+        try:
+            return reader.step(nowait=True)
+        finally:
+            reader.close()
+
+    def look_for_siblings(path: str) -> None:
+        for number in range(1, 4):
+            assert not os.path.exists(f"{path}.{number}")
+
+    # Some file systems remember no name that is not there: then nothing can be done beforehand.
+    remembered = first_step("looked.log", look_for_siblings) != BLOCKED
+    captured = first_step("captured.log", lambda path: CaptureLog(path, 1 << 20, 1).open())
+    assert (captured != BLOCKED) == remembered

@@ -73,13 +73,15 @@ class Commands:
 
         RequestError: it cannot be started, and why.
         """
-        environment.check(request.cmd, request.env, request.working_dir)
+        environment.check(request.cmd, request.env)
         if self._active >= self._settings.max_execs:
             self._metrics.add("bound_execs")
             raise BusyError(f"max_execs = {self._settings.max_execs} commands run already: try again later")
         host = self._guest
         if request.container_id:
+            # An unknown container is reported before a wrong directory.
             host = self._containers.host_of(self._containers.resolve(request.container_id))
+        environment.check_working_dir(request.working_dir)
         self._number += 1
         preparation = Preparation(request, host, f"{os.getpid()}-{self._number}", stderr)
         self._active += 1

@@ -618,12 +618,3 @@ def _toml(value: object) -> str:
         escaped = value.replace("\\", "\\\\").replace('"', '\\"')
         return '"' + "".join(c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in escaped) + '"'
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def reference() -> str:
-    """The table of docs/configuration.md, in Markdown."""
-    rows = ["| key, option | value | default | meaning |", "| --- | --- | --- | --- |"]
-    for name, line in TABLE.items():
-        value = "true, false" if line.is_flag else f"list of {line.metavar}" if line.many else line.metavar
-        rows.append(f"| `{name}`, `{line.option}` | {value} | `{line.shown_default()}` | {line.help} |")
-    return "\n".join(rows) + "\n"

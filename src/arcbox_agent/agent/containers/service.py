@@ -217,7 +217,8 @@ class Containers:
         command = [*request.entrypoint, *request.cmd]
         if not command:
             raise BadRequestError("empty command: name one, as this runtime takes none from an image")
-        environment.check(command, request.env, request.working_dir)
+        environment.check(command, request.env)
+        environment.check_working_dir(request.working_dir)
         if request.image and self._settings.refuse_images:
             raise BadRequestError(f"image {request.image}: this runtime cannot unpack images, and refuse_images is set")
         texts = [*command, *request.env, *request.env.values(), request.image, request.working_dir, request.rootfs]

@@ -39,14 +39,15 @@ class Logs:
             # Not a function of its own, and nothing is held that is not needed: a thousand follows
             # are a thousand frames of this one.
             call.open_ended = True
-            reader = options.reader(container.log_path, keep_open=True)
-            follow = self._followers.follow(reader, options, container)
-            del request, options, reader
+            follow = self._followers.follow(container.log_path, options, container.output_is_over)
+            del request, options
+            container.add_output_listener(follow.wake)
             try:
                 while (frames := await follow.next()) is not None:
                     await call.send_bytes(frames)
                     del frames
             finally:
+                container.remove_output_listener(follow.wake)
                 follow.close()
             return Empty()
         except OSError as error:

@@ -158,18 +158,6 @@ class Flow:
 
     # -------------------------------------------------------------- reading
 
-    def read_for_one(self) -> bytes | None:
-        """Read on for the only member, and keep no batch of it; None: call `advance`."""
-        if self._busy is not None or len(self.members) != 1 or self.batches:
-            return None
-        cursor = self.cursor
-        status, output = cursor.read(nowait=True)
-        moved = cursor.file is not self._watched or cursor.next_file is not self._next_watched
-        begun = moved and self._watch_files()
-        if not output and (status is not END or begun):
-            return None
-        return output  # type: ignore[no-any-return]
-
     async def advance(self, member: Member | None = None) -> bool:
         """Read the next batch, for `member` that has taken all others; False: there is nothing more for now."""
         if await self.settled():
@@ -226,15 +214,27 @@ class Flow:
         self._drop_taken()
 
     def take(self, member: Member) -> bytes | None:
-        """The member's next batch, if there is one."""
+        """The member's next batch; where it is the only member, what can be read at once, of which no batch is kept.
+
+        None: call `advance`.
+        """
+        batches = self.batches
         index = member.number - self.first
-        if index >= len(self.batches):
+        if index < len(batches):
+            batch = batches[index]
+            member.number += 1
+            batch.waiting -= 1
+            self._drop_taken()
+            return batch.data
+        if self._busy is not None or len(self.members) != 1 or batches:
             return None
-        batch = self.batches[index]
-        member.number += 1
-        batch.waiting -= 1
-        self._drop_taken()
-        return batch.data
+        cursor = self.cursor
+        status, output = cursor.read(nowait=True)
+        moved = cursor.file is not self._watched or cursor.next_file is not self._next_watched
+        begun = moved and self._watch_files()
+        if not output and (status is not END or begun):
+            return None
+        return output  # type: ignore[no-any-return]
 
     def has_taken_all(self, member: Member) -> bool:
         return member.number - self.first >= len(self.batches)

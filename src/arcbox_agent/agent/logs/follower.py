@@ -18,31 +18,18 @@ from arcbox_agent._logs import BLOCKED as STEP_BLOCKED
 from arcbox_agent.agent.logs.cursor import BLOCKED, END, Cursor
 from arcbox_agent.agent.logs.flow import Flow
 from arcbox_agent.agent.logs.inotify import Inotify
+from arcbox_agent.agent.logs.options import Options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, Protocol
+    from typing import Any
 
     from arcbox_agent.agent.config.table import Settings
-    from arcbox_agent.agent.logs.options import Options
     from arcbox_agent.agent.metrics import Metrics
     from arcbox_agent.logs.reader import LogReader
 
-    class Output(Protocol):
-        """Whose output a log is: a container."""
-
-        def output_is_over(self) -> bool:
-            """Nothing more will be written, until it is started again."""
-
-        def add_output_listener(self, listener: Callable[[], None]) -> None:
-            """`listener` is called when `output_is_over` may answer otherwise."""
-
-        def remove_output_listener(self, listener: Callable[[], None]) -> None:
-            """The end of that; nothing where it has ended already."""
-
-
-__all__ = ["Event", "Follow", "Followers", "State", "read_on"]
+__all__ = ["Event", "Follow", "Followers", "Options", "State", "read_on"]
 
 #: Logs that are read whole into memory at once, one reply each; further requests wait.
 WHOLE_READS = 4
@@ -93,7 +80,7 @@ class Follow:
         "_flow",
         "_followers",
         "_options",
-        "_output",
+        "_over",
         "_reader",
         "_state",
         "_trace",
@@ -103,17 +90,17 @@ class Follow:
         "number",
     )  # fmt: skip
 
-    def __init__(self, followers: Followers, reader: LogReader, options: Options, output: Output) -> None:
+    def __init__(self, followers: Followers, path: str, options: Options, over: Callable[[], bool]) -> None:
         self.number = 0  # of the flow's batch that it takes next
         self._state = _READING
         self._followers = followers
         self._options: Options | None = options  # while READING
         self._trace = options.trace
         self._until = options.until
-        self._output = output
-        self._ended = False  # what the output answered last
-        self._event_seen = False  # it has been asked since its last event
-        self._reader: LogReader | None = reader  # while READING
+        self._over = over
+        self._ended = False  # what `over` answered last
+        self._event_seen = False  # it has been asked since the last `wake`
+        self._reader: LogReader | None = options.reader(path, keep_open=True)  # while READING
         self._flow: Flow | None = None  # while JOINED or ALONE
         self._cursor: Cursor | None = None  # while ALONE
         self._eager = False  # the last output came without waiting
@@ -146,7 +133,7 @@ class Follow:
             changes = flow.changes
             if not self._event_seen:
                 self._event_seen = True
-                self._ended = self._output.output_is_over()
+                self._ended = self._over()
             ended = self._ended or self._until_passed
             data = await self._shared(flow) if self._state is _JOINED else await self._alone(flow)
             if data:
@@ -186,7 +173,6 @@ class Follow:
             self._followers.release(flow)
         if self._reader is not None:
             self._reader.close()
-        self._output.remove_output_listener(self.wake)
         self._cursor = self._reader = None
         self._pass(Event.CLOSED)
 
@@ -202,8 +188,6 @@ class Follow:
             data = None  # the container has not written yet
         if data is None and self._state is _READING:
             self._reader = self._options = None
-            # Until here nothing waited: an end before this is found when the output is asked.
-            self._output.add_output_listener(self.wake)
             cursor = Cursor(reader.path, reader.engine, reader.file)
             self._flow, founded = self._followers.enter(options.key(reader.path), cursor)
             if founded:
@@ -217,8 +201,6 @@ class Follow:
     async def _shared(self, flow: Flow) -> bytes | None:
         """JOINED: the flow's next batch.  None: look again; empty: that is all for now."""
         data = flow.take(self)
-        if data is None:
-            data = flow.read_for_one()
         if data is None and not await flow.advance(self):
             return b"" if self._state is _JOINED and flow.has_taken_all(self) else None
         return data
@@ -306,9 +288,12 @@ class Followers:
         self._flows.clear()
         self._inotify.close()
 
-    def follow(self, reader: LogReader, options: Options, output: Output) -> Follow:
-        """Follow a log, from what `reader` (keep_open) finds in it, until `output` is over."""
-        return Follow(self, reader, options, output)
+    def follow(self, path: str, options: Options, over: Callable[[], bool]) -> Follow:
+        """Follow the log at `path` until `over` says that nothing more will be written.
+
+        It is asked at first, and then after each `Follow.wake`.
+        """
+        return Follow(self, path, options, over)
 
     def enter(self, key: tuple[Any, ...], cursor: Cursor) -> tuple[Flow, bool]:
         """The flow of a kind, until `release`; whether it is a new one, which begins at `cursor` and takes it."""

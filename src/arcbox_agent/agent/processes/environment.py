@@ -19,7 +19,7 @@ MAX_STRINGS = 65536
 _ALWAYS_THERE = 2
 
 
-def check(argv: Sequence[str], env: Mapping[str, str], cwd: str) -> None:
+def check(argv: Sequence[str], env: Mapping[str, str]) -> None:
     """Whether a program can be asked for like this.  BadRequestError: it cannot."""
     if not argv or not argv[0]:
         raise BadRequestError("empty command")
@@ -36,6 +36,10 @@ def check(argv: Sequence[str], env: Mapping[str, str], cwd: str) -> None:
             raise BadRequestError(f"invalid environment variable name {key!r}")
         if "\0" in value:
             raise BadRequestError(f"the environment variable {key!r} has a NUL in its value")
+
+
+def check_working_dir(cwd: str) -> None:
+    """Whether a program can run there.  BadRequestError: it cannot."""
     if cwd and not cwd.startswith("/"):
         raise BadRequestError(f"the working directory must be an absolute path, not {cwd!r}")
     if "\0" in cwd:

@@ -29,7 +29,7 @@ from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.observe.log import Logger, current_labels
 from arcbox_agent.agent.observe.rate import OncePerMinute
 from arcbox_agent.agent.serving.call import Call
-from arcbox_agent.agent.serving.inbox import Inbox
+from arcbox_agent.agent.serving.inbox import NOTHING_WAITS, Inbox
 from arcbox_agent.agent.serving.listeners import lose, owner_of
 from arcbox_agent.agent.serving.outbox import Outbox
 from arcbox_agent.agent.serving.states import NEXT, Event, State
@@ -135,15 +135,14 @@ class Connection(Protocol):
         allowed: frozenset[Access],
         refusal: RequestError | None = None,
     ) -> None:
-        settings = shared.settings
         self._shared = shared
         self._socket = sock  # the transport closes it
         self._peer = peer
         self._allowed = allowed
         self._refusal = refusal
         self._state = _READING if refusal is None else _REFUSING
-        self._decoder = FrameDecoder(settings.max_frame_size)
-        self._inbox = Inbox(settings.max_pipelined, settings.max_queued_bytes)
+        self._decoder = FrameDecoder(shared.settings.max_frame_size)
+        self._inbox = NOTHING_WAITS  # until _own_inbox
         self._outbox = Outbox(self, sock, shared.loop, shared.counters)
         self._transport: Transport | None = None
         self._task: Task[None] | None = None
@@ -213,7 +212,7 @@ class Connection(Protocol):
 
     def eof_received(self) -> bool:
         state = self._state
-        inbox = self._inbox
+        inbox = self._own_inbox()
         if state < _CLOSING:
             try:
                 self._decoder.eof()
@@ -335,7 +334,7 @@ class Connection(Protocol):
                 return reply
             inputs = shared.dispatch.routes[frame.type].inputs
             if inputs:
-                call.inputs = self._inbox.open_inputs(inputs, shared.loop, self._input_taken)
+                call.inputs = self._own_inbox().open_inputs(inputs, shared.loop, self._input_taken)
             self._call = call
             self._to(Event.CALL)
             self._task = shared.loop.create_task(self._run(reply, call))  # type: ignore[arg-type]
@@ -416,9 +415,17 @@ class Connection(Protocol):
 
     # -------------------------------------------------------- waiting and bounds
 
+    def _own_inbox(self) -> Inbox:
+        """The inbox, made when something is to be put into it or noted there."""
+        inbox = self._inbox
+        if inbox is NOTHING_WAITS:
+            settings = self._shared.settings
+            inbox = self._inbox = Inbox(settings.max_pipelined, settings.max_queued_bytes)
+        return inbox
+
     def _wait(self) -> None:
         """Something must finish first: keep what has arrived, up to the bounds."""
-        inbox = self._inbox
+        inbox = self._own_inbox()
         if inbox.fill(self._decoder):
             self._note_partial_frame(bool(inbox.frames))
         else:
@@ -478,7 +485,7 @@ class Connection(Protocol):
             self._shared.watch.add(self)
 
     def _pause(self) -> None:
-        inbox = self._inbox
+        inbox = self._own_inbox()
         if not inbox.paused and not inbox.ended and self._transport is not None:
             inbox.paused = True
             self._transport.pause_reading()

@@ -119,6 +119,10 @@ class Inbox:
         self.size = 0
 
 
+#: The inbox of every connection on which nothing has had to wait yet; never changed.
+NOTHING_WAITS = Inbox(0, 0)
+
+
 class Inputs:
     """The input messages of one duplex call."""
 
