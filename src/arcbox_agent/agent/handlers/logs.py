@@ -31,7 +31,7 @@ class Logs:
 
     async def read(self, request: LogsRequest, call: Call) -> Message:
         container = self._containers.resolve(request.container_id)
-        options = Options.of(request, call.version, call.trace_id)
+        options = Options.of(request, call.trace_id)
         try:
             if not request.follow:
                 answer = _stream if request.stream else self._all_in_one
@@ -44,7 +44,7 @@ class Logs:
             container.add_output_listener(follow.wake)
             try:
                 while (frames := await follow.next()) is not None:
-                    await call.send_bytes(frames)
+                    await call.outbox.send(frames)
                     del frames
             finally:
                 container.remove_output_listener(follow.wake)
@@ -91,7 +91,7 @@ async def _stream(container: Container, options: Options, call: Call) -> Message
     reader = options.reader(container.log_path, trace=options.trace, unended=container.output_is_over())
     try:
         while (frames := await read_on(reader)) is not None:
-            await call.send_bytes(frames)
+            await call.outbox.send(frames)
     except FileNotFoundError:
         pass  # nothing has been written yet
     finally:

@@ -44,13 +44,13 @@ class Options:
         self.timestamps = timestamps
 
     @classmethod
-    def of(cls, request: LogsRequest, version: int, trace_id: str | None) -> Options:
-        """What a request asks for; `version`, `trace_id`: of its frame.  BadRequestError: it makes no sense."""
+    def of(cls, request: LogsRequest, trace_id: str | None) -> Options:
+        """What a request asks for; `trace_id`: None where it came in V1.  BadRequestError: it makes no sense."""
         if request.tail < 0:
             raise BadRequestError(f"tail must not be negative: {request.tail}")
         neither = not (request.stdout or request.stderr)
         return cls(
-            version=version,
+            version=1 if trace_id is None else 2,
             trace=(trace_id or "").encode("utf-8", "surrogateescape"),
             stdout=request.stdout or neither,
             stderr=request.stderr or neither,

@@ -17,12 +17,10 @@ if TYPE_CHECKING:
 class Call:
     """What a handler may know of its request besides the message, and how it streams.
 
-    `trace_id`: None where the request came in V1.  `version`: of the request's frame, and so of
-    every reply to it.  `peer`: who asks, for logs: `uid 0 pid 123`, `cid 2`.  `allowed`: what the
-    request's listener grants.
+    `trace_id`: None where the request came in V1.  `peer`: who asks, for logs: `uid 0 pid 123`,
+    `cid 2`.  `allowed`: what the request's listener grants.
 
-    `send_bytes(frames)` sends whole frames, encoded in the call's version and with its trace id
-    (see Outbox.send).
+    `outbox`: for whole frames, encoded in the call's version and with its trace id.
 
     `open_ended`: a handler that may wait without end (a follow, a wait) sets it.  The call is
     then cancelled at once when the agent stops, instead of at the end of `shutdown_timeout`.
@@ -33,15 +31,13 @@ class Call:
 
     __slots__ = (
         "_count",
-        "_outbox",
         "allowed",
         "charged",
         "inputs",
         "open_ended",
+        "outbox",
         "peer",
-        "send_bytes",
         "trace_id",
-        "version",
     )
 
     def __init__(
@@ -52,16 +48,19 @@ class Call:
         trace_id: str | None,
         count: Callable[[], None],
     ) -> None:
-        self._outbox = outbox
+        self.outbox = outbox
         self.peer = peer
         self.allowed = allowed
         self.trace_id = trace_id
-        self.version = 1 if trace_id is None else 2
-        self.send_bytes = outbox.send
         self._count = count  # told that `charged` has changed
         self.inputs: Inputs | None = None  # of a duplex call
         self.open_ended = False
         self.charged = 0
+
+    @property
+    def version(self) -> int:
+        """The frame version of the request, and so of every reply to it."""
+        return 1 if self.trace_id is None else 2
 
     def allows(self, access: Access) -> bool:
         """Whether the request's listener grants `access`."""
@@ -74,14 +73,14 @@ class Call:
 
     async def send(self, message: Message) -> None:
         """Send one message of a streamed reply; waits while the peer is slow to read."""
-        await self.send_bytes(encode_message(message, self.trace_id))
+        await self.outbox.send(encode_message(message, self.trace_id))
 
     async def send_from_pipe(self, head: bytes, pipe: int, size: int) -> None:
         """Send a frame whose last `size` bytes lie ready in a pipe, and stay in the kernel.
 
-        When it is cancelled half way the connection is aborted, as with send_bytes.
+        When it is cancelled half way the connection is aborted, as with Outbox.send.
         """
-        await self._outbox.send_from_pipe(head, pipe, size)
+        await self.outbox.send_from_pipe(head, pipe, size)
 
     async def receive(self) -> Message | None:
         """The next message of the route's `inputs`; None when the peer has ended its side.
