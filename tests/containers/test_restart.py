@@ -305,6 +305,7 @@ def test_a_start_under_way_when_the_agent_is_told_to_end_comes_to_its_end(left_r
     end_all(agent)
 
 
+@pytest.mark.slow
 def test_an_agent_without_descriptors_to_take_containers_over_does_them_no_harm() -> None:
     ids = [f"c{number}" for number in range(20)]
     with tempfile.TemporaryDirectory(prefix="arcbox-") as name:
@@ -554,6 +555,7 @@ def test_a_command_of_a_client_ends_with_the_agent_that_ran_it(left_running: Any
     os.kill(detached[0], signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_leave_every_container_listed_truthfully(left_running: Any) -> None:
     agent = left_running
     chance = random.Random(20261123)

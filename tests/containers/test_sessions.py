@@ -86,6 +86,7 @@ def test_a_command_is_killed_with_its_session(client_without_cgroups: sync.Clien
     eventually(lambda: not alive(pid))
 
 
+@pytest.mark.slow
 def test_a_stop_without_descriptors_ends_all_of_it_when_there_are_some_again(
     client_without_cgroups: sync.Client,
 ) -> None:

@@ -292,6 +292,7 @@ def test_what_hangs_on_the_disk_holds_up_no_signal(agent: Any) -> None:
         assert client.wait_container("x").status_code == 143
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_exit", ["leave", "stop"])
 def test_what_hangs_on_the_disk_does_not_keep_the_agent_from_ending(start_agent: Any, at_exit: str) -> None:
     agent = start_agent(shutdown_timeout="0.2", stop_timeout="0.2", containers_at_exit=at_exit)
