@@ -39,9 +39,10 @@ class Logs:
             # Not a function of its own, and nothing is held that is not needed: a thousand follows
             # are a thousand frames of this one.
             call.open_ended = True
-            follow = self._followers.follow(container.log_path, options, container.output_is_over)
+            follow = self._followers.follow(
+                container.log_path, options, container.output_is_over, container.add_output_listener
+            )
             del request, options
-            container.add_output_listener(follow.wake)
             try:
                 while (frames := await follow.next()) is not None:
                     await call.outbox.send(frames)

@@ -79,8 +79,10 @@ class Follow:
         "_event_seen",
         "_flow",
         "_followers",
+        "_listen",
         "_options",
         "_over",
+        "_path",
         "_reader",
         "_state",
         "_trace",
@@ -90,17 +92,26 @@ class Follow:
         "number",
     )  # fmt: skip
 
-    def __init__(self, followers: Followers, path: str, options: Options, over: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        followers: Followers,
+        path: str,
+        options: Options,
+        over: Callable[[], bool],
+        listen: Callable[[Callable[[], None]], None] | None,
+    ) -> None:
         self.number = 0  # of the flow's batch that it takes next
         self._state = _READING
         self._followers = followers
+        self._path = path
         self._options: Options | None = options  # while READING
         self._trace = options.trace
         self._until = options.until
         self._over = over
+        self._listen = listen  # while READING
         self._ended = False  # what `over` answered last
         self._event_seen = False  # it has been asked since the last `wake`
-        self._reader: LogReader | None = options.reader(path, keep_open=True)  # while READING
+        self._reader: LogReader | None = None  # while READING, from the first read on
         self._flow: Flow | None = None  # while JOINED or ALONE
         self._cursor: Cursor | None = None  # while ALONE
         self._eager = False  # the last output came without waiting
@@ -180,16 +191,22 @@ class Follow:
 
     async def _initial(self) -> bytes | None:
         """READING: what was in the log at the beginning; None: that was all of it."""
-        reader, options = self._reader, self._options
-        assert reader is not None and options is not None
+        options, reader = self._options, self._reader
+        assert options is not None
+        if reader is None:
+            reader = self._reader = options.reader(self._path, keep_open=True)
         try:
             data: bytes | None = await read_on(reader)
         except FileNotFoundError:
             data = None  # the container has not written yet
         if data is None and self._state is _READING:
             self._reader = self._options = None
-            cursor = Cursor(reader.path, reader.engine, reader.file)
-            self._flow, founded = self._followers.enter(options.key(reader.path), cursor)
+            # `over` is asked after this: an end that came before it is found then.
+            if self._listen is not None:
+                self._listen(self.wake)
+                self._listen = None
+            cursor = Cursor(self._path, reader.engine, reader.file)
+            self._flow, founded = self._followers.enter(options.key(self._path), cursor)
             if founded:
                 self._flow.join(self)
                 self._pass(Event.FOUNDED)
@@ -288,12 +305,20 @@ class Followers:
         self._flows.clear()
         self._inotify.close()
 
-    def follow(self, path: str, options: Options, over: Callable[[], bool]) -> Follow:
+    def follow(
+        self,
+        path: str,
+        options: Options,
+        over: Callable[[], bool],
+        listen: Callable[[Callable[[], None]], None] | None = None,
+    ) -> Follow:
         """Follow the log at `path` until `over` says that nothing more will be written.
 
-        It is asked at first, and then after each `Follow.wake`.
+        It is asked when all that was there is read, and then after each `Follow.wake`.
+        `listen` is given that `wake`, before `over` is asked; without it the caller wakes the
+        follow itself.
         """
-        return Follow(self, path, options, over)
+        return Follow(self, path, options, over, listen)
 
     def enter(self, key: tuple[Any, ...], cursor: Cursor) -> tuple[Flow, bool]:
         """The flow of a kind, until `release`; whether it is a new one, which begins at `cursor` and takes it."""
