@@ -173,6 +173,24 @@ def test_since_and_until_are_the_same_for_follow_and_not(agent: RunningAgent, cl
     assert late.timestamp > between
 
 
+@pytest.mark.parametrize(
+    ("bounds", "lines"),
+    [
+        ({"until": 1}, []),
+        ({"until_nanos": 1}, []),
+        ({"since": 1 << 40}, []),
+        ({"since_nanos": 1}, [b"line"]),
+        ({}, [b"line"]),
+    ],
+)
+def test_a_bound_in_time_may_be_seconds_or_nanoseconds_alone(
+    agent: RunningAgent, client: Any, bounds: dict[str, Any], lines: list[bytes]
+) -> None:
+    id = finished(client, "echo line")
+    frames = call(agent, wire.LogsRequest(container_id=id, stream=True, **bounds))
+    assert [wire.LogEntry.decode(frame.payload).data for frame in frames[:-1]] == lines
+
+
 def test_a_follow_delivers_lines_as_they_come_and_ends_with_the_container(agent: RunningAgent, client: Any) -> None:
     id = run(client, 'read line; echo "got $line"; read line; printf bye', open_stdin=True)
     found: list[bytes] = []
