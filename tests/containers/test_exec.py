@@ -24,7 +24,6 @@ import arcbox_agent
 from arcbox_agent import sync, wire
 from arcbox_agent.agent.processes import cgroups
 from arcbox_agent.agent.processes.scopes import cgroup_name
-from arcbox_agent.agent.serving.frame_heads import head
 from arcbox_agent.errors import AgentFailedError, BadRequestError, BusyError, NotFoundError
 from arcbox_agent.wire import Mount
 
@@ -499,4 +498,4 @@ def test_a_frame_made_of_a_head_and_data_is_the_one_that_the_message_class_makes
     octets = os.urandom(size)
     for stream in ("stdout", "stderr"):
         expected = wire.encode_message(wire.ExecOutput(stream=stream, data=octets), trace)
-        assert head(trace, stream, size) + octets == expected
+        assert wire.encode_exec_output_head(stream, size, trace) + octets == expected

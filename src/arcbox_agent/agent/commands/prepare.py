@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
-from arcbox_agent.agent.containers.output.stdio import open_terminal, widen
+from arcbox_agent.agent.containers.output.stdio import open_terminal
 from arcbox_agent.agent.containers.runtimes.protocol import CommandSpec
+from arcbox_agent.agent.processes.pipes import widen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

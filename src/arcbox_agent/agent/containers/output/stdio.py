@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import os
 import struct
-from fcntl import F_SETPIPE_SZ, fcntl, ioctl
+from fcntl import ioctl
 from termios import TIOCSWINSZ
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 #: Without a size of its own a terminal has this one: rows, columns.
 TERMINAL_SIZE = (24, 80)
@@ -31,19 +27,6 @@ def open_terminal(uid: int, rows: int = 0, columns: int = 0) -> tuple[int, int]:
         os.close(slave)
         raise
     return master, slave
-
-
-def widen(pipe: int, sizes: Sequence[int]) -> None:
-    """Give a pipe the first of `sizes` that is granted.
-
-    Beyond fs.pipe-max-size, or fs.pipe-user-pages-soft in all, an ordinary user gets less.
-    """
-    for size in sizes:
-        try:
-            fcntl(pipe, F_SETPIPE_SZ, size)
-            return
-        except OSError:
-            continue
 
 
 class ContainerStdio:
