@@ -386,7 +386,8 @@ class Machine:
 
     @property
     def running(self) -> bool:
-        return self._processes["qemu"].poll() is None
+        # What QEMU connects to starts first, and may have failed.
+        return "qemu" in self._processes and self._processes["qemu"].poll() is None
 
     def wait_until_off(self, limit: float = BOOT_LIMIT) -> str:
         """Until the guest has switched itself off; what the console says."""
