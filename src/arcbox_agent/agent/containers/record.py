@@ -6,6 +6,8 @@ is true now (service.py).
 
 from __future__ import annotations
 
+import signal
+
 from arcbox_agent.agent.containers.ids import is_id
 
 TYPE_CHECKING = False
@@ -43,6 +45,8 @@ FIELDS: dict[str, tuple[type, Any]] = {
     "open_stdin": (bool, False),
     "rootfs": (str, ""),
     "created_ns": (int, 0),
+    "stop_signal": (int, 0),  # 0: SIGTERM
+    "stop_timeout_ms": (int, 0),  # 0: not said; below 0: without end
     "runtime": (str, PROCESSES),  # which runs it
     "warnings": (list, []),
     # What became of it.
@@ -82,6 +86,8 @@ class Record:
     open_stdin: bool
     rootfs: str
     created_ns: int
+    stop_signal: int
+    stop_timeout_ms: int
     runtime: str
     warnings: list[str]
     state: str
@@ -143,6 +149,8 @@ class Record:
         texts += [*known.get("env", {}), *known.get("env", {}).values()]
         if not all(isinstance(text, str) for text in texts) or not known.get("command"):
             raise RecordError("a text is missing or not one")
+        if not 0 <= known.get("stop_signal", 0) <= signal.SIGRTMAX:
+            raise RecordError("stop_signal is no signal")
         for mount in known.get("mounts", []):
             if not isinstance(mount, list) or [type(part) for part in mount] != [str, str, str, bool]:
                 raise RecordError("a mount is not one")
