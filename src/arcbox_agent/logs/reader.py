@@ -38,7 +38,8 @@ class LogReader:
     `tail`: only so many of the last lines, 0: all.  `unended`: a last line
     without its newline is given too (else it is taken to be in the making).
     `keep_open`: `engine` and `file` are left where a follower goes on, with the
-    texts whose end has not been seen.
+    texts whose end has not been seen.  `own`: the log is in a directory that only
+    we write to.  Elsewhere a symbolic link anywhere in its path is refused.
 
     What is written after the first step is not given.
     """
@@ -48,6 +49,7 @@ class LogReader:
         "_files",
         "_filters",
         "_keep_open",
+        "_no_links",
         "_nowait",
         "_since",
         "_steps",
@@ -73,6 +75,7 @@ class LogReader:
         timestamps: bool = False,
         unended: bool = True,
         keep_open: bool = False,
+        own: bool = False,
         part_limit: int = 1 << 20,
     ) -> None:
         if tail < 0:
@@ -90,6 +93,7 @@ class LogReader:
         self._bounds: list[tuple[int, int]] = []  # of each: from, to
         self._unended = unended
         self._keep_open = keep_open
+        self._no_links = not own
         self._nowait = False
         self._steps = self._run()
 
@@ -155,7 +159,7 @@ class LogReader:
         file: LogFile | None = None
         while file is None:
             try:
-                file = open_newest(self.path, self._nowait)
+                file = open_newest(self.path, self._nowait, self._no_links)
             except BlockingIOError:
                 yield BLOCKED
         while file is not None:
@@ -180,10 +184,10 @@ class LogReader:
                 break
             newer: LogFile = file
             try:
-                file = open_neighbour(self.path, newer, 1, self._nowait)
+                file = open_neighbour(self.path, newer, 1, self._nowait, self._no_links)
             except BlockingIOError:
                 yield BLOCKED
-                file = open_neighbour(self.path, newer, 1)
+                file = open_neighbour(self.path, newer, 1, no_links=self._no_links)
         return None if scan is None else scan.starts
 
 

@@ -80,6 +80,7 @@ class Options:
             timestamps=self.timestamps,
             unended=unended,
             keep_open=keep_open,
+            own=True,
         )
 
 
