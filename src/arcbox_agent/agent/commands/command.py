@@ -2,7 +2,8 @@
 
 A command ends when its process ends, though a grandchild may still hold its output open:
 what the process wrote itself is read (`owed`), and then whatever comes without a pause
-(COMMAND_QUIET), for a bounded time (COMMAND_CHATTER) and up to CHATTER_BYTES.
+(COMMAND_QUIET), for a bounded time (COMMAND_CHATTER) and up to CHATTER_BYTES.  While it is a
+helper (processes/helpers.py) that holds the output open, the bounds are those of `late_output`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,10 @@ import asyncio
 import errno
 import os
 import select
-import sys
-from fcntl import ioctl
-from termios import FIONREAD
 
 from arcbox_agent.agent.config import budget
+from arcbox_agent.agent.processes.helpers import HELPERS, LATE_IN_ALL, file_id, holders
+from arcbox_agent.agent.processes.pipes import readable_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from arcbox_agent.agent.containers.runtimes.protocol import CommandHost
     from arcbox_agent.agent.processes.children import Process
+    from arcbox_agent.agent.processes.lanes import Lanes
     from arcbox_agent.agent.processes.scopes import Scope
     from arcbox_agent.agent.processes.status import ExitStatus
 
@@ -68,7 +69,7 @@ class CommandOutput:
 
     def waiting(self) -> int | None:
         """Bytes that can be read from a pipe, PIECE at most; 0: its end; None: there is nothing at present."""
-        size = _readable_bytes(self.fd)
+        size = readable_bytes(self.fd)
         if size:
             return min(size, PIECE)
         poll = select.poll()
@@ -80,7 +81,7 @@ class CommandOutput:
 
     def note_owed(self) -> None:
         try:
-            self.owed = _readable_bytes(self.fd)
+            self.owed = readable_bytes(self.fd)
         except OSError:
             self.owed = 0  # a terminal that is closed
 
@@ -90,25 +91,25 @@ class CommandOutput:
             self.fd = -1
 
 
-def _readable_bytes(fd: int) -> int:
-    """Bytes that a pipe or terminal holds.  OSError: a terminal that is closed."""
-    return int.from_bytes(ioctl(fd, FIONREAD, bytes(4)), sys.byteorder)
-
-
 class Command:
     """One command that runs.
 
     `timed_out`: its time is over, and it is being killed.  `left`: its client needs nothing of it any
     more.  `terminal`: its output is a terminal, whose `next` needs a `room`.  `readers`: our ends
-    of its output, by the name of the stream.
+    of its output, by the name of the stream.  `late_output`: the setting.  `output_cut`: its output
+    was left though something still held it open.
     """
 
     __slots__ = (
         "_chatter",
         "_ended_at",
+        "_given_up",
         "_got_any",
+        "_helped_at",
         "_hung_up",
+        "_lanes",
         "_last_read",
+        "_late",
         "_loop",
         "_outputs",
         "_pieces",
@@ -117,6 +118,7 @@ class Command:
         "_wakes",
         "host",
         "left",
+        "output_cut",
         "process",
         "scope",
         "terminal",
@@ -131,6 +133,8 @@ class Command:
         readers: Mapping[str, int],
         typed: bytes,
         terminal: bool,
+        lanes: Lanes,
+        late_output: float,
     ) -> None:
         self.process = process
         self.host = host
@@ -138,6 +142,13 @@ class Command:
         self.terminal = terminal
         self.timed_out = False
         self.left = False
+        self.output_cut = False
+        #: No more helper was seen.
+        self._given_up = False
+        self._lanes = lanes
+        self._late = late_output
+        #: When a helper was last seen.
+        self._helped_at = float("-inf")
         self._loop = asyncio.get_running_loop()
         self._outputs = [CommandOutput(name, fd) for name, fd in readers.items()]
         #: What is still to be typed at its terminal.
@@ -202,13 +213,38 @@ class Command:
             return True
         if any(output.owed for output in self._outputs):
             return True
-        patience = min(self._last_read + budget.COMMAND_QUIET, self._ended_at + budget.COMMAND_CHATTER)
-        left = patience - self._loop.time()
+        since = max(self._last_read, self._ended_at)
+        now = self._loop.time()
+        left = min(since + budget.COMMAND_QUIET, self._ended_at + budget.COMMAND_CHATTER) - now
         if left <= 0 or self._chatter > CHATTER_BYTES:
-            return False
+            if self._given_up:
+                self.output_cut = True
+                return False
+            late = now > min(since + self._late, self._ended_at + self._late * LATE_IN_ALL)
+            if late or not await self._is_helped():
+                # Once more: the last helper may have ended just before that look, and left something.
+                self._given_up = True
+                return True
+            left = budget.COMMAND_QUIET
         if not got_any:
             await self._wait_for_something(left)
         return True
+
+    async def _is_helped(self) -> bool:
+        """Whether a helper holds the output open, or did so a moment ago."""
+        if self.terminal:
+            return False  # whatever reads and writes for it ended with its session
+        now = self._loop.time()
+        if now - self._helped_at < budget.COMMAND_QUIET:
+            return True
+        try:
+            outputs = [file_id(output.fd) for output in self._outputs]
+            helped = await self._lanes.signals(lambda: holders(self.scope.pids(), outputs) == HELPERS)
+        except OSError:
+            return False  # no descriptor is left to look with
+        if helped:
+            self._helped_at = now
+        return helped
 
     def _ended(self, status: ExitStatus) -> None:
         self._ended_at = self._loop.time()

@@ -9,6 +9,7 @@ from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.containers.lifecycle import Trigger, refusal
 from arcbox_agent.agent.containers.model import Stop
 from arcbox_agent.agent.observe.log import Logger
+from arcbox_agent.agent.processes.helpers import HELPERS, LATE_IN_ALL, NOBODY
 from arcbox_agent.errors import BadRequestError, ConflictError
 
 TYPE_CHECKING = False
@@ -28,10 +29,12 @@ FIRST_LOOK, LAST_LOOK = 0.002, 0.05
 class Stopper:
     """Ends runs of containers."""
 
-    __slots__ = ("_tasks",)
+    __slots__ = ("_late", "_tasks")
 
-    def __init__(self, tasks: Tasks) -> None:
+    def __init__(self, tasks: Tasks, late_output: float) -> None:
+        """`late_output`: the setting."""
         self._tasks = tasks
+        self._late = late_output
 
     async def stop(self, container: Container, timeout: float) -> None:
         """SIGTERM to all of a run, and after `timeout` seconds SIGKILL; returns when its end is recorded.
@@ -87,6 +90,33 @@ class Stopper:
         if sig == signal.SIGKILL and container.stop is not None:
             # A Stop that is under way ends its patience with the rest, too.
             container.stop.shorten(asyncio.get_running_loop().time())
+
+    async def await_helpers(self, container: Container, run: Run) -> bool:
+        """After the main process's end: let what still passes its output on end by itself.
+
+        False: the time for that is over, or a Stop came, and there still is such a helper.
+        """
+        loop = asyncio.get_running_loop()
+        began = last = loop.time()
+        written = -1
+        pause = FIRST_LOOK
+        while container.stop is None:
+            try:
+                if not await run.alive():
+                    return True
+                who, now_written = await run.output_holders()
+            except OSError:
+                return True  # no descriptor is left to look with
+            now = loop.time()
+            if now_written != written:
+                written, last = now_written, now
+            if who == NOBODY or (who != HELPERS and now - began > budget.COMMAND_QUIET):
+                return True
+            if now > min(last + self._late, began + self._late * LATE_IN_ALL):
+                return who != HELPERS
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LAST_LOOK)
+        return True
 
     async def end_leftovers(self, container: Container, run: Run) -> None:
         """After the main process's end: end what it left behind.
@@ -165,17 +195,30 @@ class Stopper:
         return [each.watcher for each in winding_up if each.watcher is not None]
 
 
+#: The counted names: where the count begins, and its direction.
+_COUNTED = {"RTMIN+": (signal.SIGRTMIN, 1), "RTMAX-": (signal.SIGRTMAX, -1)}
+
+
 def parse_signal(text: str) -> int:
-    """The number of a signal: `KILL`, `SIGKILL`, `9`, `RTMIN+1`.  BadRequestError: there is no such signal."""
+    """The number of a signal (`KILL`, `sigkill`, `9`, `RTMIN+1`, `RTMAX-2`).  BadRequestError: there is none such."""
     word = text.strip().upper().removeprefix("SIG")
-    if word.isascii() and word.isdigit() and len(word) < 4:
+    if _is_number(word):
         number = int(word)
+    elif word[:6] in _COUNTED and _is_number(word[6:]):
+        base, direction = _COUNTED[word[:6]]
+        number = int(base) + direction * int(word[6:])
+        if not signal.SIGRTMIN <= number <= signal.SIGRTMAX:
+            number = 0
     else:
-        base, plus, offset = word.partition("+")
-        found = signal.__dict__.get("SIG" + base) if base.isalnum() else None
+        found = signal.__dict__.get("SIG" + word) if word.isalnum() else None
         number = int(found) if isinstance(found, signal.Signals) else 0
-        if plus:
-            number = number + int(offset) if base == "RTMIN" and offset.isascii() and offset.isdigit() else 0
     if not 1 <= number <= int(signal.SIGRTMAX):
-        raise BadRequestError(f"unknown signal {text[:64]!r}")
+        raise BadRequestError(
+            f"unknown signal {text[:64]!r}: a name (TERM, SIGTERM, RTMIN+1, RTMAX-1) "
+            f"or a number from 1 to {int(signal.SIGRTMAX)} is one"
+        )
     return number
+
+
+def _is_number(word: str) -> bool:
+    return word.isascii() and word.isdigit() and len(word) < 4

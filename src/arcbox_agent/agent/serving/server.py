@@ -16,6 +16,7 @@ from arcbox_agent.agent.serving.connection import Connection, Shared
 from arcbox_agent.agent.serving.dispatch import Dispatch
 from arcbox_agent.agent.serving.ledger import Ledger
 from arcbox_agent.agent.serving.listeners import owner_of
+from arcbox_agent.agent.serving.outbox import Outbox
 from arcbox_agent.agent.serving.watch import Watch
 from arcbox_agent.errors import BusyError
 
@@ -96,7 +97,8 @@ class Server:
         refusal = self._refusal(peer, listener)
         if is_restricted(listener.allowed):
             sock.setsockopt(SOL_SOCKET, SO_SNDBUF, SEND_BUFFER)
-        connection = Connection(self._shared, sock, peer, listener.allowed, refusal)
+        outbox = Outbox(sock, self._loop, self._counters)
+        connection = Connection(self._shared, sock, outbox, peer, listener.allowed, refusal)
         # Counted from now on, not from connection_made: a burst must not overshoot.
         self._connections[connection] = listener
         if refusal is not None:
