@@ -91,10 +91,13 @@ cdef enum:
 
 # What one message may hold before its decoder refuses the rest, so that a frame costs time and
 # memory in proportion to its bytes.  Each field on the wire counts as one value, unknown ones, those
-# of sub-messages and the parts of a map's entry included; a text that is not ASCII counts one more
-# for each 16 bytes, because it may take four times its bytes.
+# of sub-messages and the parts of a map's entry included.  A text that is not ASCII counts one more
+# for each 64 bytes of it, as it takes time, and one for each 16 by which it is longer in memory: one
+# wide character makes all of them wide.  It is also shorter than MAX_WIDE, or it could not be judged
+# before it is made.
 cdef enum:
     MAX_VALUES = 262144
+    MAX_WIDE = 4194304
 
 
 # The fields around the present one, for `refuse_...`: number and index of each, -1

@@ -15,6 +15,7 @@ from arcbox_agent._tags cimport TAG_ERROR_CODE, TAG_ERROR_MESSAGE
 from arcbox_agent.errors import DecodeError, EncodeError, TooManyItemsError
 
 cdef extern from "Python.h":
+    int PyUnicode_KIND(object)
     object PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
     unsigned long long PyLong_AsUnsignedLongLong(object) except? 0xFFFFFFFFFFFFFFFF
     double PyLong_AsDouble(object) except? -1
@@ -556,13 +557,23 @@ cdef inline object _ascii(const uint8_t* p, size_t size):
 
 
 cdef object _other_text(Location* location, uint32_t tag, const uint8_t* p, size_t size):
-    location.left -= <Py_ssize_t>(size >> 4)
+    cdef Py_ssize_t longer
+    location.left -= <Py_ssize_t>(size >> 6)
     if location.left < 0:
         refuse_values(location, tag)
+    if size > MAX_WIDE:
+        raise TooManyItemsError(_path(location, tag, None), MAX_WIDE, "bytes that are not ASCII")
     try:
-        return PyUnicode_DecodeUTF8(<const char*>p, <Py_ssize_t>size, NULL)
+        text = PyUnicode_DecodeUTF8(<const char*>p, <Py_ssize_t>size, NULL)
     except UnicodeDecodeError as error:
         reason = f"not UTF-8 at byte {error.start}"
+    else:
+        longer = PyUnicode_GET_LENGTH(<PyObject*>text) * PyUnicode_KIND(text) - <Py_ssize_t>size
+        if longer > 0:
+            location.left -= longer >> 4
+            if location.left < 0:
+                refuse_values(location, tag)
+        return text
     refuse_bytes(location, tag, None, reason)
 
 

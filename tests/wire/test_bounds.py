@@ -109,12 +109,23 @@ def test_all_values_of_a_message_together_have_a_bound(cls: Any, data: bytes, va
     assert caught.value.limit == MAX_VALUES
 
 
-def test_a_text_that_is_not_ascii_counts_by_its_length_as_it_may_take_four_times_its_bytes() -> None:
-    text = "é".encode() * (8 * (MAX_VALUES - 1))
-    assert len(wire.PingRequest.decode(field(1, text)).message) == len(text) // 2
+def test_a_text_that_takes_more_memory_than_its_bytes_counts_by_that() -> None:
+    # One wide character makes all of them wide: four bytes each instead of one.
+    longest = 64 * (MAX_VALUES - 1) // 13 - 64
+    text = b"x" * longest + "\N{GRINNING FACE}".encode()
+    assert len(wire.PingRequest.decode(field(1, text)).message) == longest + 1
     with pytest.raises(TooManyItemsError, match=r"the last in PingRequest\.message"):
-        wire.PingRequest.decode(field(1, text + "é".encode() * 16))
-    # One that is counts as one, however long.
+        wire.PingRequest.decode(field(1, b"x" * 128 + text))
+    # It is as wide on the wire: it costs no more than its bytes.
+    text = "\N{GRINNING FACE}".encode() * (1 << 20)
+    assert len(wire.PingRequest.decode(field(1, text)).message) == 1 << 20
+    words = wire.ExecRequest.decode(field(2, text) * 3).cmd
+    assert [len(word) for word in words] == [1 << 20] * 3
+    with pytest.raises(TooManyItemsError, match=r"^ExecRequest: more than 262144 values"):
+        wire.ExecRequest.decode(field(2, text) * 4)
+    with pytest.raises(TooManyItemsError, match=r"^PingRequest\.message: more than 4194304 bytes that are not ASCII"):
+        wire.PingRequest.decode(field(1, text + b"x"))
+    # An ASCII one counts as one, however long.
     assert len(wire.PingRequest.decode(field(1, b"x" * (16 << 20))).message) == 16 << 20
 
 
@@ -169,3 +180,4 @@ def test_the_page_has_the_bounds_as_they_are() -> None:
     assert rows == [each for each in declared if each[1] != str(generate_messages.MOST_ITEMS)]
     assert f"| items of any other list or map | {generate_messages.MOST_ITEMS} |" in text
     assert f"| values of a message | {MAX_VALUES} |" in text
+    assert "| a text that is not ASCII | 4 MiB |" in text
