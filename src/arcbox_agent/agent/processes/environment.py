@@ -1,4 +1,4 @@
-"""A program's environment: the variables of the request, PATH and HOME, and none of the agent's own."""
+"""What a client may ask for: a command, its environment, and where it runs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,6 @@ from arcbox_agent.errors import BadRequestError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-#: The most directories of a PATH that are searched.
-MAX_PATH = 256
 
 #: The most arguments of a command, and the most variables of its environment.  _spawn.pyx has the same bound.
 MAX_STRINGS = 65536
@@ -44,17 +39,3 @@ def check_working_dir(cwd: str) -> None:
         raise BadRequestError(f"the working directory must be an absolute path, not {cwd!r}")
     if "\0" in cwd:
         raise BadRequestError("the working directory has a NUL in it")
-
-
-def complete(name: str, env: Mapping[str, str], home: str) -> tuple[list[str], list[str]]:
-    """The paths to try for the program `name`, in order, and its environment as KEY=VALUE.
-
-    The environment is `env`, with a default for PATH and HOME.  The paths are those that
-    execvp(3) finds in its PATH.
-    """
-    whole = {"PATH": DEFAULT_PATH, "HOME": home, **env}
-    if "/" in name:
-        programs = [name]
-    else:
-        programs = [f"{directory or '.'}/{name}" for directory in whole["PATH"].split(":")[:MAX_PATH]]
-    return programs, [f"{key}={value}" for key, value in whole.items()]
