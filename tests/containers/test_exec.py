@@ -108,6 +108,59 @@ def test_environment_user_and_directory(client: sync.Client) -> None:
     assert client.exec(["sh", "-c", "id -u; id -g; echo x >/dev/stdout"], user="4242:4343").stdout == b"4242\n4343\nx\n"
 
 
+@pytest.mark.parametrize("where", ["guest", "container"])
+def test_a_terminal_has_a_term_unless_one_is_asked_for(client: sync.Client, where: str) -> None:
+    id = ""
+    if where == "container":
+        id = client.create_container(cmd=["sleep", "60"]).id
+        client.start_container(id)
+    show = ["sh", "-c", 'printf "[%s]" "$TERM"']
+    assert client.exec(show, container=id, tty=True).stdout == b"[xterm]"
+    assert client.exec(show, container=id, tty=True, env={"TERM": "vt100"}).stdout == b"[vt100]"
+    assert client.exec(show, container=id, tty=True, env={"TERM": ""}).stdout == b"[]"
+    assert client.exec(show, container=id).stdout == b"[]"
+
+
+def test_a_term_of_the_container_holds_for_its_commands(client: sync.Client) -> None:
+    id = client.create_container(cmd=["sleep", "60"], env={"TERM": "linux"}).id
+    client.start_container(id)
+    assert client.exec(["printenv", "TERM"], container=id, tty=True).stdout == b"linux\r\n"
+
+
+#: The user that a program has taken opens each of its streams again.
+REOPEN = ["setpriv", "--reuid", "4242", "--regid", "4343", "--clear-groups", "sh", "-c"]
+
+
+@pytest.mark.parametrize("options", [{}, {"user": "0:0"}, {"tty": True}], ids=str)
+def test_a_command_that_changes_its_user_can_open_its_streams_again(
+    client: sync.Client, options: dict[str, Any]
+) -> None:
+    script = "echo out >/dev/stdout && echo err >/dev/stderr"
+    if not options.get("tty"):
+        script = "cat </dev/stdin && " + script
+    result = client.exec([*REOPEN, script], stdin=b"" if options.get("tty") else b"in\n", **options)
+    assert result.exit_code == 0
+    expected = (b"out\r\nerr\r\n", b"") if options.get("tty") else (b"in\nout\n", b"err\n")
+    assert (result.stdout, result.stderr) == expected
+
+
+def test_a_container_that_changes_its_user_can_open_its_streams_again(client: sync.Client) -> None:
+    for options in ({}, {"tty": True}, {"open_stdin": True}):
+        script = "echo out >/dev/stdout && echo err >/dev/stderr"
+        if "open_stdin" in options:
+            script = "exec 3</dev/stdin && " + script
+        id = client.create_container(cmd=[*REOPEN, script], **options).id  # type: ignore[arg-type]
+        client.start_container(id)
+        assert client.wait_container(id).status_code == 0, [entry.data for entry in client.logs(id)]
+        assert sorted(entry.data.strip() for entry in client.logs(id)) == [b"err", b"out"]
+
+
+def test_nobody_reads_the_output_of_a_command_by_its_descriptor(client: sync.Client) -> None:
+    result = client.exec([*REOPEN, "cat </dev/stdout"])
+    assert result.exit_code != 0
+    assert b"Permission denied" in result.stderr
+
+
 def test_a_grandchild_that_holds_the_output_does_not_hold_the_command(client: sync.Client, tmp_path: Path) -> None:
     kept = tmp_path / "pid"
     result = client.exec(["sh", "-c", f"echo out; echo err >&2; sleep 1000 & echo $! >{kept}; exit 3"])

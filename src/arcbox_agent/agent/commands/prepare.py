@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from arcbox_agent.agent.containers.output.stdio import open_terminal
+from arcbox_agent.agent.containers.output.stdio import OUTPUT_MODE, open_terminal
 from arcbox_agent.agent.processes.cgroups import COMMAND_PREFIX, DETACHED_PREFIX
 from arcbox_agent.agent.processes.pipes import widen
 
@@ -50,14 +50,14 @@ class Preparation:
     def run(self) -> tuple[int, int, int]:
         """Prepare the command and spawn it; see SpawnSpec.run.  Whatever this raises, nothing is left of it."""
         request = self._request
+        terminal = request.tty and not request.detach
         try:
             stdio = self._streams()
-            self._spec, self.scope = spec, scope = self._host.command(request, self._name)
+            self._spec, self.scope = spec, scope = self._host.command(request, self._name, terminal)
             if spec.ids:
                 for fd in self._users:
                     os.fchown(fd, spec.ids[0], -1)
             spec.stdio = stdio
-            spec.terminal = request.tty and not request.detach
             self._child.clear()
             born_in_scope = spec.cgroup_fd >= 0
             pid, pidfd, start_time = spec.run()
@@ -117,6 +117,7 @@ class Preparation:
         reader, writer = os.pipe2(os.O_CLOEXEC)
         self._users.append(self._own(writer))
         self._read_from(name, reader)
+        os.fchmod(writer, OUTPUT_MODE)
         return writer
 
     def _input(self, octets: bytes) -> int:

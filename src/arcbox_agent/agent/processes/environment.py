@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 #: The most arguments of a command, and the most variables of its environment.  _spawn.pyx has the same bound.
 MAX_STRINGS = 65536
-#: PATH and HOME, which every environment has.
-_ALWAYS_THERE = 2
+#: PATH and HOME, which every environment has, and TERM, which one with a terminal has.
+_ALWAYS_THERE = 3
 
 
 def check(argv: Sequence[str], env: Mapping[str, str]) -> None:
@@ -24,7 +24,7 @@ def check(argv: Sequence[str], env: Mapping[str, str]) -> None:
         raise BadRequestError("the command has a NUL in it")
     if len(env) > MAX_STRINGS - _ALWAYS_THERE:
         raise BadRequestError(
-            f"{len(env)} environment variables, PATH and HOME are more than the {MAX_STRINGS} allowed"
+            f"{len(env)} environment variables, PATH, HOME and TERM are more than the {MAX_STRINGS} allowed"
         )
     for key, value in env.items():
         if not key or "=" in key or "\0" in key:

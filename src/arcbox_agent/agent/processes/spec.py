@@ -20,21 +20,23 @@ _NOFILE = resource.getrlimit(resource.RLIMIT_NOFILE)
 _CORE = resource.getrlimit(resource.RLIMIT_CORE)
 
 
+#: Of a program with a terminal: without one, top, less and editors refuse to start.
+DEFAULT_TERM = "xterm"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 #: The most directories of a PATH that are searched.
 MAX_PATH = 256
 
 
-def complete(name: str, env: Mapping[str, str], home: str) -> tuple[list[str], list[str]]:
-    """What a client's program is spawned with: its PATH and HOME, and nothing of the agent's own environment.
+def complete(name: str, env: Mapping[str, str], home: str, *, terminal: bool = False) -> tuple[list[str], list[str]]:
+    """What a client's program is spawned with: its PATH, HOME and TERM, and nothing of the agent's own environment.
 
     Gives the paths to try for the program `name`, in order, and its environment as KEY=VALUE.
 
-    The environment is `env`, with a default for PATH and HOME.  The paths are those that
+    The environment is `env`, with a default for PATH and HOME, and for TERM with a terminal.  The paths are those that
     execvp(3) finds in its PATH.
     """
-    whole = {"PATH": DEFAULT_PATH, "HOME": home, **env}
+    whole = {"PATH": DEFAULT_PATH, "HOME": home, **({"TERM": DEFAULT_TERM} if terminal else {}), **env}
     if "/" in name:
         programs = [name]
     else:

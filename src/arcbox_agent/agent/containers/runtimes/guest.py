@@ -28,7 +28,7 @@ class GuestRun:
         #: Scopes of commands that are over, with nothing in them.
         self._spare: list[Scope] = []
 
-    def command(self, request: ExecRequest, name: str) -> tuple[SpawnSpec, Scope]:
+    def command(self, request: ExecRequest, name: str, terminal: bool) -> tuple[SpawnSpec, Scope]:
         user = users.look_up_in_guest(request.user)
         try:
             # The name of a scope tells the next agent whether its command was detached.
@@ -43,13 +43,14 @@ class GuestRun:
         except BaseException:
             scope.remove()
             raise
-        programs, env = complete(request.cmd[0], request.env, user.home)
+        programs, env = complete(request.cmd[0], request.env, user.home, terminal=terminal)
         spec = SpawnSpec(
             request.cmd,
             programs=programs,
             env=env,
             cwd=request.working_dir or "/",
             ids=user.ids,
+            terminal=terminal,
             cgroup_fd=cgroup_fd,
         )
         return spec, scope

@@ -25,13 +25,13 @@ def not_running(id: str) -> BadRequestError:
 
 
 def prepare(
-    record: Record, pid: int, start_time: int, above: Scope, request: ExecRequest, name: str
+    record: Record, pid: int, start_time: int, above: Scope, request: ExecRequest, name: str, terminal: bool
 ) -> tuple[SpawnSpec, Scope]:
     """See CommandHost.command.  `pid`, `start_time`: the container's main process; `above`: its scope."""
     # In the rootfs on disk, not in the container's mount namespace: its processes could mount
     # an /etc/passwd of their own there, and choose as whom a command runs.
     user = users.look_up(record.rootfs or "/", request.user or record.user)
-    programs, env = complete(request.cmd[0], {**record.env, **request.env}, user.home)
+    programs, env = complete(request.cmd[0], {**record.env, **request.env}, user.home, terminal=terminal)
     scope = above.child(name)
     spec = SpawnSpec(
         request.cmd,
@@ -40,6 +40,7 @@ def prepare(
         cwd=request.working_dir or record.working_dir or "/",
         root=record.rootfs or None,
         ids=user.ids,
+        terminal=terminal,
     )
     try:
         if record.mounts:

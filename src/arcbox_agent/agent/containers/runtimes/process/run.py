@@ -45,10 +45,10 @@ class ProcessRun:
     def ended(self) -> bool:
         return self._process is None or self._process.pidfd < 0
 
-    def command(self, request: ExecRequest, name: str) -> tuple[SpawnSpec, Scope]:
+    def command(self, request: ExecRequest, name: str, terminal: bool) -> tuple[SpawnSpec, Scope]:
         if self.ended:
             raise commands.not_running(self._record.id)
-        return commands.prepare(self._record, self.pid, self.start_time, self.scope, request, name)
+        return commands.prepare(self._record, self.pid, self.start_time, self.scope, request, name, terminal)
 
     def take_back(self, scope: Scope) -> bool:
         # The container's own end is what a spare scope would have to survive.
