@@ -24,6 +24,7 @@ from arcbox_agent.agent.containers.runtimes.protocol import NotStarted, StartErr
 from arcbox_agent.agent.containers.store import Store
 from arcbox_agent.agent.containers.supervisor import Supervisor
 from arcbox_agent.agent.containers.waiting import wait
+from arcbox_agent.agent.processes.helpers import HELPERS, NOBODY, OTHERS
 from arcbox_agent.agent.processes.lanes import Lanes
 from arcbox_agent.agent.processes.status import ExitStatus
 from arcbox_agent.errors import AgentFailedError, ConflictError, NotFoundError
@@ -68,6 +69,7 @@ class Run:
         self.pid, self.start_time = pid, 1000 + pid
         self.ended: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
         self.left = False  # a process that the main process left behind
+        self.holders, self.written = NOBODY, 0
         self.heeds = {signal.SIGTERM, signal.SIGKILL}
         self.heeds_kill_all = True
         self.faults: dict[str, Exception] = {}
@@ -111,6 +113,10 @@ class Run:
     async def alive(self) -> bool:
         self.fail("alive")
         return self.left or not self.ended.done()
+
+    async def output_holders(self) -> tuple[int, int]:
+        self.fail("output_holders")
+        return self.holders if self.left else NOBODY, self.written
 
     async def finish_output(self, timeout: float) -> bool:
         self.calls.append(("finish_output", timeout))
@@ -175,7 +181,7 @@ class World:
         self.published: list[Event] = []
         self.events.subscribe(self.published.append)
         self.events.subscribe(Journal(self.counts))
-        self.supervisor = Supervisor(self.disk, self.runtime, self.lanes)  # type: ignore[arg-type]
+        self.supervisor = Supervisor(self.disk, self.runtime, self.lanes, 0.3)  # type: ignore[arg-type]
         self.stopper = self.supervisor.stopper
         self.container = self.make("x")
         self.forgotten: list[Container] = []
@@ -677,6 +683,74 @@ def test_what_the_main_process_left_is_killed_where_nobody_stops_it(tmp_path: Pa
         await world.over()
         assert run.calls[:2] == ["kill_all", "kill_all"]
         assert world.container.status == "Exited (1)"
+
+    in_world(tmp_path, test)
+
+
+def test_helpers_end_by_themselves_where_they_do_so_in_time(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        run = await world.started()
+        run.left, run.holders = True, HELPERS
+        run.end(code=1)
+        await asyncio.sleep(0.1)
+        assert not run.calls
+        run.left = False
+        await world.over()
+        assert "kill_all" not in run.calls
+        assert not world.container.last_exit().output_cut
+        # They write: the time begins anew, but not for ever.
+        run = await world.started()
+        loop = asyncio.get_running_loop()
+        run.left, run.holders = True, HELPERS
+        before = loop.time()
+        run.end(code=1)
+        while not run.calls:
+            run.written += 1
+            await asyncio.sleep(0.01)
+        assert 1.4 < loop.time() - before < 10
+        await world.over()
+        assert world.container.last_exit().output_cut
+        # They are silent.
+        run = await world.started()
+        run.left, run.holders = True, HELPERS
+        before = loop.time()
+        run.end(code=1)
+        await world.over()
+        assert 0.3 < loop.time() - before < 1.4
+        assert world.container.last_exit().output_cut
+
+    in_world(tmp_path, test)
+
+
+def test_what_holds_the_output_and_is_no_helper_is_killed_soon(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        for holders in (OTHERS, NOBODY):
+            run = await world.started()
+            run.left, run.holders = True, holders
+            run.end(code=1)
+            await world.over()
+            assert "kill_all" in run.calls
+            assert not world.container.last_exit().output_cut
+        # Nobody can look: it is as if there were none.
+        run = await world.started()
+        run.left, run.faults["output_holders"] = True, OSError(errno.EMFILE, "Too many open files")
+        run.end(code=1)
+        await world.over()
+        assert "kill_all" in run.calls
+
+    in_world(tmp_path, test)
+
+
+def test_a_stop_ends_the_patience_with_helpers(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        world.stopper._late = 100.0
+        run = await world.started()
+        run.left, run.holders = True, HELPERS
+        run.end(code=1)
+        await until(lambda: world.container.life.state is State.ENDING)
+        await world.stopper.stop(world.container, 0)
+        assert "kill_all" in run.calls
+        assert world.container.status == "Stopped"
 
     in_world(tmp_path, test)
 

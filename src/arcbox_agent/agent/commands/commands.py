@@ -122,7 +122,16 @@ class Commands:
         self._metrics.add("commands_started")
         scope = preparation.scope
         assert scope is not None
-        return Command(process, host, scope, preparation.readers, preparation.typed, request.tty)
+        return Command(
+            process,
+            host,
+            scope,
+            preparation.readers,
+            preparation.typed,
+            request.tty,
+            self._lanes,
+            self._settings.late_output,
+        )
 
     # ----------------------------------------------------------------- end
 
