@@ -46,12 +46,12 @@ class Disk(Store):
         self.written: list[tuple[str, bool]] = []
         self.attempts: list[str] = []
 
-    def write(self, record: Record, octets: bytes, durable: bool = True) -> None:
+    def write(self, record: Record, durable: bool = True) -> None:
         self.attempts.append(record.id)
         if self.full:
             raise FULL
-        super().write(record, octets, durable)
-        self.written.append((json.loads(octets)["state"], durable))
+        super().write(record, durable)
+        self.written.append((record.state, durable))
 
     def remove(self, id: str) -> None:
         if self.keeps_files:
@@ -191,7 +191,7 @@ class World:
 
     def load(self, **fields: Any) -> Container:
         record = Record("x", command=["true"], **fields)
-        self.disk.write(record, record.encode())
+        self.disk.write(record)
         self.disk.written.clear()
         return Container.load(record, self.disk.log_path("x"), self.events)
 
@@ -403,9 +403,9 @@ def test_a_container_is_running_until_its_end_is_on_disk(tmp_path: Path) -> None
         states: list[tuple[str, str]] = []
         write = world.disk.write
 
-        def watched(record: Record, octets: bytes, durable: bool = True) -> None:
-            states.append((world.container.state, json.loads(octets)["state"]))
-            write(record, octets, durable)
+        def watched(record: Record, durable: bool = True) -> None:
+            states.append((world.container.state, record.state))
+            write(record, durable)
 
         world.disk.write = watched  # type: ignore[method-assign]
         run.end()

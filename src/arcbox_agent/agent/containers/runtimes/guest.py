@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from arcbox_agent.agent.containers.runtimes.protocol import frozen
 from arcbox_agent.agent.processes import users
 from arcbox_agent.agent.processes.spec import SpawnSpec, complete
 
@@ -39,6 +40,8 @@ class GuestRun:
             scope = self._scopes.commands().child(name)
             scope.create()
         try:
+            if scope.frozen():
+                raise frozen("the cgroup of the guest's commands")
             cgroup_fd = scope.open()
         except BaseException:
             scope.remove()

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 
+from arcbox_agent.agent.containers.runtimes.protocol import frozen
 from arcbox_agent.agent.processes import users
 from arcbox_agent.agent.processes.spec import SpawnSpec, complete
 from arcbox_agent.agent.processes.stat_line import start_time_of
@@ -47,6 +48,8 @@ def prepare(
             spec.join_fd = _open_mount_namespace(pid, start_time)
         # Without parents: nobody would remove the scope of a container that has ended.
         scope.create(parents=False)
+        if scope.frozen():
+            raise frozen(f"container {record.id}")
         spec.cgroup_fd = scope.open()
     except BaseException as error:
         spec.close()
