@@ -40,6 +40,12 @@ NEAREST: dict[str, tuple[str, ...]] = {
         "tests/faults/test_keeper.py",
     ),
     "agent/containers/": (
+        "tests/containers/test_supervisor_start.py",
+        "tests/containers/test_supervisor_stop.py",
+        "tests/containers/test_supervisor_remove.py",
+        "tests/containers/test_supervisor_wait.py",
+        "tests/containers/test_supervisor_disk.py",
+        "tests/containers/test_supervisor_faults.py",
         "tests/containers/test_lifecycle.py",
         "tests/containers/test_stop.py",
         "tests/containers/test_create.py",

@@ -81,12 +81,15 @@ class Cgroup:
             return error.errno not in (errno.ENOENT, errno.ENODEV)
 
     def pids(self) -> set[int]:
+        """OSError: they cannot be known, as no descriptor is left."""
         found: set[int] = set()
         for path in self._directories():
             try:
                 with open(os.path.join(path, "cgroup.procs"), "rb") as file:
                     found.update(map(int, file.read().split()))
-            except OSError:
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    raise
                 continue  # removed meanwhile
         found.discard(0)  # a process of a pid namespace that cannot be seen from here
         return found
@@ -116,7 +119,7 @@ class Cgroup:
         return found
 
     def send_signal(self, sig: int) -> int:
-        """To every process in it; returns how many there were."""
+        """To every process in it; returns how many there were.  OSError: to none, as no descriptor is left."""
         sent = 0
         pidfds: dict[int, int] = {}
         try:
@@ -150,12 +153,14 @@ class Cgroup:
                 raise
         # Before Linux 5.14: freeze it first, so that nothing can fork meanwhile.
         self._try_write("cgroup.freeze", b"1")
-        for _ in range(100):
-            if not self.send_signal(signal.SIGKILL):
-                break
-            if not self.alive():
-                break
-        self._try_write("cgroup.freeze", b"0")
+        try:
+            for _ in range(100):
+                if not self.send_signal(signal.SIGKILL):
+                    break
+                if not self.alive():
+                    break
+        finally:
+            self._try_write("cgroup.freeze", b"0")
 
     def remove(self) -> bool:
         """Remove it; False: something runs in it."""
@@ -183,7 +188,10 @@ class Cgroup:
     def leave_to(self, other: Cgroup) -> None:
         """Move what runs in it to another cgroup."""
         for _ in range(20):
-            pids = self.pids()
+            try:
+                pids = self.pids()
+            except OSError:
+                return
             if not pids:
                 return
             for pid in pids:
