@@ -42,7 +42,7 @@ HEADERS = {
     "_messages": [f"{PACKAGE}/short_values.h"],
     "_frames": [f"{PACKAGE}/short_values.h"],
     "_pings": [f"{PACKAGE}/short_values.h"],
-    "_spawn": [f"{PACKAGE}/spawn_child.h"],
+    "_spawn": [f"{PACKAGE}/spawn_child.h", f"{PACKAGE}/spawn_interpreter.h"],
     "_logs": [f"{PACKAGE}/file_read.h"],
     "_logscan": [f"{PACKAGE}/file_read.h"],
 }

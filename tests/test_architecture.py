@@ -35,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "__version__": set(),
     "errors": set(),
     "message_types": set(),
+    "readiness": set(),
     # Compiled: messages and frames.
     "_bytes": set(),
     "_tags": set(),
@@ -67,7 +68,7 @@ ALLOWED: dict[str, set[str]] = {
     "agent.metrics": set(),
     "agent.clock": _GROUND,
     "agent.processes": {*_GROUND, "_spawn"},
-    "agent.serving": {*_GROUND, "wire", "address", "agent.processes"},
+    "agent.serving": {*_GROUND, "wire", "address", "readiness", "agent.processes"},
     "agent.containers": {*_GROUND, "wire", "_spawn", "_log_file", "_pump", "agent.processes"},
     "agent.logs": {*_GROUND, "wire", "logs", "_logs", "_log_output", "_inotify", "agent.processes"},
     "agent.guest": {*_GROUND, "_guest", "agent.processes"},
@@ -113,9 +114,9 @@ ALLOWED: dict[str, set[str]] = {
     "agent": set(),
     "agent.__main__": {"agent.lean", "agent.daemon"},
     # The host.
-    "client": {"errors", "message_types", "wire", "address"},
+    "client": {"errors", "message_types", "readiness", "wire", "address"},
     "sync": {"client"},
-    "cli": {"__version__", "errors", "wire", "address", "logs", "client", "sync"},
+    "cli": {"__version__", "errors", "readiness", "wire", "address", "logs", "client", "sync"},
     # Only for type checkers: at run time the package looks its names up when they are asked for.
     "arcbox_agent": {"errors", "wire", "client", "sync"},
 }

@@ -15,7 +15,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memmove
 
 from arcbox_agent._classes cimport *
-from arcbox_agent._tags cimport TYPE_ERROR
+from arcbox_agent._tags cimport TAG_EXEC_OUTPUT_DATA, TYPE_ERROR, TYPE_EXEC_OUTPUT
 from arcbox_agent._wire cimport *
 
 from arcbox_agent._classes import message_class
@@ -39,8 +39,8 @@ cdef enum:
 
 
 cdef uint8_t* prepend_frame_header(
-    Writer* w, uint8_t* p, uint32_t type, object trace_id) except NULL:
-    """Before the payload, which is already written."""
+    Writer* w, uint8_t* p, uint32_t type, object trace_id, size_t behind=0) except NULL:
+    """Before the payload, which is already written but for the `behind` bytes at its end."""
     cdef bytes trace
     cdef size_t size
     if trace_id is not None:
@@ -55,7 +55,7 @@ cdef uint8_t* prepend_frame_header(
         p[0] = <uint8_t>(size >> 8)
         p[1] = <uint8_t>size
     p = reserve(w, p, 8)
-    size = <size_t>(w.end - p) + 4
+    size = <size_t>(w.end - p) + 4 + behind
     p = prepend_u32(p, type)
     return prepend_u32(p, <uint32_t>size)
 
@@ -92,6 +92,26 @@ def encode_message(Message message not None, trace_id=None):
     try:
         p = message._write(&w, p)
         p = prepend_frame_header(&w, p, number, trace_id)
+        return PyBytes_FromStringAndSize(<const char*>p, w.end - p)
+    finally:
+        give_writer(&w)
+
+
+def encode_exec_output_head(stream, size, trace_id=None):
+    """The frame of an ExecOutput up to its `data`, whose `size` bytes the caller sends behind it.
+
+    Data that goes from a pipe to a socket inside the kernel gets such a head.
+    """
+    cdef Writer w
+    cdef uint8_t* p
+    cdef uint32_t behind = size
+    cls = message_class(TYPE_EXEC_OUTPUT)
+    cdef Message message = cls(stream=stream)
+    p = take_writer(&w, <PyObject*>cls)
+    try:
+        p = write_varint(&w, p, TAG_EXEC_OUTPUT_DATA, behind)
+        p = message._write(&w, p)
+        p = prepend_frame_header(&w, p, TYPE_EXEC_OUTPUT, trace_id, behind)
         return PyBytes_FromStringAndSize(<const char*>p, w.end - p)
     finally:
         give_writer(&w)

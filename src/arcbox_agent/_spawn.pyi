@@ -9,8 +9,9 @@ class SpawnError(Exception):
     errno: int
     step: str
     item: int
+    interpreter: str
     strerror: str
-    def __init__(self, errno: int, step: str, item: int = -1) -> None: ...
+    def __init__(self, errno: int, step: str, item: int = -1, interpreter: str = "") -> None: ...
 
 def spawn(
     *,

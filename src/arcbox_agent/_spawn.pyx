@@ -99,6 +99,7 @@ cdef extern from "spawn_child.h" nogil:
         int error
         int step
         int item
+        char interpreter[256]
         pid_t pid
         int pidfd
     int SPAWN_MAX_RLIMITS
@@ -148,17 +149,21 @@ class SpawnError(Exception):
     """A process could not be started; nothing is left of the attempt.
 
     `errno`: why.  `step`: at which of STEPS.  `item`: which mount or limit, or -1.
+    `interpreter`: where an exec failed for the interpreter of a program that is there, its path.
     """
 
-    def __init__(self, int errno, str step, int item=-1):  # no-cython-lint: the name is public
+    def __init__(
+        self, int errno, str step, int item=-1, str interpreter=""  # no-cython-lint: the name is public
+    ):
         super().__init__(f"{step}: {os.strerror(errno)}")
         self.errno = errno
         self.step = step
         self.item = item
+        self.interpreter = interpreter
         self.strerror = os.strerror(errno)
 
     def __reduce__(self):
-        return type(self), (self.errno, self.step, self.item)
+        return type(self), (self.errno, self.step, self.item, self.interpreter)
 
 
 @cython.final
@@ -297,7 +302,7 @@ def spawn(
         free(plan.mounts)
         free(groups)
     if failed:
-        raise SpawnError(plan.error, STEPS[plan.step], plan.item)
+        raise SpawnError(plan.error, STEPS[plan.step], plan.item, os.fsdecode(<bytes>plan.interpreter))
     return plan.pid, plan.pidfd
 
 

@@ -37,6 +37,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "spawn_interpreter.h"
+
 /* In an old glibc's headers these may be missing; the numbers are one for all architectures. */
 #ifndef SYS_openat2
 #define SYS_openat2 437
@@ -140,6 +142,7 @@ struct spawn_plan {
     int error; /* errno */
     int step;
     int item; /* index of the mount at fault, else -1 */
+    char interpreter[SPAWN_INTERPRETER]; /* at fault where step is exec; empty: none */
     /* The answer, written by the parent. */
     pid_t pid;
     int pidfd;
@@ -420,6 +423,12 @@ static int spawn_child(void *argument) {
             error = errno;
             break;
         }
+    }
+    for (char *const *program = plan->programs; *program && !plan->interpreter[0]; program++) {
+        char interpreter[SPAWN_INTERPRETER];
+        if (!spawn_bad_interpreter(*program, interpreter)) continue;
+        error = errno;
+        memcpy(plan->interpreter, interpreter, sizeof interpreter);
     }
     errno = error;
     spawn_fail(plan, SPAWN_EXEC, -1);

@@ -20,6 +20,7 @@ from arcbox_agent._frames import (
     FrameDecoder,
     decode_error,
     encode_error,
+    encode_exec_output_head,
     encode_frame,
     encode_message,
 )
@@ -178,6 +179,7 @@ __all__ = [
     "WriteFileResponse",
     "decode_error",
     "encode_error",
+    "encode_exec_output_head",
     "encode_frame",
     "encode_message",
     "message_class",

@@ -14,9 +14,9 @@ from arcbox_agent.agent.config.access import Access
 from arcbox_agent.agent.config.table import Settings
 from arcbox_agent.agent.metrics import Metrics
 from arcbox_agent.agent.serving.call import Call
-from arcbox_agent.agent.serving.listeners import open_listeners
 from arcbox_agent.agent.serving.route import Route
 from arcbox_agent.agent.serving.server import Server
+from arcbox_agent.agent.serving.sockets import open_listeners
 from arcbox_agent.message_types import MessageType
 from arcbox_agent.wire import (
     AttachInput,

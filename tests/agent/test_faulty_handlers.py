@@ -11,9 +11,9 @@ import pytest
 from arcbox_agent.agent.config.access import Access
 from arcbox_agent.agent.config.table import Settings
 from arcbox_agent.agent.metrics import Metrics
-from arcbox_agent.agent.serving.listeners import open_listeners
 from arcbox_agent.agent.serving.route import Route
 from arcbox_agent.agent.serving.server import Server
+from arcbox_agent.agent.serving.sockets import open_listeners
 from arcbox_agent.message_types import MessageType
 from arcbox_agent.wire import (
     Error,

@@ -290,6 +290,24 @@ def test_a_socket_that_systemd_did_not_pass_is_an_error_that_names_it(tmp_path: 
     assert "systemd:api: systemd passed no such socket" in ended.stderr
 
 
+@pytest.mark.parametrize("count", ["", "-1", "one", "\u00b2", "1" * 5000])
+def test_a_count_of_sockets_that_is_no_number_ends_the_start_with_its_name(tmp_path: Path, count: str) -> None:
+    program = (
+        "import os, sys\n"
+        "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=sys.argv[1])\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'arcbox_agent.agent', *sys.argv[2:]])\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, count, *directories(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY / "src")},
+    )
+    assert ended.returncode == 2
+    assert f"LISTEN_FDS={count!r} from systemd is no number of descriptors" in ended.stderr
+
+
 # ------------------------------------------------------------------------- vsock
 
 

@@ -62,6 +62,17 @@ def test_ps_for_programs_is_a_line_a_container_with_all_fields(ctl: Arcboxctl) -
     assert listed["command"] == ["sleep", "600"]
 
 
+def test_times_for_programs_are_ones_that_since_takes(ctl: Arcboxctl) -> None:
+    ctl("run", "--name", "web", "x", "sh", "-c", "echo hello")
+    ctl("create", "--name", "never", "x", "true")
+    listed = {one["name"]: one for one in map(json.loads, ctl("ps", "-a", "--json").stdout.splitlines())}
+    for name in ("started_at", "finished_at"):
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z", listed["web"][name])
+        assert listed["never"][name] is None
+    assert ctl("logs", "--since", listed["web"]["started_at"], "web").stdout == "hello\n"
+    assert ctl("logs", "--until", listed["web"]["started_at"], "web").stdout == ""
+
+
 def test_several_at_once_and_one_that_is_not_there(ctl: Arcboxctl) -> None:
     for name in ("a", "b"):
         ctl("create", "--name", name, "x", "sleep", "600")

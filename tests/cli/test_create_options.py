@@ -24,13 +24,16 @@ def test_a_key_alone_takes_the_value_it_has_here(monkeypatch: pytest.MonkeyPatch
 def test_an_env_file_is_read_as_docker_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HERE", "yes")
     file = tmp_path / "env"
-    file.write_bytes(b'\xef\xbb\xbf# a comment\n\n  INDENTED=1\nQUOTED="kept"\nTRAILING=two  \r\nHERE\nOVER=file\n')
+    text = b'\xef\xbb\xbf# a comment\n\n  INDENTED=1\nQUOTED="kept"\nTRAILING=two  \r\n'
+    file.write_bytes(text + b"HERE\nOVER=file\nIN=one\rtwo\n  \r\nEND=x")
     assert environment(["OVER=option"], [str(file)]) == {
         "INDENTED": "1",
         "QUOTED": '"kept"',
         "TRAILING": "two  ",
         "HERE": "yes",
         "OVER": "option",
+        "IN": "one\rtwo",
+        "END": "x",
     }
 
 

@@ -24,7 +24,6 @@ import arcbox_agent
 from arcbox_agent import sync, wire
 from arcbox_agent.agent.processes import cgroups
 from arcbox_agent.agent.processes.scopes import cgroup_name
-from arcbox_agent.agent.serving.frame_heads import head
 from arcbox_agent.errors import AgentFailedError, BadRequestError, BusyError, NotFoundError
 from arcbox_agent.wire import Mount
 
@@ -107,6 +106,59 @@ def test_environment_user_and_directory(client: sync.Client) -> None:
     assert client.exec(["pwd"], working_dir="/usr").stdout == b"/usr\n"
     assert client.exec(["pwd"]).stdout == b"/\n"
     assert client.exec(["sh", "-c", "id -u; id -g; echo x >/dev/stdout"], user="4242:4343").stdout == b"4242\n4343\nx\n"
+
+
+@pytest.mark.parametrize("where", ["guest", "container"])
+def test_a_terminal_has_a_term_unless_one_is_asked_for(client: sync.Client, where: str) -> None:
+    id = ""
+    if where == "container":
+        id = client.create_container(cmd=["sleep", "60"]).id
+        client.start_container(id)
+    show = ["sh", "-c", 'printf "[%s]" "$TERM"']
+    assert client.exec(show, container=id, tty=True).stdout == b"[xterm]"
+    assert client.exec(show, container=id, tty=True, env={"TERM": "vt100"}).stdout == b"[vt100]"
+    assert client.exec(show, container=id, tty=True, env={"TERM": ""}).stdout == b"[]"
+    assert client.exec(show, container=id).stdout == b"[]"
+
+
+def test_a_term_of_the_container_holds_for_its_commands(client: sync.Client) -> None:
+    id = client.create_container(cmd=["sleep", "60"], env={"TERM": "linux"}).id
+    client.start_container(id)
+    assert client.exec(["printenv", "TERM"], container=id, tty=True).stdout == b"linux\r\n"
+
+
+#: The user that a program has taken opens each of its streams again.
+REOPEN = ["setpriv", "--reuid", "4242", "--regid", "4343", "--clear-groups", "sh", "-c"]
+
+
+@pytest.mark.parametrize("options", [{}, {"user": "0:0"}, {"tty": True}], ids=str)
+def test_a_command_that_changes_its_user_can_open_its_streams_again(
+    client: sync.Client, options: dict[str, Any]
+) -> None:
+    script = "echo out >/dev/stdout && echo err >/dev/stderr"
+    if not options.get("tty"):
+        script = "cat </dev/stdin && " + script
+    result = client.exec([*REOPEN, script], stdin=b"" if options.get("tty") else b"in\n", **options)
+    assert result.exit_code == 0
+    expected = (b"out\r\nerr\r\n", b"") if options.get("tty") else (b"in\nout\n", b"err\n")
+    assert (result.stdout, result.stderr) == expected
+
+
+def test_a_container_that_changes_its_user_can_open_its_streams_again(client: sync.Client) -> None:
+    for options in ({}, {"tty": True}, {"open_stdin": True}):
+        script = "echo out >/dev/stdout && echo err >/dev/stderr"
+        if "open_stdin" in options:
+            script = "exec 3</dev/stdin && " + script
+        id = client.create_container(cmd=[*REOPEN, script], **options).id  # type: ignore[arg-type]
+        client.start_container(id)
+        assert client.wait_container(id).status_code == 0, [entry.data for entry in client.logs(id)]
+        assert sorted(entry.data.strip() for entry in client.logs(id)) == [b"err", b"out"]
+
+
+def test_nobody_reads_the_output_of_a_command_by_its_descriptor(client: sync.Client) -> None:
+    result = client.exec([*REOPEN, "cat </dev/stdout"])
+    assert result.exit_code != 0
+    assert b"Permission denied" in result.stderr
 
 
 def test_a_grandchild_that_holds_the_output_does_not_hold_the_command(client: sync.Client, tmp_path: Path) -> None:
@@ -499,4 +551,4 @@ def test_a_frame_made_of_a_head_and_data_is_the_one_that_the_message_class_makes
     octets = os.urandom(size)
     for stream in ("stdout", "stderr"):
         expected = wire.encode_message(wire.ExecOutput(stream=stream, data=octets), trace)
-        assert head(trace, stream, size) + octets == expected
+        assert wire.encode_exec_output_head(stream, size, trace) + octets == expected

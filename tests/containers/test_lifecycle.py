@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import threading
 import time
@@ -129,14 +130,22 @@ def test_the_errors_of_a_wrong_state(client: sync.Client) -> None:
         client.start_container(id)
     with pytest.raises(AgentFailedError, match=r"failed to remove: cannot remove running .* \(use force=true\)"):
         client.remove_container(id)
-    for bad in ("NOSUCH", "0", "65", "-9", "SIGKILL9", "RTMIN+99", "9999"):
-        with pytest.raises(BadRequestError, match="unknown signal"):
+    for bad in (
+        *("NOSUCH", "0", "-1", "65", "-9", "999", "9999", "SIGKILL9", "SIGSIGKILL", "RTMIN+99", "RTMIN-1", "RTMIN+"),
+        *("RTMAX+1", "RTMAX-31", "RTMAX-40", "RTMAX-", "RTMIN+-1", "RTMAX--1", "TERM+1", "KILL-1", "SIG", "_UNBLOCK"),
+    ):
+        with pytest.raises(BadRequestError, match=f"unknown signal {re.escape(repr(bad))}: a name .* or a number"):
             client.kill_container(id, signal=bad)
     client.remove_container(id, force=True)
 
 
 @pytest.mark.parametrize(
-    ("name", "number"), [("KILL", 9), ("SIGTERM", 15), ("term", 15), ("10", 10), ("RTMIN+1", 35), ("", 9)]
+    ("name", "number"),
+    [
+        *[("KILL", 9), ("SIGTERM", 15), ("term", 15), ("sigUsr1", 10), ("10", 10), ("", 9)],
+        *[("RTMIN", 34), ("RTMIN+1", 35), ("sigrtmin+15", 49), ("RTMIN+30", 64)],
+        *[("SIGRTMAX", 64), ("RTMAX-1", 63), ("sigrtmax-14", 50), ("RTMAX-30", 34), ("RTMAX-0", 64)],
+    ],
 )
 def test_a_signal_is_sent_by_name_or_number(client: sync.Client, name: str, number: int) -> None:
     id = client.create_container(cmd=["sleep", "60"]).id

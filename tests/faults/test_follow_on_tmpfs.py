@@ -10,8 +10,8 @@ from pathlib import Path
 from arcbox_agent import connect
 from arcbox_agent.agent.config.table import Settings
 from arcbox_agent.agent.logs.follower import Followers
-from arcbox_agent.agent.logs.options import Options
 from arcbox_agent.agent.metrics import Metrics
+from arcbox_agent.logs import Options
 from tools.soak import small_disk
 from tools.stress.agent import PATIENCE, AgentProcess
 

@@ -14,8 +14,8 @@ import uvloop
 
 from arcbox_agent.agent.config.table import Settings
 from arcbox_agent.agent.logs.follower import Followers
-from arcbox_agent.agent.logs.options import Options
 from arcbox_agent.agent.metrics import Metrics
+from arcbox_agent.logs import Options
 
 
 class TextOptions(Options):

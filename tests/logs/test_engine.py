@@ -12,8 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from arcbox_agent import _lines, _log_output, _logs, wire
-from arcbox_agent.logs import read_log
-from arcbox_agent.logs.reader import LogReader
+from arcbox_agent.logs import LogReader, Options, read_log
 from tests.logs.support import pass_whole, plain, write_log
 from tests.reference import logs as reference
 
@@ -130,15 +129,15 @@ def test_tail_since_until_and_streams_agree_with_the_judge(
 ) -> None:  # fmt: skip
     options = {
         "stdout": stdout, "stderr": stderr, "tail": tail, "since": since, "until": until,
-        "timestamps": timestamps, "unended": unended,
+        "timestamps": timestamps,
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as directory:
         path = write_log(Path(directory), files)
-        reader = LogReader(path, **options)  # type: ignore[arg-type]
+        reader = LogReader(path, Options(**options), unended=unended)  # type: ignore[arg-type]
         entries = []
         while (piece := reader.step()) is not None:
             entries += piece
-    assert plain(entries) == reference.read(files, **options)  # type: ignore[arg-type]
+    assert plain(entries) == reference.read(files, unended=unended, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -308,7 +307,7 @@ def test_what_is_not_in_the_cache_is_waited_for(tmp_path: Path, cached: int, tai
     with open(path, "rb") as newer, open(f"{path}.1", "rb") as older:
         keep_in_cache(newer.fileno(), cached)
         keep_in_cache(older.fileno(), cached)
-        reader = LogReader(path, tail=tail)
+        reader = LogReader(path, Options(tail=tail))
         found: list[bytes] = []
         while (entries := reader.step(nowait=True)) is not None:
             if entries == _logs.BLOCKED:

@@ -17,7 +17,7 @@ from arcbox_agent.agent.logs.cursor import Cursor
 from arcbox_agent.agent.logs.flow import Flow
 from arcbox_agent.agent.logs.follower import TRANSITIONS, Event, State
 from arcbox_agent.agent.logs.inotify import Inotify
-from arcbox_agent.agent.logs.options import Options
+from arcbox_agent.logs import Options
 from tests.logs.test_capture import until
 from tests.logs.test_follow import add, collect, entries, followers, following
 

@@ -23,8 +23,8 @@ from arcbox_agent.agent.logs import flow
 from arcbox_agent.agent.logs.cursor import BLOCKED, END, MORE, Cursor
 from arcbox_agent.agent.logs.follower import Follow, Followers
 from arcbox_agent.agent.logs.inotify import Inotify
-from arcbox_agent.agent.logs.options import Options
 from arcbox_agent.agent.metrics import Metrics
+from arcbox_agent.logs import Options
 from arcbox_agent.logs.files import open_if_there
 from tests.logs.log_writer_process import line
 from tests.logs.test_capture import start, until

@@ -28,9 +28,10 @@ from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.observe.notify import Notifier
 from arcbox_agent.agent.processes.children import Processes
 from arcbox_agent.agent.processes.lanes import Lanes
-from arcbox_agent.agent.serving.listeners import Listener, open_listeners, open_unix
+from arcbox_agent.agent.serving.listeners import Listener
 from arcbox_agent.agent.serving.metrics_endpoint import MetricsEndpoint
 from arcbox_agent.agent.serving.server import Server
+from arcbox_agent.agent.serving.sockets import open_listeners, open_unix
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -114,11 +114,12 @@ def environment(pairs: Iterable[str], files: Iterable[str] = ()) -> dict[str, st
     variables: dict[str, str] = {}
     for path in files:
         try:
-            with open(path, encoding="utf-8-sig") as lines:
+            # A newline alone ends a line: a carriage return in a value is part of it.
+            with open(path, encoding="utf-8-sig", newline="\n") as lines:
                 for number, line in enumerate(lines, 1):
-                    text = line.strip("\r\n")
-                    if text.strip() and not text.lstrip().startswith("#"):
-                        _set(variables, text.lstrip(), f"{path}:{number}")
+                    text = line.removesuffix("\n").removesuffix("\r").lstrip()
+                    if text and not text.startswith("#"):
+                        _set(variables, text, f"{path}:{number}")
         except UnicodeDecodeError:
             raise click.UsageError(f"{path}: not in UTF-8") from None
     for pair in pairs:

@@ -143,10 +143,9 @@ def _show_file(
     stderr: bool,
 ) -> None:
     """Show a file without an agent, and so without an event loop: Ctrl-C just ends us."""
-    from arcbox_agent.logs import LogReader
+    from arcbox_agent.logs import LogReader, Options
 
-    reader = LogReader(
-        path,
+    options = Options(
         stdout=stdout or not stderr,
         stderr=stderr or not stdout,
         # The reader takes 0 lines for all of them.  With --tail 0 the file is opened all the
@@ -156,6 +155,7 @@ def _show_file(
         until=until,
         timestamps=timestamps and not invocation.json,
     )
+    reader = LogReader(path, options)
     while (entries := reader.step()) is not None:
         if tail == 0:
             break

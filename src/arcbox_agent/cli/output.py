@@ -69,7 +69,7 @@ def payload(data: bytes) -> dict[str, str]:
 
 
 def plain(value: Any) -> Any:
-    """A message as dicts and lists, with all fields under the schema's names."""
+    """A message as dicts and lists, with all fields under the schema's names, and moments in RFC 3339."""
     if isinstance(value, list):
         return [plain(one) for one in value]
     if hasattr(type(value), "__match_args__"):
@@ -79,7 +79,14 @@ def plain(value: Any) -> Any:
 
 def fields_of(message: Message) -> dict[str, Any]:
     names: tuple[str, ...] = type(message).__match_args__
-    return {name: plain(getattr(message, name)) for name in names}
+    return {name: _field(name, getattr(message, name)) for name in names}
+
+
+def _field(name: str, value: Any) -> Any:
+    # Nanoseconds are more digits than a double has, which is what jq and JavaScript read a number into.
+    if name.endswith("_at"):
+        return rfc3339(value) if value else None
+    return plain(value)
 
 
 def warn(text: str) -> None:

@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from arcbox_agent.cli.output import STDOUT, entry_as_json, joined, json_line, stream_fd
-from arcbox_agent.client.transport import until_writable
+from arcbox_agent.readiness import until_writable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

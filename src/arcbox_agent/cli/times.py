@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 NANOSECONDS = 1_000_000_000
 
 _UNIX = re.compile(r"(\d{1,12})(?:\.(\d{1,9}))?", re.ASCII)
+_UNIX_NANOSECONDS = re.compile(r"\d{19}", re.ASCII)
 _CLOCK = re.compile(
     r"(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}:\d{2})(:\d{2})?(?:[.,](\d{1,9}))?)?([Zz]|[+-]\d{2}:?\d{2})?",
     re.ASCII,
@@ -28,12 +29,14 @@ _UNITS = {
 def parse_moment(text: str, now: int) -> int:
     """A value of --since or --until in Unix nanoseconds.
 
-    Unix seconds (`1763919912.25`), RFC 3339 (`2026-11-23T17:45:12.255151664Z`; local time
+    Unix seconds (`1763919912.25`), Unix nanoseconds (19 digits), RFC 3339 (`2026-11-23T17:45:12.255151664Z`; local time
     without a zone, midnight without a time), or how long before `now` (`10m`, `1h30m`).
     Raises ValueError for anything else.
     """
     if found := _UNIX.fullmatch(text):
         return int(found[1]) * NANOSECONDS + _fraction(found[2])
+    if _UNIX_NANOSECONDS.fullmatch(text):
+        return int(text)
     if found := _CLOCK.fullmatch(text):
         date, clock, seconds, fraction, zone = found.groups()
         moment = datetime.fromisoformat(f"{date}T{clock or '00:00'}{seconds or ':00'}{(zone or '').upper()}")

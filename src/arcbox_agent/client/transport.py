@@ -15,6 +15,7 @@ import stat
 
 from arcbox_agent.address import HybridVsockAddress, UnixAddress, VsockAddress
 from arcbox_agent.errors import ConnectError
+from arcbox_agent.readiness import until_writable
 
 Address = VsockAddress | UnixAddress | HybridVsockAddress
 
@@ -145,19 +146,3 @@ async def _connect(sock: socket.socket, target: str | tuple[int, int]) -> None:
             if code == 0:
                 return
         raise OSError(code, os.strerror(code))
-
-
-async def until_writable(fd: int) -> None:
-    """Wait until the event loop reports the descriptor as writable."""
-    loop = asyncio.get_running_loop()
-    writable: asyncio.Future[None] = loop.create_future()
-
-    def on_writable() -> None:
-        if not writable.done():
-            writable.set_result(None)
-
-    loop.add_writer(fd, on_writable)
-    try:
-        await writable
-    finally:
-        loop.remove_writer(fd)

@@ -13,6 +13,6 @@ from __future__ import annotations
 
 from arcbox_agent._lines import format_time, parse_time
 from arcbox_agent._log_output import Entry
-from arcbox_agent.logs.reader import LogReader, read_log
+from arcbox_agent.logs.reader import LogReader, Options, read_log
 
-__all__ = ["Entry", "LogReader", "format_time", "parse_time", "read_log"]
+__all__ = ["Entry", "LogReader", "Options", "format_time", "parse_time", "read_log"]

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from arcbox_agent._logs import BLOCKED, CHANGED, END, Engine
 from arcbox_agent._logscan import TailScan, bisect
+from arcbox_agent.errors import BadRequestError
 from arcbox_agent.logs.files import LogFile, open_neighbour, open_newest
 
 TYPE_CHECKING = False
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
     from typing import Any
 
     from arcbox_agent._log_output import Entry
+    from arcbox_agent.wire import LogsRequest
 
 #: A larger file is searched for a time by bisection.  That assumes that its times are in order,
 #: within SLACK ns: if the clock was set back by more, lines before the step may be left out.
 #: No line outside the range is ever given.
 BISECT_FROM = 1 << 20
-SLACK = 60 * 1_000_000_000
+_SECOND = 1_000_000_000
+SLACK = 60 * _SECOND
 
 #: The times that a line can have: one outside becomes the nearest inside, and so does the end of a range.
 _FIRST, _LAST = -(1 << 63) + 1, (1 << 63) - 1
@@ -31,11 +34,69 @@ _FIRST, _LAST = -(1 << 63) + 1, (1 << 63) - 1
 _ATTEMPTS = 5
 
 
+class Options:
+    """What is wanted of a log: which lines, and how they are given.
+
+    `tail`: only so many of the last lines, 0: all.  `since`, `until`: Unix ns, both inclusive; a line whose
+    time is not known is outside every range.  `timestamps`: each line begins with its time.
+    `version`, `trace`: of the frames that a client is sent.
+    """
+
+    __slots__ = ("since", "stderr", "stdout", "tail", "timestamps", "trace", "until", "version")
+
+    def __init__(
+        self,
+        *,
+        stdout: bool = True,
+        stderr: bool = True,
+        tail: int = 0,
+        since: int | None = None,
+        until: int | None = None,
+        timestamps: bool = False,
+        version: int = 1,
+        trace: bytes = b"",
+    ) -> None:
+        if tail < 0:
+            raise ValueError("tail must not be negative")
+        self.stdout = stdout
+        self.stderr = stderr
+        self.tail = tail
+        self.since = None if since is None else _nearest(since)
+        self.until = None if until is None else _nearest(until)
+        self.timestamps = timestamps
+        self.version = version
+        self.trace = trace
+
+    @classmethod
+    def of(cls, request: LogsRequest, trace_id: str | None) -> Options:
+        """What a request asks for; `trace_id`: None where it came in V1.  BadRequestError: it makes no sense."""
+        if request.tail < 0:
+            raise BadRequestError(f"tail must not be negative: {request.tail}")
+        neither = not (request.stdout or request.stderr)
+        return cls(
+            stdout=request.stdout or neither,
+            stderr=request.stderr or neither,
+            tail=request.tail,
+            since=_bound(request.since, request.since_nanos),
+            until=_bound(request.until, request.until_nanos),
+            timestamps=request.timestamps,
+            version=1 if trace_id is None else 2,
+            trace=(trace_id or "").encode("utf-8", "surrogateescape"),
+        )
+
+    def reader(
+        self, path: str, output: str = "", trace: bytes = b"", unended: bool = False, keep_open: bool = False
+    ) -> LogReader:
+        """A reader of the log at `path`, which gives frames where no other `output` is named."""
+        return LogReader(
+            path, self, output=output or f"v{self.version}", trace=trace, unended=unended, keep_open=keep_open
+        )
+
+
 class LogReader:
     """Reads a log for one request, step by step, so that the caller chooses the thread of each step.
 
-    `output`, `trace`, `timestamps`, `part_limit`: as `_logs.Engine` has them.
-    `tail`: only so many of the last lines, 0: all.  `unended`: a last line
+    `output`, `trace`, `part_limit`: as `_logs.Engine` has them.  `unended`: a last line
     without its newline is given too (else it is taken to be in the making).
     `keep_open`: `engine` and `file` are left where a follower goes on, with the
     texts whose end has not been seen.
@@ -49,42 +110,31 @@ class LogReader:
         "_filters",
         "_keep_open",
         "_nowait",
-        "_since",
+        "_options",
         "_steps",
         "_unended",
-        "_until",
         "engine",
         "file",
         "path",
-        "tail",
     )  # fmt: skip
 
     def __init__(
         self,
         path: str,
+        options: Options | None = None,
         *,
         output: str = "entries",
         trace: bytes = b"",
-        stdout: bool = True,
-        stderr: bool = True,
-        tail: int = 0,
-        since: int | None = None,
-        until: int | None = None,
-        timestamps: bool = False,
         unended: bool = True,
         keep_open: bool = False,
         part_limit: int = 1 << 20,
     ) -> None:
-        if tail < 0:
-            raise ValueError("tail must not be negative")
         self.path = path
-        self.tail = tail
-        self._since = None if since is None else _nearest(since)
-        self._until = None if until is None else _nearest(until)
+        self._options = options = options or Options()
         self._filters: dict[str, Any] = {
-            "stdout": stdout, "stderr": stderr, "since": self._since, "until": self._until,
+            "stdout": options.stdout, "stderr": options.stderr, "since": options.since, "until": options.until,
         }  # fmt: skip
-        self.engine = Engine(output, trace=trace, timestamps=timestamps, part_limit=part_limit, **self._filters)
+        self.engine = Engine(output, trace=trace, timestamps=options.timestamps, part_limit=part_limit, **self._filters)
         self.file: LogFile | None = None
         self._files: list[LogFile] = []  # newest first
         self._bounds: list[tuple[int, int]] = []  # of each: from, to
@@ -101,6 +151,19 @@ class LogReader:
         """
         self._nowait = nowait
         return next(self._steps, None)
+
+    async def next(self) -> Any:
+        """The next output, for an event loop: a thread makes the steps that wait for the disk.  None: that was all."""
+        # Not at the top: without an agent there is no event loop.
+        from asyncio import get_running_loop, sleep
+
+        while True:
+            piece = self.step(nowait=True)
+            if piece is BLOCKED:
+                piece = await get_running_loop().run_in_executor(None, self.step)
+            if piece is None or piece:
+                return piece
+            await sleep(0)
 
     def close(self) -> None:
         """Close the files before the end is reached."""
@@ -151,7 +214,8 @@ class LogReader:
         """Choose the files and where in them to read; gives the streams' beginnings where there is a tail."""
         self._files.clear()
         self._bounds.clear()
-        scan = TailScan(self.tail, unended=self._unended, **self._filters) if self.tail else None
+        tail, since, until = self._options.tail, self._options.since, self._options.until
+        scan = TailScan(tail, unended=self._unended, **self._filters) if tail else None
         file: LogFile | None = None
         while file is None:
             try:
@@ -160,13 +224,13 @@ class LogReader:
                 yield BLOCKED
         while file is not None:
             low, high, complete = 0, file.size(), False
-            if high > BISECT_FROM and self._nowait and (self._since is not None or self._until is not None):
+            if high > BISECT_FROM and self._nowait and (since is not None or until is not None):
                 yield BLOCKED
-            if high > BISECT_FROM and self._since is not None:
-                low = bisect(file.fd, high, _nearest(self._since - SLACK))
+            if high > BISECT_FROM and since is not None:
+                low = bisect(file.fd, high, _nearest(since - SLACK))
                 complete = low > 0
-            if high > BISECT_FROM and self._until is not None:
-                cut = bisect(file.fd, high, _nearest(self._until + SLACK), after=True)
+            if high > BISECT_FROM and until is not None:
+                cut = bisect(file.fd, high, _nearest(until + SLACK), after=True)
                 high = max(cut, low)
             self._files.append(file)
             self._bounds.append((low, high))
@@ -191,6 +255,11 @@ def _nearest(stamp: int) -> int:
     return max(_FIRST, min(stamp, _LAST))
 
 
+def _bound(seconds: int, nanos: int) -> int | None:
+    """An end of a request's range in ns; zero is none."""
+    return seconds * _SECOND + nanos if seconds or nanos else None
+
+
 def read_log(
     path: str,
     *,
@@ -204,16 +273,15 @@ def read_log(
     """The entries of a log file and its rotated siblings, oldest first.
 
     `path`: the log itself, `ID.log`; older lines are taken from `ID.log.1` and
-    so on.  `tail`: only so many of the last lines, 0: all.  `since`, `until`:
-    Unix ns, both inclusive; a line whose time is not known is outside every
-    range.  `timestamps`: each line begins with its time.
+    so on.  Options says what the keyword arguments mean.
 
     An entry has `stream`, `data` (the line, without its newline), `timestamp`
     (Unix ns, 0: not known) and `partial` (the line goes on in the next entry
     of this stream, or its end is missing).  Memory stays under 8 MiB whatever
     the files' size.  OSError: the log cannot be read.
     """
-    reader = LogReader(path, stdout=stdout, stderr=stderr, tail=tail, since=since, until=until, timestamps=timestamps)
+    options = Options(stdout=stdout, stderr=stderr, tail=tail, since=since, until=until, timestamps=timestamps)
+    reader = LogReader(path, options)
     try:
         while (entries := reader.step()) is not None:
             yield from entries

@@ -11,11 +11,9 @@ import asyncio
 import errno
 import os
 import select
-import sys
-from fcntl import ioctl
-from termios import FIONREAD
 
 from arcbox_agent.agent.config import budget
+from arcbox_agent.agent.processes.pipes import readable_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,7 +66,7 @@ class CommandOutput:
 
     def waiting(self) -> int | None:
         """Bytes that can be read from a pipe, PIECE at most; 0: its end; None: there is nothing at present."""
-        size = _readable_bytes(self.fd)
+        size = readable_bytes(self.fd)
         if size:
             return min(size, PIECE)
         poll = select.poll()
@@ -80,7 +78,7 @@ class CommandOutput:
 
     def note_owed(self) -> None:
         try:
-            self.owed = _readable_bytes(self.fd)
+            self.owed = readable_bytes(self.fd)
         except OSError:
             self.owed = 0  # a terminal that is closed
 
@@ -88,11 +86,6 @@ class CommandOutput:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-
-
-def _readable_bytes(fd: int) -> int:
-    """Bytes that a pipe or terminal holds.  OSError: a terminal that is closed."""
-    return int.from_bytes(ioctl(fd, FIONREAD, bytes(4)), sys.byteorder)
 
 
 class Command:

@@ -14,7 +14,7 @@ from arcbox_agent._spawn import SpawnError
 from arcbox_agent.agent.commands.command import Command
 from arcbox_agent.agent.commands.prepare import Preparation
 from arcbox_agent.agent.config import budget
-from arcbox_agent.agent.containers.runtimes.protocol import reason
+from arcbox_agent.agent.containers.runtimes.protocol import interpreter_of, reason
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.processes import environment
 from arcbox_agent.errors import AgentFailedError, BusyError
@@ -125,7 +125,7 @@ class Commands:
         except SpawnError as error:
             if error.step == "exec":
                 # As 0.0.1-alpha.1 says it, and then which program.
-                words = f"{error.strerror} (os error {error.errno}): {request.cmd[0]}"
+                words = f"{error.strerror} (os error {error.errno}): {request.cmd[0]}{interpreter_of(error)}"
             else:
                 words = reason(error, request.cmd[0], preparation.cwd, ())
             raise AgentFailedError(f"exec failed: {words}") from error

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
-from arcbox_agent.agent.containers.output.stdio import open_terminal, widen
+from arcbox_agent.agent.containers.output.stdio import OUTPUT_MODE, open_terminal
 from arcbox_agent.agent.containers.runtimes.protocol import CommandSpec
+from arcbox_agent.agent.processes.pipes import widen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -113,7 +114,8 @@ class Preparation:
         reader, writer = os.pipe2(os.O_CLOEXEC)
         self._own(writer)
         self._read_from(name, reader)
-        os.fchown(writer, uid, -1)  # or the command could not open its own /dev/stdout
+        os.fchown(writer, uid, -1)
+        os.fchmod(writer, OUTPUT_MODE)
         return writer
 
     def _input(self, octets: bytes) -> int:

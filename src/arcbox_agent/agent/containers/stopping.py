@@ -168,17 +168,30 @@ class Stopper:
         return [each.watcher for each in winding_up if each.watcher is not None]
 
 
+#: The counted names: where the count begins, and its direction.
+_COUNTED = {"RTMIN+": (signal.SIGRTMIN, 1), "RTMAX-": (signal.SIGRTMAX, -1)}
+
+
 def parse_signal(text: str) -> int:
-    """The number of a signal: `KILL`, `SIGKILL`, `9`, `RTMIN+1`.  BadRequestError: there is no such signal."""
+    """The number of a signal (`KILL`, `sigkill`, `9`, `RTMIN+1`, `RTMAX-2`).  BadRequestError: there is none such."""
     word = text.strip().upper().removeprefix("SIG")
-    if word.isascii() and word.isdigit() and len(word) < 4:
+    if _is_number(word):
         number = int(word)
+    elif word[:6] in _COUNTED and _is_number(word[6:]):
+        base, direction = _COUNTED[word[:6]]
+        number = int(base) + direction * int(word[6:])
+        if not signal.SIGRTMIN <= number <= signal.SIGRTMAX:
+            number = 0
     else:
-        base, plus, offset = word.partition("+")
-        found = signal.__dict__.get("SIG" + base) if base.isalnum() else None
+        found = signal.__dict__.get("SIG" + word) if word.isalnum() else None
         number = int(found) if isinstance(found, signal.Signals) else 0
-        if plus:
-            number = number + int(offset) if base == "RTMIN" and offset.isascii() and offset.isdigit() else 0
     if not 1 <= number <= int(signal.SIGRTMAX):
-        raise BadRequestError(f"unknown signal {text[:64]!r}")
+        raise BadRequestError(
+            f"unknown signal {text[:64]!r}: a name (TERM, SIGTERM, RTMIN+1, RTMAX-1) "
+            f"or a number from 1 to {int(signal.SIGRTMAX)} is one"
+        )
     return number
+
+
+def _is_number(word: str) -> bool:
+    return word.isascii() and word.isdigit() and len(word) < 4

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from arcbox_agent.agent.serving.frame_heads import head
 from arcbox_agent.errors import BadRequestError
-from arcbox_agent.wire import ExecOutput
+from arcbox_agent.wire import ExecOutput, encode_exec_output_head
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,7 +52,8 @@ async def _stream(command: Command, call: Call) -> ExecOutput:
     else:
         while (output := await command.next()) is not None:
             # From the pipe into the socket without a copy here: half the work of a large output.
-            await call.send_from_pipe(head(call.trace_id, output.name, output.size), output.fd, output.size)
+            head = encode_exec_output_head(output.name, output.size, call.trace_id)
+            await call.outbox.send_from_pipe(head, output.fd, output.size)
     return _last(command, await command.process.wait(), True, b"", b"")
 
 

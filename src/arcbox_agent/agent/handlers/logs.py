@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from arcbox_agent.agent.logs.follower import read_on
-from arcbox_agent.agent.logs.options import Options
+from arcbox_agent.agent.logs.follower import Options
 from arcbox_agent.errors import AgentFailedError, BadRequestError
 from arcbox_agent.wire import Empty, LogEntry, LogEntryV2, Timestamp
 
@@ -64,7 +63,7 @@ class Logs:
         async with self._followers.whole_reads:
             reader = options.reader(container.log_path, output="text", unended=container.output_is_over())
             try:
-                while (piece := await read_on(reader)) is not None:
+                while (piece := await reader.next()) is not None:
                     text += piece
                     if len(text) > limit + 1:
                         raise BadRequestError(
@@ -91,7 +90,7 @@ async def _stream(container: Container, options: Options, call: Call) -> Message
     # While the container runs, a last line without its newline is one in the making.
     reader = options.reader(container.log_path, trace=options.trace, unended=container.output_is_over())
     try:
-        while (frames := await read_on(reader)) is not None:
+        while (frames := await reader.next()) is not None:
             await call.outbox.send(frames)
     except FileNotFoundError:
         pass  # nothing has been written yet

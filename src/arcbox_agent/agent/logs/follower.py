@@ -14,11 +14,10 @@ import enum
 import time
 
 from arcbox_agent._log_output import with_trace
-from arcbox_agent._logs import BLOCKED as STEP_BLOCKED
 from arcbox_agent.agent.logs.cursor import BLOCKED, END, Cursor
 from arcbox_agent.agent.logs.flow import Flow
 from arcbox_agent.agent.logs.inotify import Inotify
-from arcbox_agent.agent.logs.options import Options
+from arcbox_agent.logs.reader import Options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.metrics import Metrics
     from arcbox_agent.logs.reader import LogReader
 
-__all__ = ["Event", "Follow", "Followers", "Options", "State", "read_on"]
+__all__ = ["Event", "Follow", "Followers", "Options", "State"]
 
 #: Logs that are read whole into memory at once, one reply each; further requests wait.
 WHOLE_READS = 4
@@ -196,7 +195,7 @@ class Follow:
         if reader is None:
             reader = self._reader = options.reader(self._path, keep_open=True)
         try:
-            data: bytes | None = await read_on(reader)
+            data: bytes | None = await reader.next()
         except FileNotFoundError:
             data = None  # the container has not written yet
         if data is None and self._state is _READING:
@@ -206,7 +205,7 @@ class Follow:
                 self._listen(self.wake)
                 self._listen = None
             cursor = Cursor(self._path, reader.engine, reader.file)
-            self._flow, founded = self._followers.enter(options.key(self._path), cursor)
+            self._flow, founded = self._followers.enter(self._path, options, cursor)
             if founded:
                 self._flow.join(self)
                 self._pass(Event.FOUNDED)
@@ -320,8 +319,12 @@ class Followers:
         """
         return Follow(self, path, options, over, listen)
 
-    def enter(self, key: tuple[Any, ...], cursor: Cursor) -> tuple[Flow, bool]:
+    def enter(self, path: str, options: Options, cursor: Cursor) -> tuple[Flow, bool]:
         """The flow of a kind, until `release`; whether it is a new one, which begins at `cursor` and takes it."""
+        # All that tells one flow from another: a tail only says where a follow begins.
+        key = (
+            path, options.version, options.stdout, options.stderr, options.since, options.until, options.timestamps,
+        )  # fmt: skip
         flow = self._flows.get(key)
         founded = flow is None
         if flow is None:
@@ -334,14 +337,3 @@ class Followers:
         if flow.users == 0 and self._flows.get(flow.key) is flow:
             del self._flows[flow.key]
             flow.close()
-
-
-async def read_on(reader: LogReader) -> Any:
-    """A reader's next output; None: there is no more.  A thread makes the steps that wait for the disk."""
-    while True:
-        piece = reader.step(nowait=True)
-        if piece is STEP_BLOCKED:
-            piece = await asyncio.get_running_loop().run_in_executor(None, reader.step)
-        if piece is None or piece:
-            return piece
-        await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""A program's environment: the variables of the request, PATH and HOME, and none of the agent's own."""
+"""A program's environment: the variables of the request, PATH, HOME and TERM, and none of the agent's own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+#: Of a program with a terminal: without one, top, less and editors refuse to start.
+DEFAULT_TERM = "xterm"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 #: The most directories of a PATH that are searched.
@@ -15,8 +17,8 @@ MAX_PATH = 256
 
 #: The most arguments of a command, and the most variables of its environment.  _spawn.pyx has the same bound.
 MAX_STRINGS = 65536
-#: PATH and HOME, which every environment has.
-_ALWAYS_THERE = 2
+#: PATH and HOME, which every environment has, and TERM, which one with a terminal has.
+_ALWAYS_THERE = 3
 
 
 def check(argv: Sequence[str], env: Mapping[str, str]) -> None:
@@ -29,7 +31,7 @@ def check(argv: Sequence[str], env: Mapping[str, str]) -> None:
         raise BadRequestError("the command has a NUL in it")
     if len(env) > MAX_STRINGS - _ALWAYS_THERE:
         raise BadRequestError(
-            f"{len(env)} environment variables, PATH and HOME are more than the {MAX_STRINGS} allowed"
+            f"{len(env)} environment variables, PATH, HOME and TERM are more than the {MAX_STRINGS} allowed"
         )
     for key, value in env.items():
         if not key or "=" in key or "\0" in key:
@@ -46,13 +48,13 @@ def check_working_dir(cwd: str) -> None:
         raise BadRequestError("the working directory has a NUL in it")
 
 
-def complete(name: str, env: Mapping[str, str], home: str) -> tuple[list[str], list[str]]:
+def complete(name: str, env: Mapping[str, str], home: str, *, terminal: bool = False) -> tuple[list[str], list[str]]:
     """The paths to try for the program `name`, in order, and its environment as KEY=VALUE.
 
-    The environment is `env`, with a default for PATH and HOME.  The paths are those that
+    The environment is `env`, with a default for PATH and HOME, and for TERM with a terminal.  The paths are those that
     execvp(3) finds in its PATH.
     """
-    whole = {"PATH": DEFAULT_PATH, "HOME": home, **env}
+    whole = {"PATH": DEFAULT_PATH, "HOME": home, **({"TERM": DEFAULT_TERM} if terminal else {}), **env}
     if "/" in name:
         programs = [name]
     else:

@@ -75,13 +75,6 @@ class Call:
         """Send one message of a streamed reply; waits while the peer is slow to read."""
         await self.outbox.send(encode_message(message, self.trace_id))
 
-    async def send_from_pipe(self, head: bytes, pipe: int, size: int) -> None:
-        """Send a frame whose last `size` bytes lie ready in a pipe, and stay in the kernel.
-
-        When it is cancelled half way the connection is aborted, as with Outbox.send.
-        """
-        await self.outbox.send_from_pipe(head, pipe, size)
-
     async def receive(self) -> Message | None:
         """The next message of the route's `inputs`; None when the peer has ended its side.
 

@@ -31,7 +31,6 @@ from arcbox_agent.agent.observe.rate import OncePerMinute
 from arcbox_agent.agent.serving.call import Call
 from arcbox_agent.agent.serving.inbox import NOTHING_WAITS, Inbox
 from arcbox_agent.agent.serving.listeners import lose, owner_of
-from arcbox_agent.agent.serving.outbox import Outbox
 from arcbox_agent.agent.serving.states import NEXT, Event, State
 from arcbox_agent.errors import ConnectionLostError, FrameError, RequestError
 from arcbox_agent.wire import FrameDecoder, encode_error, serve_pings
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.config.table import Settings
     from arcbox_agent.agent.serving.dispatch import Dispatch, Handling
     from arcbox_agent.agent.serving.ledger import Ledger
+    from arcbox_agent.agent.serving.outbox import Outbox
     from arcbox_agent.agent.serving.watch import Watch
     from arcbox_agent.wire import Frame
 
@@ -131,6 +131,7 @@ class Connection(Protocol):
         self,
         shared: Shared,
         sock: socket.socket,
+        outbox: Outbox,
         peer: str,
         allowed: frozenset[Access],
         refusal: RequestError | None = None,
@@ -143,7 +144,8 @@ class Connection(Protocol):
         self._state = _READING if refusal is None else _REFUSING
         self._decoder = FrameDecoder(shared.settings.max_frame_size)
         self._inbox = NOTHING_WAITS  # until _own_inbox
-        self._outbox = Outbox(self, sock, shared.loop, shared.counters)
+        self._outbox = outbox
+        outbox.owner = self
         self._transport: Transport | None = None
         self._task: Task[None] | None = None
         self._call: Call | None = None  # of the task

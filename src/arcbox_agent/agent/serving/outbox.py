@@ -7,13 +7,12 @@ blocks the outbox, and `send` returns only when the kernel has everything.
 from __future__ import annotations
 
 from asyncio import CancelledError, sleep
-from fcntl import ioctl
 from os import SPLICE_F_MOVE, SPLICE_F_NONBLOCK, close, dup, splice
 from socket import MSG_MORE
-from sys import byteorder
-from termios import FIONREAD
 
+from arcbox_agent.agent.processes.pipes import readable_bytes
 from arcbox_agent.errors import ConnectionLostError
+from arcbox_agent.readiness import until_writable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,7 +44,9 @@ _NO_WAITERS: list[Future[None]] = []
 
 
 class Outbox:
-    """`blocked`: the kernel has not taken all.  `closed`: nothing more may be sent.
+    """`owner`: filled in by the connection, which is made with its outbox.
+
+    `blocked`: the kernel has not taken all.  `closed`: nothing more may be sent.
 
     `in_frame`: of a frame that goes past the transport, only a part may have been sent.
     """
@@ -54,20 +55,20 @@ class Outbox:
         "_counters",
         "_drained",
         "_loop",
-        "_owner",
         "_socket",
         "blocked",
         "closed",
         "in_frame",
+        "owner",
         "transport",
     )
 
-    def __init__(self, owner: Owner, sock: socket.socket, loop: AbstractEventLoop, counters: dict[str, int]) -> None:
-        self._owner: Owner | None = owner
+    def __init__(self, sock: socket.socket, loop: AbstractEventLoop, counters: dict[str, int]) -> None:
         self._socket = sock  # the transport closes it
         self._loop = loop
         self._counters = counters
         self._drained: list[Future[None]] = _NO_WAITERS  # what senders wait for
+        self.owner: Owner | None = None
         self.transport: Transport | None = None
         self.blocked = False
         self.closed = False
@@ -100,11 +101,11 @@ class Outbox:
         """The transport is gone.  What a call started may outlive it, and must not keep the connection."""
         self.closed = True
         self.blocked = False
-        self._owner = None
+        self.owner = None
 
     def _abort(self) -> None:
-        if self._owner is not None:
-            self._owner.abort()
+        if self.owner is not None:
+            self.owner.abort()
 
     async def send(self, data: bytes | bytearray | memoryview) -> None:
         """Send; returns when the kernel has all of it, and the buffer may be reused.
@@ -119,8 +120,8 @@ class Outbox:
             await self._drain()
 
     async def _drain(self) -> None:
-        if self._owner is not None:
-            self._owner.count()
+        if self.owner is not None:
+            self.owner.count()
         waiter = self._loop.create_future()
         if self._drained is _NO_WAITERS:
             self._drained = []
@@ -155,7 +156,7 @@ class Outbox:
                 try:
                     moved = splice(pipe, self._socket.fileno(), size, flags=SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
                 except BlockingIOError:
-                    if _readable_bytes(pipe) < size:
+                    if readable_bytes(pipe) < size:
                         raise self._robbed() from None
                     await self._writable()
                     continue
@@ -172,19 +173,13 @@ class Outbox:
 
     def _robbed(self) -> ConnectionLostError:
         """Bytes of a frame that has begun are gone: whoever writes into a pipe can read from it too, by /proc."""
-        if self._owner is not None:
-            self._owner.close_for("a command took back what it had written, connection closed")
+        if self.owner is not None:
+            self.owner.close_for("a command took back what it had written, connection closed")
         self._abort()
         return ConnectionLostError("the rest of a frame is gone")
 
     async def _writable(self) -> None:
         """Until the socket takes more.  On a duplicate: the transport's own is the transport's to watch."""
-        ready = self._loop.create_future()
-
-        def wake() -> None:
-            if not ready.done():
-                ready.set_result(None)
-
         try:
             duplicate = dup(self._socket.fileno())
         except OSError:
@@ -193,13 +188,7 @@ class Outbox:
             # No descriptor is left: look again in a moment, until there is one.
             await sleep(LOOK_AGAIN)
             return
-        self._loop.add_writer(duplicate, wake)
         try:
-            await ready
+            await until_writable(duplicate)
         finally:
-            self._loop.remove_writer(duplicate)
             close(duplicate)
-
-
-def _readable_bytes(pipe: int) -> int:
-    return int.from_bytes(ioctl(pipe, FIONREAD, bytes(4)), byteorder)

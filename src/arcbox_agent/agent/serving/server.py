@@ -13,6 +13,7 @@ from arcbox_agent.agent.observe.rate import OncePerMinute
 from arcbox_agent.agent.serving.connection import Connection, Shared
 from arcbox_agent.agent.serving.dispatch import Dispatch
 from arcbox_agent.agent.serving.ledger import Ledger
+from arcbox_agent.agent.serving.outbox import Outbox
 from arcbox_agent.agent.serving.watch import Watch
 from arcbox_agent.errors import BusyError
 from arcbox_agent.wire import encode_error
@@ -90,7 +91,8 @@ class Server:
             if len(self._refusing) >= MOST_REFUSALS:
                 _send_and_close(sock, encode_error(refusal.code, refusal.message))
                 return None
-        connection = Connection(self._shared, sock, peer, listener.allowed, refusal)
+        outbox = Outbox(sock, self._loop, self._counters)
+        connection = Connection(self._shared, sock, outbox, peer, listener.allowed, refusal)
         # Counted from now on, not from connection_made: a burst must not overshoot.
         self._connections[connection] = listener
         if refusal is not None:

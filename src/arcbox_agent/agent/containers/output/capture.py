@@ -21,8 +21,8 @@ from collections import deque
 from arcbox_agent._log_file import CaptureLog
 from arcbox_agent._pump import Pump, Source
 from arcbox_agent.agent.config import budget
-from arcbox_agent.agent.containers.output.stdio import widen
 from arcbox_agent.agent.observe.log import Logger
+from arcbox_agent.agent.processes.pipes import widen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

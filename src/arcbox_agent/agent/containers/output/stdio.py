@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 import struct
-from fcntl import F_SETPIPE_SZ, fcntl, ioctl
+from fcntl import ioctl
 from termios import TIOCSWINSZ
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 #: Without a size of its own a terminal has this one: rows, columns.
 TERMINAL_SIZE = (24, 80)
+
+
+#: Modes of standard streams.  A program may change its user and open /dev/stdout again, so the mode lets
+#: everybody do what the descriptor allows.  Who cannot look into /proc/PID/fd of such a program does not
+#: reach a pipe or a FIFO; a terminal has a name in /dev/pts, and is writable for all as after `mesg y`.
+INPUT_MODE, OUTPUT_MODE = 0o644, 0o622
 
 
 def open_terminal(uid: int, rows: int = 0, columns: int = 0) -> tuple[int, int]:
@@ -26,24 +28,12 @@ def open_terminal(uid: int, rows: int = 0, columns: int = 0) -> tuple[int, int]:
         size = (rows or TERMINAL_SIZE[0], columns or TERMINAL_SIZE[1])
         ioctl(master, TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
         os.fchown(slave, uid, -1)
+        os.fchmod(slave, OUTPUT_MODE)
     except BaseException:
         os.close(master)
         os.close(slave)
         raise
     return master, slave
-
-
-def widen(pipe: int, sizes: Sequence[int]) -> None:
-    """Give a pipe the first of `sizes` that is granted.
-
-    Beyond fs.pipe-max-size, or fs.pipe-user-pages-soft in all, an ordinary user gets less.
-    """
-    for size in sizes:
-        try:
-            fcntl(pipe, F_SETPIPE_SZ, size)
-            return
-        except OSError:
-            continue
 
 
 class ContainerStdio:
@@ -84,7 +74,8 @@ class ContainerStdio:
                 self.fifos[name] = fifo
                 self._kept.append(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
             self._child.append(os.open(fifo, os.O_RDWR | os.O_CLOEXEC))
-            os.fchown(self._child[-1], uid, -1)  # or the container could not open its own /dev/stdout
+            os.fchown(self._child[-1], uid, -1)
+            os.fchmod(self._child[-1], INPUT_MODE if name == "stdin" else OUTPUT_MODE)
 
     def for_child(self) -> tuple[int, int, int]:
         """The child's descriptors, which are the caller's from here on."""

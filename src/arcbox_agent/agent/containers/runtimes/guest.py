@@ -30,7 +30,7 @@ class GuestRun:
 
     def command(self, spec: CommandSpec) -> tuple[SpawnSpec, Scope]:
         user = users.look_up_in_guest(spec.user)
-        programs, env = environment.complete(spec.argv[0], spec.env, user.home)
+        programs, env = environment.complete(spec.argv[0], spec.env, user.home, terminal=spec.terminal)
         try:
             # The name of a scope tells the next agent whether its command was detached.
             scope = None if spec.detached else self._spare.pop()

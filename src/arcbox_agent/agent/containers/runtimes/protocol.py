@@ -152,12 +152,22 @@ def system_reason(error: OSError) -> str:
     return f"{error.filename}: {text}" if error.filename else text
 
 
+def interpreter_of(error: SpawnError) -> str:
+    """What to add to a failed exec: of a program that is there, the interpreter that is at fault."""
+    path = error.interpreter
+    if not path:
+        return ""
+    if path.endswith("\r"):
+        return f", whose interpreter is {path!r}: its first line ends in a carriage return, as Windows writes it"
+    return f", whose interpreter is {path!r}"
+
+
 def reason(error: SpawnError, program: str, cwd: str, targets: Sequence[str]) -> str:
     """A failed spawn in words: what it was about, and what the system said."""
     if error.step == "exec":
         # The number, as in 0.0.1-alpha.1's text for exec, and only here: by it a client tells a
         # command that is not there (exit code 127) from one that cannot be executed (126).
-        return f"{program}: {error.strerror} (os error {error.errno})"
+        return f"{program}: {error.strerror} (os error {error.errno}){interpreter_of(error)}"
     if error.step == "working directory":
         return f"working directory {cwd}: {error.strerror}"
     if 0 <= error.item < len(targets) and error.step.startswith("mount"):

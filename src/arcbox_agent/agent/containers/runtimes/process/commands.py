@@ -29,7 +29,7 @@ def launch(record: Record, pid: int, start_time: int, above: Scope, spec: Comman
     # In the rootfs on disk, not in the container's mount namespace: its processes could mount
     # an /etc/passwd of their own there, and choose as whom a command runs.
     user = users.look_up(record.rootfs or "/", spec.user or record.user)
-    programs, env = environment.complete(spec.argv[0], {**record.env, **spec.env}, user.home)
+    programs, env = environment.complete(spec.argv[0], {**record.env, **spec.env}, user.home, terminal=spec.terminal)
     scope = spec.scope_in(above)
     launched = SpawnSpec(
         spec.argv,

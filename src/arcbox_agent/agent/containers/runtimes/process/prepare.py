@@ -35,7 +35,7 @@ class Preparation:
         path = store.run_path(record.id)
         os.makedirs(path, mode=0o700, exist_ok=True)
         user = users.look_up(record.rootfs or "/", record.user)
-        programs, env = environment.complete(record.command[0], record.env, user.home)
+        programs, env = environment.complete(record.command[0], record.env, user.home, terminal=record.tty)
         steps = mounts.steps(
             [(kind, source, target, readonly) for kind, source, target, readonly in record.mounts],
             store.volumes_dir,
