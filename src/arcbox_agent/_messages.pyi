@@ -593,17 +593,20 @@ class WaitContainerRequest(Message):
 class WaitContainerResponse(Message):
     TYPE: ClassVar[int]
     FRAME_VERSION: ClassVar[None]
-    __match_args__: ClassVar[tuple[str, str, str]]
+    __match_args__: ClassVar[tuple[str, str, str, str]]
     status_code: int
     """128 + signal where a signal ended it"""
     error: str
     signal: int
+    output_cut: bool
+    """what passed its output on was ended before all of it was in the log"""
     def __init__(
         self,
         *,
         status_code: int = ...,
         error: str = ...,
         signal: int = ...,
+        output_cut: bool = ...,
     ) -> None: ...
 
 @final
@@ -772,7 +775,7 @@ class ExecRequest(Message):
 class ExecOutput(Message):
     TYPE: ClassVar[int]
     FRAME_VERSION: ClassVar[None]
-    __match_args__: ClassVar[tuple[str, str, str, str, str, str, str, str]]
+    __match_args__: ClassVar[tuple[str, str, str, str, str, str, str, str, str]]
     stream: str
     """`stdout`, `stderr`"""
     data: bytes
@@ -785,6 +788,8 @@ class ExecOutput(Message):
     timed_out: bool
     pid: int
     """of a detached command"""
+    output_cut: bool
+    """something it started still held its output open: what that wrote later is missing"""
     def __init__(
         self,
         *,
@@ -796,6 +801,7 @@ class ExecOutput(Message):
         signal: int = ...,
         timed_out: bool = ...,
         pid: int = ...,
+        output_cut: bool = ...,
     ) -> None: ...
 
 @final

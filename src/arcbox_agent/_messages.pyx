@@ -1433,17 +1433,21 @@ cdef class WaitContainerResponse(Message):
     """status_code: int  # 128 + signal where a signal ended it
     error: str
     signal: int
+    output_cut: bool  # what passed its output on was ended before all of it was in the log
     """
 
     TYPE = 0x1016
     FRAME_VERSION = None
-    __match_args__ = ("status_code", "error", "signal")
+    __match_args__ = ("status_code", "error", "signal", "output_cut")
 
     cdef object status_code
     cdef object error
     cdef object signal
+    cdef object output_cut
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.output_cut != Py_False:
+            p = write_bool(w, p, 0x328, <PyObject*>self.output_cut)
         if <PyObject*>self.signal != default_int:
             p = write_int32(w, p, 0x320, <PyObject*>self.signal)
         if <PyObject*>self.error != default_str:
@@ -1462,6 +1466,8 @@ cdef class WaitContainerResponse(Message):
                 self.error = read_str(location, 0x12, &p, end)
             elif tag == 0x320:
                 self.signal = read_int32(location, 0x320, &p, end)
+            elif tag == 0x328:
+                self.output_cut = read_bool(location, 0x328, &p, end)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -1907,11 +1913,12 @@ cdef class ExecOutput(Message):
     signal: int
     timed_out: bool
     pid: int  # of a detached command
+    output_cut: bool  # something it started still held its output open: what that wrote later is missing
     """
 
     TYPE = 0x1020
     FRAME_VERSION = None
-    __match_args__ = ("stream", "data", "exit_code", "done", "stderr", "signal", "timed_out", "pid")
+    __match_args__ = ("stream", "data", "exit_code", "done", "stderr", "signal", "timed_out", "pid", "output_cut")
 
     cdef object stream
     cdef object data
@@ -1921,8 +1928,11 @@ cdef class ExecOutput(Message):
     cdef object signal
     cdef object timed_out
     cdef object pid
+    cdef object output_cut
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.output_cut != Py_False:
+            p = write_bool(w, p, 0x340, <PyObject*>self.output_cut)
         if <PyObject*>self.pid != default_int:
             p = write_uint32(w, p, 0x338, <PyObject*>self.pid)
         if <PyObject*>self.timed_out != Py_False:
@@ -1961,6 +1971,8 @@ cdef class ExecOutput(Message):
                 self.timed_out = read_bool(location, 0x330, &p, end)
             elif tag == 0x338:
                 self.pid = read_uint32(location, 0x338, &p, end)
+            elif tag == 0x340:
+                self.output_cut = read_bool(location, 0x340, &p, end)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -3035,8 +3047,8 @@ _WaitContainerRequest = register_message(
 )
 _WaitContainerResponse = register_message(
     WaitContainerResponse,
-    (0, "", 0),
-    {1: ("status_code", None), 2: ("error", None), 100: ("signal", None)},
+    (0, "", 0, False),
+    {1: ("status_code", None), 2: ("error", None), 100: ("signal", None), 101: ("output_cut", None)},
 )
 _PauseContainerRequest = register_message(
     PauseContainerRequest,
@@ -3090,8 +3102,8 @@ _ExecRequest = register_message(
 )
 _ExecOutput = register_message(
     ExecOutput,
-    ("", b"", 0, False, b"", 0, False, 0),
-    {1: ("stream", None), 2: ("data", None), 3: ("exit_code", None), 4: ("done", None), 100: ("stderr", None), 101: ("signal", None), 102: ("timed_out", None), 103: ("pid", None)},
+    ("", b"", 0, False, b"", 0, False, 0, False),
+    {1: ("stream", None), 2: ("data", None), 3: ("exit_code", None), 4: ("done", None), 100: ("stderr", None), 101: ("signal", None), 102: ("timed_out", None), 103: ("pid", None), 104: ("output_cut", None)},
 )
 _ExecStartRequest = register_message(
     ExecStartRequest,

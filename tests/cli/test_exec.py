@@ -134,7 +134,7 @@ def test_for_programs_it_is_a_line_a_piece_and_one_for_the_end(ctl: Arcboxctl) -
     done = ctl("exec", "--json", "-", "sh", "-c", "printf out; exit 2", code=2)
     assert [json.loads(line) for line in done.stdout.splitlines()] == [
         {"stream": "stdout", "data": "out"},
-        {"exit_code": 2, "signal": 0, "timed_out": False},
+        {"exit_code": 2, "signal": 0, "timed_out": False, "output_cut": False},
     ]
 
 
@@ -176,3 +176,14 @@ def gone(pid: int) -> bool:
             return True
         time.sleep(0.02)
     return False
+
+
+def test_it_warns_of_output_that_something_still_holds_open(ctl: Arcboxctl) -> None:
+    script = "sleep 2 & echo hello"
+    done = ctl("exec", "-", "sh", "-c", script)
+    assert done.stdout == "hello\n"
+    assert "warning: the output may be cut off" in done.stderr
+    done = ctl("exec", "--json", "-", "sh", "-c", script)
+    assert json.loads(done.stdout.splitlines()[-1])["output_cut"] is True
+    assert done.stderr == ""
+    assert ctl("exec", "-", "echo", "hello").stderr == ""

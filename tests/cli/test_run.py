@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -105,7 +106,7 @@ def test_for_programs_it_is_a_line_an_entry_and_one_for_the_end(ctl: Arcboxctl) 
         {"stream": "stdout", "data_base64": "/w==", "partial": True},
     ]
     container = ctl("ps", "-aq", "--no-trunc").stdout.strip()
-    assert lines[-1] == {"id": container, "exit_code": 2, "signal": 0, "error": ""}
+    assert lines[-1] == {"id": container, "exit_code": 2, "signal": 0, "error": "", "output_cut": False}
 
 
 def test_ctrl_c_is_forwarded_and_the_containers_exit_code_is_ours(ctl: Arcboxctl) -> None:
@@ -154,3 +155,9 @@ def test_what_the_agent_cannot_do_is_refused_with_the_way_to_do_it(ctl: Arcboxct
     assert "arcboxctl exec -i" in ctl("run", "-i", "x", "cat", code=125).stderr
     assert "--rm needs someone" in ctl("run", "-d", "--rm", "x", "true", code=125).stderr
     assert ctl("ps", "-aq").stdout == ""
+
+
+def test_it_warns_where_what_passed_the_output_on_was_killed(ctl: Arcboxctl, start_agent: Any) -> None:
+    impatient = {**os.environ, "ARCBOX_HOST": start_agent(late_output="0.2").address}
+    done = ctl("run", "image", "bash", "-c", "exec > >(exec sleep 1000); exit 3", code=3, env=impatient)
+    assert "warning: the output is cut off" in done.stderr

@@ -168,7 +168,7 @@ def test_a_stop_during_the_end_makes_it_a_stopped_container() -> None:
         with unkillable(world.left()) as thaw:
             world.tell(1)
             await until(lambda: container.life.state is State.ENDING)
-            stop = asyncio.create_task(world.stopper.stop(container, 100))
+            stop = asyncio.create_task(world.stopper.stop(container, 0))
             await until(lambda: container.life.state is State.STOPPING_ENDING)
             thaw()
             await stop
@@ -226,7 +226,6 @@ def test_a_main_process_that_has_ended_is_not_killed(monkeypatch: pytest.MonkeyP
         go = world.directory / "go"
         patient = f"until test -e {go}; do sleep 0.02; done"
         container = await world.started(leaving(patient, DEAF))
-        await until(lambda: "ready" in world.lines())
         stop = asyncio.create_task(world.stopper.stop(container, 100))
         await until(lambda: container.life.state is State.STOPPING)
         with monkeypatch.context() as patch:

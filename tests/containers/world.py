@@ -96,6 +96,7 @@ class World:
         """As at the start of an agent."""
         settings = Settings()
         settings.state_dir, settings.run_dir = str(self.directory / "disk"), str(self.directory / "run")
+        settings.late_output = 0.3
         self.lanes = Lanes()
         self.processes = Processes(asyncio.get_running_loop(), self.lanes, self.metrics)
         self.capture = Capture(settings, self.metrics)
@@ -104,7 +105,7 @@ class World:
         self.disk.prepare()
         self.runtimes = Runtimes(settings, self.disk, self.processes, self.lanes, self.capture)
         await self.runtimes.open()
-        self.supervisor = Supervisor(self.disk, self.runtimes, self.lanes)
+        self.supervisor = Supervisor(self.disk, self.runtimes, self.lanes, settings.late_output)
         self.stopper = self.supervisor.stopper
 
     async def leave(self) -> None:
@@ -153,7 +154,9 @@ class World:
     # ------------------------------------------------------------ containers
 
     def make(self, id: str, script: str = OBEDIENT) -> Container:
-        record = Record(id, command=["sh", "-c", script], open_stdin=True)
+        # bash, and not sh, where there is something that passes the output on.
+        shell = "bash" if ">(" in script else "sh"
+        record = Record(id, command=[shell, "-c", script], open_stdin=True)
         self.containers.append(Container(record, self.disk.log_path(id), self.events))
         return self.containers[-1]
 
@@ -163,13 +166,13 @@ class World:
         return self.container
 
     async def started(self, script: str = OBEDIENT) -> Container:
-        """It runs, and has said what it says at first: `ready`, or what it left."""
+        """It runs, and has said that it and what it leaves are ready."""
         if not hasattr(self, "container"):
             await self.created(script)
         said = len(self.lines())
+        words = [word for word in ("left", "ready") if f"echo {word}" in self.container.record.command[2]]
         await self.supervisor.start(self.container)
-        if "echo" in self.container.record.command[2]:
-            await until(lambda: len(self.lines()) > said)
+        await until(lambda: all(any(line.startswith(word) for line in self.lines()[said:]) for word in words))
         return self.container
 
     def tell(self, code: int, id: str = "x") -> None:

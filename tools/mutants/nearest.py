@@ -46,6 +46,7 @@ NEAREST: dict[str, tuple[str, ...]] = {
         "tests/containers/test_supervisor_wait.py",
         "tests/containers/test_supervisor_disk.py",
         "tests/containers/test_supervisor_faults.py",
+        "tests/containers/test_supervisor_late.py",
         "tests/containers/test_lifecycle.py",
         "tests/containers/test_stop.py",
         "tests/containers/test_create.py",

@@ -14,7 +14,7 @@ from arcbox_agent.cli.completion import first_is_container
 from arcbox_agent.cli.create_options import environment
 from arcbox_agent.cli.failures import ForwardedError
 from arcbox_agent.cli.invocation import Invocation, json_option, pass_invocation
-from arcbox_agent.cli.output import payload, stream_fd
+from arcbox_agent.cli.output import payload, stream_fd, warn
 
 if TYPE_CHECKING:
     from arcbox_agent.cli.signals import Signals
@@ -133,7 +133,16 @@ async def _stay(invocation: Invocation, client: Client, cmd: tuple[str, ...], op
             raise ForwardedError("the agent did not say how the command ended")
         code = exit_code(part)
         if invocation.json:
-            await output.write_json({"exit_code": code, "signal": part.signal, "timed_out": part.timed_out})
+            await output.write_json(
+                {
+                    "exit_code": code,
+                    "signal": part.signal,
+                    "timed_out": part.timed_out,
+                    "output_cut": part.output_cut,
+                }
+            )
+    if part.output_cut and not invocation.json:
+        warn("the output may be cut off: the command has ended, and something it started still holds its output open")
     if part.timed_out:
         if not invocation.json:
             print(f"arcboxctl: the command was killed after {options['timeout']:g} s", file=sys.stderr)

@@ -83,10 +83,18 @@ async def _stay(invocation: Invocation, client: Client, container: str) -> int:
             result = await ended
             if invocation.json:
                 await output.write_json(
-                    {"id": container, "exit_code": result.status_code, "signal": result.signal, "error": result.error}
+                    {
+                        "id": container,
+                        "exit_code": result.status_code,
+                        "signal": result.signal,
+                        "error": result.error,
+                        "output_cut": result.output_cut,
+                    }
                 )
         if result.error:
             warn(result.error)
+        if result.output_cut:
+            warn("the output is cut off: what passed it on did not end in time, and was killed")
         return result.status_code
     finally:
         ended.cancel()

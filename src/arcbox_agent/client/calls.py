@@ -215,6 +215,8 @@ class ExecResult:
 
     `exit_code`: as in a shell, 128 + signal if a signal ended the command.
     `signal`: that signal, or 0.  `timed_out`: whether the time-out ended the command.
+    `output_cut`: something that the command started still held its output open when it had
+    ended; what that writes later is not in `stdout` and `stderr`.
     """
 
     exit_code: int
@@ -222,6 +224,7 @@ class ExecResult:
     stdout: bytes
     stderr: bytes
     timed_out: bool
+    output_cut: bool = False
 
 
 def exit_code(output: ExecOutput) -> int:

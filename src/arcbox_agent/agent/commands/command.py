@@ -2,7 +2,8 @@
 
 A command ends when its process ends, though a grandchild may still hold its output open:
 what the process wrote itself is read (`owed`), and then whatever comes without a pause
-(COMMAND_QUIET), for a bounded time (COMMAND_CHATTER) and up to CHATTER_BYTES.
+(COMMAND_QUIET), for a bounded time (COMMAND_CHATTER) and up to CHATTER_BYTES.  While it is a
+helper (processes/helpers.py) that holds the output open, the bounds are those of `late_output`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import select
 
 from arcbox_agent.agent.config import budget
+from arcbox_agent.agent.processes.helpers import HELPERS, LATE_IN_ALL, file_id, holders
 from arcbox_agent.agent.processes.pipes import readable_bytes
 
 TYPE_CHECKING = False
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from arcbox_agent.agent.containers.runtimes.protocol import CommandHost
     from arcbox_agent.agent.processes.children import Process
+    from arcbox_agent.agent.processes.lanes import Lanes
     from arcbox_agent.agent.processes.scopes import Scope
     from arcbox_agent.agent.processes.status import ExitStatus
 
@@ -93,15 +96,20 @@ class Command:
 
     `timed_out`: its time is over, and it is being killed.  `left`: its client needs nothing of it any
     more.  `terminal`: its output is a terminal, whose `next` needs a `room`.  `readers`: our ends
-    of its output, by the name of the stream.
+    of its output, by the name of the stream.  `late_output`: the setting.  `output_cut`: its output
+    was left though something still held it open.
     """
 
     __slots__ = (
         "_chatter",
         "_ended_at",
+        "_given_up",
         "_got_any",
+        "_helped_at",
         "_hung_up",
+        "_lanes",
         "_last_read",
+        "_late",
         "_loop",
         "_outputs",
         "_pieces",
@@ -110,6 +118,7 @@ class Command:
         "_wakes",
         "host",
         "left",
+        "output_cut",
         "process",
         "scope",
         "terminal",
@@ -124,6 +133,8 @@ class Command:
         readers: Mapping[str, int],
         typed: bytes,
         terminal: bool,
+        lanes: Lanes,
+        late_output: float,
     ) -> None:
         self.process = process
         self.host = host
@@ -131,6 +142,13 @@ class Command:
         self.terminal = terminal
         self.timed_out = False
         self.left = False
+        self.output_cut = False
+        #: No more helper was seen.
+        self._given_up = False
+        self._lanes = lanes
+        self._late = late_output
+        #: When a helper was last seen.
+        self._helped_at = float("-inf")
         self._loop = asyncio.get_running_loop()
         self._outputs = [CommandOutput(name, fd) for name, fd in readers.items()]
         #: What is still to be typed at its terminal.
@@ -195,13 +213,38 @@ class Command:
             return True
         if any(output.owed for output in self._outputs):
             return True
-        patience = min(self._last_read + budget.COMMAND_QUIET, self._ended_at + budget.COMMAND_CHATTER)
-        left = patience - self._loop.time()
+        since = max(self._last_read, self._ended_at)
+        now = self._loop.time()
+        left = min(since + budget.COMMAND_QUIET, self._ended_at + budget.COMMAND_CHATTER) - now
         if left <= 0 or self._chatter > CHATTER_BYTES:
-            return False
+            if self._given_up:
+                self.output_cut = True
+                return False
+            late = now > min(since + self._late, self._ended_at + self._late * LATE_IN_ALL)
+            if late or not await self._is_helped():
+                # Once more: the last helper may have ended just before that look, and left something.
+                self._given_up = True
+                return True
+            left = budget.COMMAND_QUIET
         if not got_any:
             await self._wait_for_something(left)
         return True
+
+    async def _is_helped(self) -> bool:
+        """Whether a helper holds the output open, or did so a moment ago."""
+        if self.terminal:
+            return False  # whatever reads and writes for it ended with its session
+        now = self._loop.time()
+        if now - self._helped_at < budget.COMMAND_QUIET:
+            return True
+        try:
+            outputs = [file_id(output.fd) for output in self._outputs]
+            helped = await self._lanes.signals(lambda: holders(self.scope.pids(), outputs) == HELPERS)
+        except OSError:
+            return False  # no descriptor is left to look with
+        if helped:
+            self._helped_at = now
+        return helped
 
     def _ended(self, status: ExitStatus) -> None:
         self._ended_at = self._loop.time()

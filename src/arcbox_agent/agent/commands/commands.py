@@ -136,7 +136,16 @@ class Commands:
         scope = preparation.scope
         assert scope is not None
         scope.bind(process.pid, process.start_time)
-        return Command(process, preparation.host, scope, preparation.readers, preparation.typed, request.tty)
+        return Command(
+            process,
+            preparation.host,
+            scope,
+            preparation.readers,
+            preparation.typed,
+            request.tty,
+            self._lanes,
+            self._settings.late_output,
+        )
 
     # ----------------------------------------------------------------- end
 

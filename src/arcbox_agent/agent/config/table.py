@@ -409,6 +409,15 @@ class Settings:
         low=0,
         high=GIB,
     )
+    late_output: float = setting(
+        "SECONDS",
+        _seconds,
+        2.0,
+        "How long the agent waits, after a command or a container has ended, for output that a helper of "
+        "its own (a `tee`, a filter) still passes on: of silence, and five times that in all.",
+        low=0,
+        high=600,
+    )
     refuse_images: bool = setting(
         "",
         _flag,

@@ -25,15 +25,19 @@ RING = 1024
 
 
 class Exit:
-    """How a container ended: `code` is 128 + `signal` where a signal ended it; `lost`: the agent did not see it."""
+    """How a container ended: `code` is 128 + `signal` where a signal ended it; `lost`: the agent did not see it.
 
-    __slots__ = ("code", "error", "lost", "signal")
+    `output_cut`: what passed its output on was killed before it had ended by itself.
+    """
 
-    def __init__(self, code: int, signal: int, error: str, lost: bool = False) -> None:
+    __slots__ = ("code", "error", "lost", "output_cut", "signal")
+
+    def __init__(self, code: int, signal: int, error: str, lost: bool = False, output_cut: bool = False) -> None:
         self.code = code
         self.signal = signal
         self.error = error
         self.lost = lost
+        self.output_cut = output_cut
 
 
 class Event:

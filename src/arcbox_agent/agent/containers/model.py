@@ -125,7 +125,7 @@ class Container:
     def last_exit(self) -> Exit:
         """How the last run ended; code 0 and no error where there was none."""
         record = self.record
-        return Exit(record.exit_code, record.signal, record.error, record.lost)
+        return Exit(record.exit_code, record.signal, record.error, record.lost, record.output_cut)
 
     def describe(self, detail: bool) -> ContainerInfo:
         record = self.record

@@ -57,6 +57,7 @@ FIELDS: dict[str, tuple[type, Any]] = {
     "signal": (int, 0),
     "stopped": (bool, False),  # by a Stop: shown as `Stopped`, not `Exited`
     "lost": (bool, False),  # it ended while no agent was there to see how
+    "output_cut": (bool, False),  # what passed its output on was killed before it had ended by itself
     "error": (str, ""),
 }
 
@@ -95,6 +96,7 @@ class Record:
     signal: int
     stopped: bool
     lost: bool
+    output_cut: bool
     error: str
 
     def __init__(self, id: str, **values: Any) -> None:

@@ -60,7 +60,7 @@ class Containers:
         self._runtimes = runtimes
         self._events = Events()
         self._events.subscribe(Journal(metrics))
-        self._supervisor = Supervisor(store, runtimes, lanes)
+        self._supervisor = Supervisor(store, runtimes, lanes, settings.late_output)
         self._tasks = self._supervisor.tasks
         self._containers: dict[str, Container] = {}
         self._names: dict[str, Container] = {}

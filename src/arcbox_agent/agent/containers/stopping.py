@@ -9,6 +9,7 @@ from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.containers.lifecycle import Trigger, refusal
 from arcbox_agent.agent.containers.model import Stop
 from arcbox_agent.agent.observe.log import Logger
+from arcbox_agent.agent.processes.helpers import HELPERS, LATE_IN_ALL, NOBODY
 from arcbox_agent.errors import BadRequestError, ConflictError
 
 TYPE_CHECKING = False
@@ -28,10 +29,12 @@ FIRST_LOOK, LAST_LOOK = 0.002, 0.05
 class Stopper:
     """Ends runs of containers."""
 
-    __slots__ = ("_tasks",)
+    __slots__ = ("_late", "_tasks")
 
-    def __init__(self, tasks: Tasks) -> None:
+    def __init__(self, tasks: Tasks, late_output: float) -> None:
+        """`late_output`: the setting."""
         self._tasks = tasks
+        self._late = late_output
 
     async def stop(self, container: Container, timeout: float) -> None:
         """SIGTERM to all of a run, and after `timeout` seconds SIGKILL; returns when its end is recorded.
@@ -90,6 +93,33 @@ class Stopper:
         if sig == signal.SIGKILL and container.stop is not None:
             # A Stop that is under way ends its patience with the rest, too.
             container.stop.shorten(asyncio.get_running_loop().time())
+
+    async def await_helpers(self, container: Container, run: Run) -> bool:
+        """After the main process's end: let what still passes its output on end by itself.
+
+        False: the time for that is over, or a Stop came, and there still is such a helper.
+        """
+        loop = asyncio.get_running_loop()
+        began = last = loop.time()
+        written = -1
+        pause = FIRST_LOOK
+        while container.stop is None:
+            try:
+                if not await run.alive():
+                    return True
+                who, now_written = await run.output_holders()
+            except OSError:
+                return True  # no descriptor is left to look with
+            now = loop.time()
+            if now_written != written:
+                written, last = now_written, now
+            if who == NOBODY or (who != HELPERS and now - began > budget.COMMAND_QUIET):
+                return True
+            if now > min(last + self._late, began + self._late * LATE_IN_ALL):
+                return who != HELPERS
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LAST_LOOK)
+        return True
 
     async def end_leftovers(self, container: Container, run: Run) -> None:
         """After the main process's end: end what it left behind.

@@ -38,10 +38,10 @@ log = Logger("containers")
 class Supervisor:
     """Carries containers from state to state.  Knows nothing of the other containers."""
 
-    def __init__(self, store: Store, runtimes: Runtimes, lanes: Lanes) -> None:
+    def __init__(self, store: Store, runtimes: Runtimes, lanes: Lanes, late_output: float) -> None:
         self._runtimes = runtimes
         self.tasks = Tasks()
-        self.stopper = Stopper(self.tasks)
+        self.stopper = Stopper(self.tasks, late_output)
         self._writer = RecordWriter(store, lanes, self.tasks, self._release)
         self.closing = False
 
@@ -121,7 +121,9 @@ class Supervisor:
         finished_ns = time.time_ns()
         container.move(Trigger.MAIN_ENDED)
         complete = False
+        helped = True
         try:
+            helped = await self.stopper.await_helpers(container, run)
             await self.stopper.end_leftovers(container, run)
         except Exception as error:  # the container must become `stopped` whatever happens
             log.exception("the end of a container went wrong", error, container=container.id)
@@ -131,8 +133,11 @@ class Supervisor:
             log.exception("the output of a container cannot be finished", error, container=container.id)
         if not complete:
             log.warning("not all output of a container could be read", container=container.id)
+        if not helped:
+            log.warning("what passed a container's output on was killed: raise late_output", container=container.id)
         async with container.lock:
             _note_end(container.record, status, finished_ns, stopped=container.life.state is State.STOPPING_ENDING)
+            container.record.output_cut = not helped
             written = await self._writer.write(container, container.move(Trigger.ALL_ENDED).write)
             recorded = container.move(Trigger.END_RECORDED)
             container.run = container.stop = None
@@ -230,7 +235,7 @@ class Supervisor:
 def _note_start(record: Record) -> None:
     record.started_ns, record.finished_ns = time.time_ns(), 0
     record.exit_code = record.signal = 0
-    record.stopped = record.lost = False
+    record.stopped = record.lost = record.output_cut = False
     record.error = ""
 
 

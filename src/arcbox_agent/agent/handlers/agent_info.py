@@ -31,7 +31,7 @@ LIMITS = (
 )
 
 #: Those in seconds, shown in milliseconds: the message holds whole numbers.
-LIMITS_IN_SECONDS = ("frame_timeout", "idle_timeout", "shutdown_timeout", "stop_timeout")
+LIMITS_IN_SECONDS = ("frame_timeout", "idle_timeout", "late_output", "shutdown_timeout", "stop_timeout")
 
 
 class Info:

@@ -66,4 +66,6 @@ class Lifecycle:
     async def wait(self, request: WaitContainerRequest, call: Call) -> WaitContainerResponse:
         call.open_ended = True
         end = await self._containers.wait(request.id, request.condition)
-        return WaitContainerResponse(status_code=end.code, error=end.error, signal=end.signal)
+        return WaitContainerResponse(
+            status_code=end.code, error=end.error, signal=end.signal, output_cut=end.output_cut
+        )

@@ -80,4 +80,5 @@ def _last(command: Command, status: ExitStatus, detail: bool, stdout: bytes, std
         stderr=stderr if detail else b"",
         signal=status.signal if detail else 0,
         timed_out=command.timed_out and detail,
+        output_cut=command.output_cut and detail,
     )

@@ -56,6 +56,7 @@ class CommandCalls(Caller):
             stdout=b"".join(output["stdout"]),
             stderr=b"".join(output["stderr"]) + last.stderr,
             timed_out=last.timed_out,
+            output_cut=last.output_cut,
         )
         if check and result.exit_code != 0:
             raise CommandFailedError(command, result.exit_code, result.stdout, result.stderr)

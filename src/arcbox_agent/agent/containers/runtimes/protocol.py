@@ -112,6 +112,9 @@ class Run(CommandHost, Protocol):
     async def alive(self) -> bool:
         """Whether anything runs that the container started."""
 
+    async def output_holders(self) -> tuple[int, int]:
+        """Who has its output open (processes/helpers.py), and a number that changes with what is written."""
+
     async def finish_output(self, timeout: float) -> bool:
         """After the end: bring the rest of the output into the log; False: not all of it in time."""
 

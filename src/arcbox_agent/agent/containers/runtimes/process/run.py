@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 from arcbox_agent.agent.containers.runtimes.process import commands
+from arcbox_agent.agent.processes.helpers import NOBODY, holders
 from arcbox_agent.agent.processes.status import LOST, ExitStatus
 
 TYPE_CHECKING = False
@@ -70,6 +73,24 @@ class ProcessRun:
 
     async def alive(self) -> bool:
         return await self._parts.lanes.signals(self.scope.alive)
+
+    async def output_holders(self) -> tuple[int, int]:
+        return await self._parts.lanes.signals(self._output_holders)
+
+    def _output_holders(self) -> tuple[int, int]:
+        run_path = self._parts.store.run_path(self._record.id)
+        outputs: list[tuple[int, int]] = []
+        inputs: list[tuple[int, int]] = []
+        written = 0
+        for name, ids in (("stdin", inputs), ("stdout", outputs), ("stderr", outputs)):
+            try:
+                fifo = os.stat(os.path.join(run_path, name))
+            except OSError:
+                continue  # a terminal's: whatever reads and writes for it ended with its session
+            ids.append((fifo.st_dev, fifo.st_ino))
+            if ids is outputs:
+                written += fifo.st_mtime_ns
+        return (holders(self.scope.pids(), outputs, inputs) if outputs else NOBODY), written
 
     async def finish_output(self, timeout: float) -> bool:
         return self._handle is None or await self._handle.finish(timeout)
