@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import pty
 import random
@@ -123,6 +124,28 @@ def test_output_is_logged_in_the_cri_format(tmp_path: Path, run_async: Any) -> N
     assert lines[-1] == b""
     assert all(len(line.split(b" ")[0]) == 30 and line[29:30] == b"Z" for line in lines[:-1])
     assert sorted(os.listdir(tmp_path)) == ["logs", "stderr", "stdout"]  # the spools are gone
+
+
+def test_each_line_has_a_time_of_its_own_later_than_the_one_before(tmp_path: Path, run_async: Any) -> None:
+    async def scenario() -> None:
+        async with Capturing(tmp_path) as box:
+            handle = box.attach()
+            fds = [os.open(box.fifos[name], os.O_RDWR) for name in ("stdout", "stderr")]
+            for _ in range(4):
+                await asyncio.gather(*(asyncio.to_thread(write_all, fd, b"x\n" * 150_000) for fd in fds))
+                for fd in fds:
+                    os.write(fd, b"not ended")
+                await until(lambda: handle.lag <= 2 * len(b"not ended"))
+            for fd in fds:
+                os.close(fd)
+            assert await handle.finish(10)
+
+    run_async(scenario())
+    times = [entry.timestamp for entry in read_log(str(tmp_path / "logs" / "web.log"))]
+    assert len(times) > 1_200_000
+    assert all(before < after for before, after in itertools.pairwise(times))
+    # They are the times of the writes all the same.
+    assert abs(times[-1] - time.time_ns()) < 60 * 10**9
 
 
 def test_output_written_before_the_agent_came_is_captured(tmp_path: Path, run_async: Any) -> None:

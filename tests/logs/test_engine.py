@@ -76,6 +76,7 @@ lines = st.one_of(
     texts,
     st.sampled_from([b"{", b"[", b"2026", b'{"log":"x"}', b"{}"]),
 )
+lines = st.one_of(lines, lines, lines, st.builds(lambda n, line: b"\0" * n + line, st.integers(1, 200), lines))
 ends = st.sampled_from([b"\n", b"\n", b"\n", b""])
 contents = st.builds(lambda ls, end: b"\n".join(ls) + end, st.lists(lines, max_size=25), ends)
 
