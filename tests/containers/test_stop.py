@@ -178,7 +178,7 @@ def test_a_cgroup_is_left_of_no_container(client: sync.Client, agent: Any) -> No
     with open("/proc/self/mounts") as file:
         (root,) = [line.split()[1] for line in file if line.split()[2] == "cgroup2"][:1]
     cgroup = root + path
-    assert os.path.basename(cgroup) == client.list_containers()[0].id
+    assert os.path.basename(cgroup) == "@" + client.list_containers()[0].id
     client.exec(["true"], container="x")
     client.exec(["sh", "-c", "sleep 1000 &"], container="x")
     client.stop_container("x")

@@ -118,7 +118,7 @@ def test_a_run_keeps_what_it_needs_when_its_start_is_written_late() -> None:
         await world.created()
         start = await world.starting()
         world.fill_disk()
-        world.thaw()
+        world.release()
         await start
         assert world.saved()["state"] == "starting"
         world.free_disk()

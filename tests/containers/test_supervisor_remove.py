@@ -44,7 +44,7 @@ def test_one_that_is_started_while_it_is_removed_is_stopped_too() -> None:
             start = await world.starting()
             remove = asyncio.create_task(world.remove(force))
             await until(lambda: in_line(container.lock) == 1)
-            world.thaw()
+            world.release()
             await start
             if not force:
                 with pytest.raises(ConflictError, match="cannot remove running container"):

@@ -194,7 +194,7 @@ def test_at_the_agents_end_a_start_that_is_under_way_is_waited_for_but_not_for_e
         settle = asyncio.create_task(world.supervisor.settle([container]))
         await asyncio.sleep(0.05)  # it goes on waiting
         assert not settle.done()
-        world.thaw()
+        world.release()
         await settle
         assert container.active
         assert "left to the next agent" not in capfd.readouterr().err

@@ -64,7 +64,7 @@ def test_a_wait_during_a_start_is_for_the_run_that_comes_of_it() -> None:
         start = await world.starting()
         waits = [world.waiting("next-exit"), world.waiting("not-running")]
         await listening(world, 1)
-        world.thaw()
+        world.release()
         await start
         await listening(world, 2)
         assert not any(each.done() for each in waits)
@@ -78,16 +78,17 @@ def test_of_a_start_that_fails_one_wait_knows_that_nothing_runs_and_the_other_wa
     async def test(world: World) -> None:
         container = await world.started()
         await world.ended(6)
-        command = container.record.command
-        container.record.command = ["/no/such/program"]
-        start = await world.starting()
+        no_program = world.directory / "no-program"
+        no_program.write_bytes(b"no program")
+        no_program.chmod(0o755)
+        start = await world.starting(str(no_program))
         waits = [world.waiting("next-exit"), world.waiting("not-running")]
         await listening(world, 1)
-        world.thaw()
-        with pytest.raises(AgentFailedError, match="No such file"):
+        world.release()
+        with pytest.raises(AgentFailedError, match="Exec format error"):
             await start
         assert (await waits[1]).code == 6
-        container.record.command = command
+        container.record.command[0] = "sh"
         await world.started()
         world.tell(8)
         assert (await waits[0]).code == 8

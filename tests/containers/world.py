@@ -2,7 +2,7 @@
 
 What an agent would hide stands open here: the states between two calls, the events, each write of a
 record.  What the machine seldom does is brought about, not imitated: the disk is a small tmpfs that a
-test fills, a start hangs as its cgroup is frozen, a process cannot be killed in a frozen cgroup of the
+test fills, a start hangs as somebody has a lease of its program, a process cannot be killed in a frozen cgroup of the
 old kind.
 """
 
@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from arcbox_agent.agent.processes.scopes import cgroup_name
 from tools.pace import patience
 from tools.soak import small_disk
 
-from .support import alive, eventually, keeper_of, run
+from .support import alive, eventually, keeper_of, leased, run
 
 #: Ends with the code that it is told (World.tell).
 OBEDIENT = "read code; exit $code"
@@ -66,12 +66,11 @@ class Disk(Store):
         self.written: list[tuple[str, bool]] = []
         self.on_write: Callable[[str], None] = lambda state: None
 
-    def write(self, record: Record, octets: bytes, durable: bool = True) -> None:
+    def write(self, record: Record, durable: bool = True) -> None:
         self.attempts.append(record.id)
-        state = json.loads(octets)["state"]
-        self.on_write(state)
-        super().write(record, octets, durable)
-        self.written.append((state, durable))
+        self.on_write(record.state)
+        super().write(record, durable)
+        self.written.append((record.state, durable))
 
 
 class World:
@@ -86,6 +85,8 @@ class World:
         self.events.subscribe(Journal(self.metrics))
         self.containers: list[Container] = []
         self.forgotten: list[Container] = []
+        self._hanging = ExitStack()
+        self.release: Callable[[], object] = self._hanging.close
         parent = cgroups.find_parent(cgroup_name(str(directory / "disk")))
         assert parent is not None, "these tests need cgroup2, writable"
         self.cgroup = Path(parent)
@@ -134,7 +135,7 @@ class World:
 
     async def end(self) -> None:
         """Nothing is left of it."""
-        self.thaw()
+        self._hanging.close()
         await self.leave()
         for pid in self.pids():
             os.kill(pid, signal.SIGKILL)
@@ -230,20 +231,13 @@ class World:
     def free_disk(self) -> None:
         (self.directory / "disk" / "ballast").unlink()
 
-    def freeze(self) -> None:
-        """What is started from now on hangs before it runs its program."""
-        (self.cgroup / "cgroup.freeze").write_text("1")
-
-    def thaw(self) -> None:
-        if self.cgroup.exists():
-            (self.cgroup / "cgroup.freeze").write_text("0")
-
-    async def starting(self) -> asyncio.Task[None]:
-        """A start that hangs until `thaw`."""
-        self.freeze()
+    async def starting(self, program: str = "/bin/busybox") -> asyncio.Task[None]:
+        """A start that hangs, as on a disk that does not answer, until `release`."""
+        place = Path(tempfile.mkdtemp(dir=self.directory), "sh")
+        self.release = self._hanging.enter_context(leased(place, program))
+        self.container.record.command[0] = str(place)
         start = self.supervisor.tasks.spawn(self.supervisor.start(self.container))
-        procs = self.cgroup / "x" / "cgroup.procs"
-        await until(lambda: procs.exists() and procs.read_text() != "")
+        await until(lambda: self.pids())
         assert self.container.life.state is State.STARTING
         return start
 

@@ -15,6 +15,7 @@ from arcbox_agent.agent.commands.command import Command
 from arcbox_agent.agent.commands.prepare import Preparation
 from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.containers.runtimes.protocol import interpreter_of, reason
+from arcbox_agent.agent.containers.tasks import take_failure
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.processes import environment
 from arcbox_agent.errors import AgentFailedError, BusyError
@@ -96,10 +97,12 @@ class Commands:
             raise
 
     def _leave_started(self, task: asyncio.Task[Command]) -> None:
+        take_failure(task)
         if not task.cancelled() and task.exception() is None:
             self.leave(task.result())
 
     def _detach_started(self, task: asyncio.Task[Command]) -> None:
+        take_failure(task)
         if not task.cancelled() and task.exception() is None:
             self.detach(task.result())
 
@@ -212,6 +215,7 @@ class Commands:
         task = asyncio.get_running_loop().create_task(run())
         tasks.add(task)
         task.add_done_callback(tasks.discard)
+        task.add_done_callback(take_failure)
 
     async def close(self) -> None:
         """Every client is gone by now: wait, not for long, for the end of what they started."""

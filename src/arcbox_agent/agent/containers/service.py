@@ -219,11 +219,13 @@ class Containers:
             raise BadRequestError("empty command: name one, as this runtime takes none from an image")
         environment.check(command, request.env)
         environment.check_working_dir(request.working_dir)
+        if len(request.rootfs) > environment.MAX_PATH_LENGTH:
+            raise BadRequestError(f"the rootfs is longer than {environment.MAX_PATH_LENGTH} characters")
         if request.image and self._settings.refuse_images:
             raise BadRequestError(f"image {request.image}: this runtime cannot unpack images, and refuse_images is set")
         texts = [*command, *request.env, *request.env.values(), request.image, request.working_dir, request.rootfs]
         texts += [request.user, *(text for mount in request.mounts for text in (mount.source, mount.target))]
-        if sum(len(text.encode()) for text in texts) > MAX_REQUEST:
+        if len("".join(texts).encode()) > MAX_REQUEST:
             raise BadRequestError(f"command, environment and paths are larger than {MAX_REQUEST} bytes")
         return Record(
             id,

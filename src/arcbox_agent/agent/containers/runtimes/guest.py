@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from arcbox_agent.agent.containers.runtimes.protocol import frozen
 from arcbox_agent.agent.processes import environment, users
 from arcbox_agent.agent.processes.spec import SpawnSpec
 
@@ -40,6 +41,8 @@ class GuestRun:
             scope = spec.scope_in(self._scopes.commands())
             scope.create()
         try:
+            if scope.frozen():
+                raise frozen("the cgroup of the guest's commands")
             cgroup_fd = scope.open()
         except BaseException:
             scope.remove()

@@ -10,6 +10,7 @@ the same shape.
 from __future__ import annotations
 
 from arcbox_agent.agent.processes import cgroups
+from arcbox_agent.errors import ConflictError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -147,6 +148,11 @@ class Runtime(Protocol):
 
     async def sweep(self, over: Iterable[str]) -> None:
         """After a restart: clean up after the last runs of these containers, which do not run."""
+
+
+def frozen(what: str) -> ConflictError:
+    """Nothing can be started there: it would wait, before its first instruction, for somebody to thaw the cgroup."""
+    return ConflictError(f"{what} is frozen: write 0 to cgroup.freeze of its cgroup, and of those above it, first")
 
 
 def system_reason(error: OSError) -> str:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 
+from arcbox_agent.agent.containers.runtimes.protocol import frozen
 from arcbox_agent.agent.processes import environment, users
 from arcbox_agent.agent.processes.spec import SpawnSpec
 from arcbox_agent.agent.processes.stat_line import start_time_of
@@ -45,6 +46,8 @@ def launch(record: Record, pid: int, start_time: int, above: Scope, spec: Comman
             launched.join_fd = _open_mount_namespace(pid, start_time)
         # Without parents: nobody would remove the scope of a container that has ended.
         scope.create(parents=False)
+        if scope.frozen():
+            raise frozen(f"container {record.id}")
         launched.cgroup_fd = scope.open()
     except BaseException as error:
         launched.close()

@@ -6,6 +6,7 @@ import os
 
 from arcbox_agent.agent.containers.output.stdio import ContainerStdio
 from arcbox_agent.agent.containers.runtimes.process import mounts, pid_file
+from arcbox_agent.agent.containers.runtimes.protocol import frozen
 from arcbox_agent.agent.processes import environment, users
 from arcbox_agent.agent.processes.spec import SpawnSpec
 
@@ -57,6 +58,8 @@ class Preparation:
         spec.stdio = self.stdio.for_child()
         self.scope = scopes.new_container(record.id)
         self.scope.create()
+        if self.scope.frozen():
+            raise frozen("its cgroup")
         spec.cgroup_fd = self.scope.open()
         return spec
 
