@@ -243,6 +243,8 @@ def spawn(
     plan.dumpable = _dumpable
     if not c_programs.owners or not c_argv.owners:
         raise ValueError("no program")
+    if len(stdio) != 3:
+        raise ValueError(f"three descriptors are the standard streams, not {len(stdio)}")
     for i in range(3):
         plan.stdio[i] = stdio[i]
         if plan.stdio[i] < 3:

@@ -11,8 +11,10 @@ import signal
 import pytest
 
 from arcbox_agent.agent.config import budget
+from arcbox_agent.agent.containers.events import Events
 from arcbox_agent.agent.containers.lifecycle import State
-from arcbox_agent.agent.containers.model import Stop
+from arcbox_agent.agent.containers.model import Container, Stop
+from arcbox_agent.agent.containers.record import Record
 from arcbox_agent.agent.containers.runtimes.process.run import ProcessRun
 from arcbox_agent.errors import ConflictError
 
@@ -53,22 +55,57 @@ def test_a_stop_that_has_no_time_sends_no_sigterm() -> None:
     in_world(test)
 
 
-def test_a_stop_without_descriptors_reaches_the_main_process(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_stop_asks_the_main_process_and_then_what_it_left() -> None:
+    child = "setsid sh -c 'trap \"echo child; exit\" TERM; echo left $$; while :; do sleep 0.02; done'"
+    script = f"trap 'sleep 0.1; echo main; exit 3' TERM; {child} & echo ready; while :; do sleep 0.02; done"
+
     async def test(world: World) -> None:
-        container = await world.started()
+        container = await world.started(script)
+        await world.stopper.stop(container, 20)
+        assert [line for line in world.lines() if line in ("main", "child")] == ["main", "child"]
+        assert container.record.exit_code == 3
+
+    in_world(test)
+
+
+def test_what_cannot_be_asked_to_end_has_its_time_and_is_killed(capfd: pytest.CaptureFixture[str]) -> None:
+    async def test(world: World) -> None:
+        container = await world.started(leaving(FOR_EVER))
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         free = next(fd for fd in itertools.count() if not os.path.lexists(f"/proc/self/fd/{fd}"))
         resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+        said = ""
         try:
-            stop = asyncio.create_task(world.stopper.stop(container, 20))
-            await until(lambda: container.winding_up)
+            stop = asyncio.create_task(world.stopper.stop(container, 0.3))
+            while "what a container left is not asked to end container=x" not in said:
+                await asyncio.sleep(0.005)
+                said += capfd.readouterr().err
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         await stop
         assert (container.status, container.record.signal) == ("Stopped", signal.SIGTERM)
+        assert not alive(world.left())
 
     in_world(test)
-    assert "only the main process is sent SIGTERM container=x" in capfd.readouterr().err
+
+
+def test_a_stop_sends_the_containers_own_signal() -> None:
+    async def test(world: World) -> None:
+        container = await world.created()
+        container.record.stop_signal = signal.SIGUSR2
+        await world.started()
+        await world.stopper.stop(container, 20)
+        assert container.record.signal == signal.SIGUSR2
+
+    in_world(test)
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "seconds"), [(0, None), (1, 0.001), (1500, 1.5), (-1, 0xFFFFFFFF), (1 << 62, 0xFFFFFFFF)]
+)
+def test_the_time_of_a_containers_own(milliseconds: int, seconds: float | None) -> None:
+    container = Container(Record("x", command=["true"], stop_timeout_ms=milliseconds), "/no/log", Events())
+    assert container.stop_timeout == seconds
 
 
 def test_a_second_stop_joins_the_first_and_only_shortens_it() -> None:
@@ -276,83 +313,3 @@ def test_at_the_agents_end_an_end_that_hangs_is_left(
 
     in_world(test)
     assert "the end of a container hangs: left to the next agent" in capfd.readouterr().err
-
-
-# ---------------------------------------------------------------- stop all
-
-
-def test_all_that_run_are_stopped_the_last_started_first() -> None:
-    async def test(world: World) -> None:
-        told = world.directory / "told"
-        containers = []
-        for id in ("first", "second"):
-            script = f"trap 'echo {id} asked >>{told}; sleep 0.1; echo {id} dead >>{told}; exit 3' TERM; echo ready; "
-            containers.append(world.make(id, script + "while :; do sleep 0.02; done"))
-            await world.supervisor.create(containers[-1])
-            await world.supervisor.start(containers[-1])
-            log = world.directory / "disk" / "logs" / f"{id}.log"
-            await until(lambda log=log: log.exists() and log.read_bytes())  # type: ignore[misc]
-        containers.append(world.make("idle"))
-        await world.supervisor.create(containers[-1])
-        await world.stopper.stop_all(containers, 20)
-        assert told.read_text().split("\n") == ["second asked", "second dead", "first asked", "first dead", ""]
-        assert [each.status for each in containers] == ["Stopped", "Stopped", "Created"]
-        await world.stopper.stop_all(containers, 20)  # nothing runs any more
-
-    in_world(test)
-
-
-def test_one_that_ignores_sigterm_has_its_share_of_the_time_alone_and_idle_ones_take_none() -> None:
-    async def test(world: World) -> None:
-        gentle, deaf, *idle = containers = [world.make("gentle"), world.make("x", DEAF)]
-        idle += [world.make(f"idle{number}") for number in range(10)]
-        for each in (*containers, *idle):
-            await world.supervisor.create(each)
-        await world.supervisor.start(gentle)
-        world.container = deaf
-        await world.started()
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        stopping = asyncio.create_task(world.stopper.stop_all([*containers, *idle], 1.0))
-        await until(lambda: not gentle.active)
-        # A half of the time: of twelve parts, one for each container, it would be one.
-        assert loop.time() - began > 0.4
-        assert deaf.active
-        await stopping
-        assert loop.time() - began >= 0.98
-        assert (gentle.record.signal, deaf.record.signal) == (signal.SIGTERM, signal.SIGKILL)
-
-    in_world(test)
-
-
-def test_a_container_that_cannot_be_ended_is_left_and_not_waited_for_twice(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(budget, "CONTAINERS_KILLED", 0.2)
-
-    async def test(world: World) -> None:
-        container = await world.started()
-        loop = asyncio.get_running_loop()
-        with unkillable(container.record.pid):
-            began = loop.time()
-            await world.stopper.stop_all([container], 0.1)
-            assert loop.time() - began >= 0.28
-            assert container.life.state is State.STOPPING
-            capfd.readouterr()
-            await world.stopper.stop_all([container], 100)
-            assert capfd.readouterr().err == ""
-            assert container.life.state is State.STOPPING
-
-    in_world(test)
-
-
-def test_what_cannot_be_ended_is_told_of(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(budget, "CONTAINERS_KILLED", 0.2)
-
-    async def test(world: World) -> None:
-        container = await world.started()
-        with unkillable(container.record.pid):
-            await world.stopper.stop_all([container], 0)
-
-    in_world(test)
-    assert "containers that cannot be ended are left containers=1" in capfd.readouterr().err

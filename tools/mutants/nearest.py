@@ -42,6 +42,7 @@ NEAREST: dict[str, tuple[str, ...]] = {
     "agent/containers/": (
         "tests/containers/test_supervisor_start.py",
         "tests/containers/test_supervisor_stop.py",
+        "tests/containers/test_supervisor_stop_all.py",
         "tests/containers/test_supervisor_remove.py",
         "tests/containers/test_supervisor_wait.py",
         "tests/containers/test_supervisor_disk.py",
