@@ -70,6 +70,7 @@ class Run:
         self.ended: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
         self.left = False  # a process that the main process left behind
         self.holders, self.written = NOBODY, 0
+        self.output_cut = False
         self.heeds = {signal.SIGTERM, signal.SIGKILL}
         self.heeds_kill_all = True
         self.faults: dict[str, Exception] = {}
