@@ -17,6 +17,12 @@ cdef enum:
     STAMP_LENGTH = 30
     NANOSECONDS = 1000000000
 
+cdef extern from *:
+    """
+    static const char arcbox_nuls[64];
+    """
+    const char* NULS "arcbox_nuls"
+
 cdef enum:
     STDOUT = 0
     STDERR = 1
@@ -30,21 +36,21 @@ cdef struct Line:
     bint stamped
     bint more  # the text goes on in the next line of this stream
     bint note  # CRI tag `F:gap`: the agent's own words, no output
+    bint hole  # nothing but NUL bytes: what a power failure leaves of a line
     bint unended  # CRI tag `F:end`: the output ended without a newline
     int64_t stamp  # Unix ns
     const char* canonical  # the stamp as format_stamp writes it, or NULL
     const char* text
     size_t length
 
-# The last stamp read, and its minute: most lines share the minute with the one
-# before, and those that were captured in one batch share all of it.
+# The last minute read, and the last second: most lines share them with the one before.
 cdef struct Minute:
     char text[17]
     bint known
-    bint whole_known
+    bint second_known
     int64_t seconds
-    char whole[STAMP_LENGTH]
-    int64_t stamp
+    char second[20]  # `2026-11-23T17:45:12.`, UTC
+    int64_t stamp  # of that second
 
 
 cdef inline int64_t days_from_civil(int64_t y, int64_t m, int64_t d) noexcept nogil:
@@ -97,6 +103,28 @@ cdef inline void format_stamp(int64_t stamp, char* out) noexcept nogil:
     out[19] = c"."
     put_digits(out + 20, nanos, 9)
     out[29] = c"Z"
+
+
+cdef inline void next_nanosecond(int64_t* stamp, char* text) noexcept nogil:
+    """A nanosecond later; `text`: as format_stamp has written it."""
+    cdef int i = STAMP_LENGTH - 2
+    stamp[0] += 1
+    while text[i] == c"9":
+        text[i] = c"0"
+        i -= 1
+    if text[i] == c".":
+        format_stamp(stamp[0], text)
+    else:
+        text[i] += 1
+
+
+cdef inline size_t leading_nuls(const char* p, size_t n) noexcept nogil:
+    cdef size_t i = 0
+    while i + 64 <= n and memcmp(p + i, NULS, 64) == 0:
+        i += 64
+    while i < n and p[i] == 0:
+        i += 1
+    return i
 
 
 cdef void parse_line(

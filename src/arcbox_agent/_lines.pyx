@@ -8,10 +8,12 @@ A line is judged by itself, on sight, so that reading may start anywhere:
     {"log":"text\\n","stream":"stdout","time":"..."}    Docker's json-file
     text                                               all else: stdout, no time
 
+NUL bytes before a record are what a power failure left of the lines before it.
+
 Here are also the times of these formats, RFC 3339 from and to Unix nanoseconds.
 """
 
-from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t, uint8_t
+from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t, uint8_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy
 from cpython.bytes cimport PyBytes_AS_STRING
 
@@ -24,6 +26,23 @@ cdef inline int digit(const char* p) noexcept nogil:
 cdef inline int two_digits(const char* p) noexcept nogil:
     cdef int a = digit(p), b = digit(p + 1)
     return -1 if a < 0 or b < 0 else a * 10 + b
+
+
+cdef inline int64_t nine_digits(const char* p) noexcept nogil:
+    """Their value; below 0: not all are digits."""
+    cdef uint64_t x
+    cdef int last = digit(p + 8)
+    memcpy(&x, p, 8)
+    # Eight ASCII digits in one word (little-endian): each byte is 0x30 to 0x39.
+    if last < 0 or (x & 0xF0F0F0F0F0F0F0F0ULL) != 0x3030303030303030ULL:
+        return -1
+    x -= 0x3030303030303030ULL
+    if (x + 0x0606060606060606ULL) & 0xF0F0F0F0F0F0F0F0ULL:
+        return -1
+    x = x * 10 + (x >> 8)
+    x = (((x & 0x000000FF000000FFULL) * 0x000F424000000064ULL)
+         + (((x >> 16) & 0x000000FF000000FFULL) * 0x0000271000000001ULL)) >> 32
+    return <int64_t> (x & 0xFFFFFFFFULL) * 10 + last
 
 
 cdef bint parse_minute(const char* p, Minute* minute) noexcept nogil:
@@ -61,10 +80,13 @@ cdef size_t parse_stamp(
     cdef int64_t nanos = 0, seconds
     if n < 20:
         return 0
-    if n > STAMP_LENGTH and minute.whole_known and memcmp(minute.whole, p, STAMP_LENGTH) == 0:
-        stamp[0] = minute.stamp
-        canonical[0] = True
-        return STAMP_LENGTH
+    if n > STAMP_LENGTH and minute.second_known and p[29] == c"Z" and memcmp(minute.second, p, 20) == 0:
+        nanos = nine_digits(p + 20)
+        if nanos >= 0:
+            stamp[0] = minute.stamp + nanos
+            canonical[0] = True
+            return STAMP_LENGTH
+        nanos = 0
     if not (minute.known and memcmp(minute.text, p, 17) == 0):
         if not parse_minute(p, minute):
             return 0
@@ -117,9 +139,9 @@ cdef size_t parse_stamp(
     else:
         stamp[0] = seconds * NANOSECONDS + nanos
     if canonical[0]:
-        memcpy(minute.whole, p, STAMP_LENGTH)
-        minute.stamp = stamp[0]
-        minute.whole_known = True
+        memcpy(minute.second, p, 20)
+        minute.stamp = stamp[0] - nanos
+        minute.second_known = True
     return i
 
 
@@ -375,6 +397,18 @@ cdef bint parse_json(const char* p, size_t n, Minute* minute, char* scratch, Lin
     return True
 
 
+cdef inline bint parse_record(
+    const char* p, size_t n, bint whole, Minute* minute, char* scratch, Line* line
+) noexcept nogil:
+    line.more = line.note = line.unended = False
+    line.canonical = NULL
+    if 48 <= p[0] <= 57:
+        return parse_cri(p, n, minute, line)
+    if p[0] == c"[":
+        return parse_bracketed(p, n, minute, line)
+    return p[0] == c"{" and whole and n <= LINE_WINDOW and parse_json(p, n, minute, scratch, line)
+
+
 cdef void parse_line(
     const char* p, size_t n, bint whole, Minute* minute, char* scratch, Line* line
 ) noexcept nogil:
@@ -382,18 +416,10 @@ cdef void parse_line(
 
     scratch: room for n bytes, needed only where whole.
     """
-    line.more = line.note = line.unended = False
-    line.canonical = NULL
-    if n:
-        if 48 <= p[0] <= 57:
-            if parse_cri(p, n, minute, line):
-                return
-        elif p[0] == c"[":
-            if parse_bracketed(p, n, minute, line):
-                return
-        elif p[0] == c"{" and whole and n <= LINE_WINDOW:
-            if parse_json(p, n, minute, scratch, line):
-                return
+    cdef size_t nuls = leading_nuls(p, n) if n and p[0] == 0 else 0
+    line.hole = nuls and nuls == n
+    if n > nuls and parse_record(p + nuls, n - nuls, whole, minute, scratch, line):
+        return
     line.more = line.note = line.unended = False
     line.canonical = NULL
     line.stream = UNNAMED
@@ -408,7 +434,7 @@ def parse_time(bytes text):
     cdef Minute minute
     cdef int64_t stamp = 0
     cdef bint canonical = False
-    minute.known = minute.whole_known = False
+    minute.known = minute.second_known = False
     if not text or parse_stamp(PyBytes_AS_STRING(text), len(text), &minute, &stamp, &canonical) != <size_t> len(text):
         return None
     return stamp

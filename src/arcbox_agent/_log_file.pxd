@@ -16,6 +16,7 @@ cdef struct Log:
     int64_t retry_at  # monotonic ns, as the two below
     int64_t check_at
     int64_t rotate_at
+    int64_t last_stamp  # of the lines; the next one is later
     void (*moved)(void* spool) noexcept nogil
     void* spools[2]  # of stdout and stderr; NULL: the stream is not captured
 

@@ -215,7 +215,7 @@ cdef int count_output(
     cdef const char* newline
     cdef Line line
     cdef Minute minute
-    minute.known = minute.whole_known = False
+    minute.known = minute.second_known = False
     while True:
         got = pread(fd, data + have, BLOCK - have, at)
         if got < 0:

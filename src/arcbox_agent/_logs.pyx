@@ -12,9 +12,9 @@ from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memmove
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from arcbox_agent._file_read cimport _BLOCKED, _CHANGED, _END, _MORE, READ_SIZE, open_cached_fd, read_at
+from arcbox_agent._file_read cimport _BLOCKED, _CHANGED, _END, _MORE, READ_SIZE, open_cached_fd, open_file_fd, read_at
 from arcbox_agent._lines cimport (
-    LINE_WINDOW, PART_LIMIT, STDERR, STDOUT, STREAMS, UNNAMED, Line, Minute, parse_line,
+    LINE_WINDOW, PART_LIMIT, STDERR, STDOUT, STREAMS, UNNAMED, Line, Minute, leading_nuls, parse_line,
 )
 
 from arcbox_agent._log_output cimport ENTRIES, FRAMES_V1, FRAMES_V2, TEXT, Form, Output, append_entry, split_entries
@@ -70,6 +70,7 @@ cdef struct State:
     int64_t last_stamp
     # The engine is inside a line longer than LINE_WINDOW, which flows through in pieces.
     bint inside
+    bint hole  # the bytes before the offset are a hole as long as LINE_WINDOW, which may go on
     bint dropped
     bint more
     bint unended
@@ -143,7 +144,7 @@ cdef int chain_end(State* state, Output* out, int stream, bint partial) noexcept
 
 
 cdef inline bint wanted(State* state, Line* line, int64_t begin) noexcept nogil:
-    if not state.want[line.stream] or begin < state.skip[line.stream]:
+    if not state.want[line.stream] or begin < state.skip[line.stream] or line.hole:
         return False
     if state.ranged:
         # A line without a time is outside every range.
@@ -204,7 +205,7 @@ cdef int take_lines(State* state, Input* inp, Output* out, size_t target) noexce
     """
     cdef const char* p
     cdef const char* newline
-    cdef size_t n
+    cdef size_t n, nuls
     cdef Line line
     cdef int rc
     cdef int64_t base = state.here.offset - <int64_t> inp.start  # of inp.data[0]
@@ -219,6 +220,19 @@ cdef int take_lines(State* state, Input* inp, Output* out, size_t target) noexce
         elif not state.inside and n < LINE_WINDOW:
             return 1
         rc = 0
+        if not state.inside and (state.hole or (p[0] == 0 and n >= LINE_WINDOW)):
+            # A hole of any length, and its newline: what is behind it is looked at as the line that it is.
+            nuls = leading_nuls(p, n)
+            if nuls == 0 and p[0] == c"\n":
+                nuls = 1
+                state.hole = False
+            else:
+                state.hole = nuls > 0
+            if nuls:
+                inp.last = <ssize_t> inp.start
+                inp.start += nuls
+                state.here.offset = base + <int64_t> inp.start
+                continue
         if state.inside:
             if not state.dropped:
                 rc = chain_add(state, out, state.stream, p, n)
@@ -423,9 +437,11 @@ cdef class Engine:
         skip: for each of stdout, stderr and plain lines, the offset before which they are left out.
         """
         cdef int stream
+        if skip is not None and len(skip) != STREAMS:
+            raise ValueError(f"skip: expected {STREAMS} offsets, not {len(skip)}")
         self.state.here.offset = offset
         self.state.here.back = self.state.here.overlap_length = 0
-        self.state.inside = False
+        self.state.inside = self.state.hole = False
         for stream in range(STREAMS):
             self.state.skip[stream] = 0 if skip is None else skip[stream]
 
@@ -583,6 +599,18 @@ def open_cached(path):
     """A descriptor to read a file with; BlockingIOError where the disk, or an old kernel, would make us wait."""
     cdef bytes raw = os.fsencode(path)
     cdef int fd = open_cached_fd(raw)
+    if fd < 0:
+        raise OSError(errno, os.strerror(errno), path)
+    return fd
+
+
+def open_unlinked(path, bint no_links):
+    """A descriptor to read a file with.  OSError with ELOOP: its name, or with no_links any part of its path, is a link."""
+    cdef bytes raw = os.fsencode(path)
+    cdef const char* name = raw
+    cdef int fd
+    with nogil:
+        fd = open_file_fd(name, no_links)
     if fd < 0:
         raise OSError(errno, os.strerror(errno), path)
     return fd

@@ -10,7 +10,9 @@ from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memchr, memmove
 from arcbox_agent._file_read cimport _BLOCKED, _END, _MORE, READ_SIZE, last_byte, read_at
-from arcbox_agent._lines cimport LINE_WINDOW, PART_LIMIT, STDERR, STDOUT, STREAMS, UNNAMED, Line, Minute, parse_line
+from arcbox_agent._lines cimport (
+    LINE_WINDOW, PART_LIMIT, STDERR, STDOUT, STREAMS, UNNAMED, Line, Minute, leading_nuls, parse_line,
+)
 
 import os
 
@@ -35,6 +37,7 @@ cdef class TailScan:
     cdef Minute minute
     cdef char* data
     cdef char* scratch
+    cdef char* spare
     cdef size_t capacity, start, stop  # data[start:stop] is the file's [low, high)
     cdef int64_t low, high, floor
     cdef size_t block
@@ -70,6 +73,7 @@ cdef class TailScan:
     def __dealloc__(self):
         free(self.data)
         free(self.scratch)
+        free(self.spare)
 
     def open(self, int64_t end, int64_t floor=0):
         """Begin with a file of which the bytes from `floor`, a line's beginning, to `end` count."""
@@ -94,7 +98,8 @@ cdef class TailScan:
         if self.data is NULL:
             self.data = <char*> malloc(self.capacity)
             self.scratch = <char*> malloc(LINE_WINDOW)
-            if self.data is NULL or self.scratch is NULL:
+            self.spare = <char*> malloc(LINE_WINDOW)
+            if self.data is NULL or self.scratch is NULL or self.spare is NULL:
                 raise MemoryError
         with nogil:
             rc = self.scan(fd, budget, nowait)
@@ -103,12 +108,11 @@ cdef class TailScan:
         return rc
 
     cdef int scan(self, int fd, int64_t budget, bint nowait) noexcept nogil:
-        cdef size_t n, take
+        cdef size_t n, take, nuls
         cdef ssize_t got
         cdef const char* newline
         cdef int64_t begin
-        cdef int stream
-        cdef char head[256]
+        cdef int stream, rc
         while not self.done:
             # The line that ends at high: its newline is the byte before, but for the file's last.
             n = self.stop - self.start
@@ -152,15 +156,11 @@ cdef class TailScan:
                 return _END
             begin = self.low + (newline - (self.data + self.start)) + 1 if newline is not NULL else self.floor
             if self.longer:
-                take = <size_t> (self.high - begin) if self.high - begin < 256 else 256
-                got = read_at(fd, head, take, begin, nowait)
-                if got == -EAGAIN and nowait:
+                rc = self.count_longer(fd, begin, nowait)
+                if rc == -EAGAIN and nowait:
                     return _BLOCKED
-                if got < 0:
-                    return <int> got
-                if <size_t> got < take:
-                    return _BLOCKED if nowait else -EAGAIN
-                self.count(head, got, False, begin)
+                if rc < 0:
+                    return rc
             else:
                 n = <size_t> (self.high - begin)
                 take = n
@@ -171,7 +171,11 @@ cdef class TailScan:
                     for stream in range(STREAMS):
                         self.start_offset[stream] = begin
                 elif n:
-                    self.count(self.data + self.stop - n, take, take < LINE_WINDOW, begin)
+                    nuls = leading_nuls(self.data + self.stop - n, take)
+                    if nuls == take:
+                        nuls = 0
+                    take -= nuls
+                    self.count(self.data + self.stop - n + nuls, take, take < LINE_WINDOW, begin)
             self.longer = False
             self.stop = self.start + (<size_t> (begin - self.low))
             self.high = begin
@@ -179,12 +183,39 @@ cdef class TailScan:
                 return _END
         return _END
 
+    cdef int count_longer(self, int fd, int64_t begin, bint nowait) noexcept nogil:
+        """Count the line from begin to high, which is longer than LINE_WINDOW; 0 or -errno (-EAGAIN: it shrank).
+
+        Most likely it is a hole with a line of usual length behind it.
+        """
+        cdef int64_t at = begin
+        cdef size_t take, nuls
+        cdef ssize_t got
+        cdef bint ended
+        while True:
+            take = LINE_WINDOW if self.high - at > LINE_WINDOW else <size_t> (self.high - at)
+            got = read_at(fd, self.spare, take, at, nowait)
+            if got < 0:
+                return <int> got
+            if <size_t> got < take:
+                return -EAGAIN
+            nuls = leading_nuls(self.spare, take)
+            if nuls == 0 or at + <int64_t> nuls >= self.high:
+                break
+            at += nuls
+        ended = take and self.spare[take - 1] == c"\n" and at + <int64_t> take == self.high
+        take -= ended
+        if take == 0:
+            return 0  # nothing but a hole
+        self.count(self.spare, take, at + <int64_t> take + ended == self.high and take < LINE_WINDOW, begin)
+        return 0
+
     cdef void count(self, const char* p, size_t n, bint whole, int64_t begin) noexcept nogil:
         cdef Line line
         cdef int s
         parse_line(p, n, whole, &self.minute, self.scratch, &line)
         s = line.stream
-        if not self.want[s]:
+        if not self.want[s] or line.hole:
             self.pass_by(-1, n)
             return
         if self.ranged and not (line.stamped and self.since <= line.stamp <= self.until):
@@ -235,7 +266,7 @@ def bisect(int fd, int64_t size, int64_t stamp, bint after=False):
     cdef size_t i
     cdef const char* newline
     cdef bint later, known
-    minute.known = minute.whole_known = False
+    minute.known = minute.second_known = False
     if data is NULL or scratch is NULL:
         free(data)
         free(scratch)

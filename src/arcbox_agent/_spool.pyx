@@ -25,8 +25,8 @@ from libc.errno cimport EIO, errno
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memchr, memcpy, memset, strerror
-from arcbox_agent._lines cimport STAMP_LENGTH, STDERR, format_stamp
-from arcbox_agent._log_file cimport CaptureLog, append_lines, prepare_log
+from arcbox_agent._lines cimport NANOSECONDS, STAMP_LENGTH, STDERR, format_stamp, next_nanosecond
+from arcbox_agent._log_file cimport CaptureLog, Log, append_lines, prepare_log
 
 import os
 
@@ -63,6 +63,9 @@ cdef extern from *:
 
 cdef enum:
     MAGIC = 0x31504253  # SBP1
+
+# Bytes, and lines, that no stream ever loses: a count above is damage, and could not be added to.
+cdef int64_t MOST_LOST = <int64_t> 1 << 60
 
 cdef struct Header:
     uint64_t magic
@@ -141,13 +144,27 @@ cdef inline ssize_t read_output(Spool* spool, char* data) noexcept nogil:
 
 # Lines for the log, made of a window of the spool.
 cdef struct Batch:
-    char stamp[STAMP_LENGTH]
+    int64_t time  # of the next line, as the prefix has it too
     char prefix[PREFIX]  # of whole lines
     size_t prefix_length
     size_t taken  # bytes of the window
     size_t used  # bytes of lines in work.out
     bint started  # what is left of the window is a started line
     bint part  # the last line is a part
+
+
+cdef int64_t take_stamp(Log* log, char* text) noexcept nogil:
+    """A time that no line of the log has yet, as a number and as text: now, or the last one and a nanosecond.
+
+    A reader may go on behind the time of the last line that it saw.
+    """
+    cdef int64_t stamp = arcbox_realtime()
+    # By a second or more the clock was set back: the lines have the new time.
+    if stamp <= log.last_stamp < stamp + NANOSECONDS:
+        stamp = log.last_stamp + 1
+    log.last_stamp = stamp
+    format_stamp(stamp, text)
+    return stamp
 
 
 cdef inline size_t put_prefix(
@@ -166,20 +183,21 @@ cdef int deliver(Spool* spool, Work* work, bint parts, bint last) noexcept nogil
     started line is the last one.
     """
     cdef Batch batch
+    cdef char stamp[STAMP_LENGTH]
     cdef ssize_t got
     cdef bint at_end
     cdef int rc
-    format_stamp(arcbox_realtime(), batch.stamp)
     if spool.cut and not lose_rest_of_line(spool, work, last):
         return 1
     if spool.lost_bytes:
         # The count is saved before it is reported: after a crash the log has the report
         # (count_output), and nothing is reported twice or added to it.
         save_mark(spool, spool.done)
-        rc = report_gap(spool, work, batch.stamp)
+        rc = report_gap(spool, work)
         if rc < 0:
             return rc
-    batch.prefix_length = put_prefix(batch.prefix, batch.stamp, spool.stream, b"F", 1)
+    batch.time = take_stamp(spool.log, stamp)
+    batch.prefix_length = put_prefix(batch.prefix, stamp, spool.stream, b"F", 1)
     while spool.done < spool.size:
         if spool.searched and not parts and not last and is_still_started(spool, work.data):
             return 0
@@ -194,10 +212,11 @@ cdef int deliver(Spool* spool, Work* work, bint parts, bint last) noexcept nogil
                 spool.searched = got
                 return 0
             add_started_line(&batch, spool.stream, work.data, <size_t> got, work.out, last and at_end)
+        spool.log.last_stamp = batch.time
         rc = write_batch(spool, work, &batch)
         if rc < 0:
             return rc
-    return end_open_line(spool, work, batch.stamp) if last and spool.open else 0
+    return end_open_line(spool, work) if last and spool.open else 0
 
 
 cdef bint is_still_started(Spool* spool, char* data) noexcept nogil:
@@ -230,6 +249,7 @@ cdef void add_whole_lines(Batch* batch, const char* data, size_t n, char* out) n
         memcpy(out + used + batch.prefix_length, data + i, length)
         used += batch.prefix_length + length
         i += length
+        next_nanosecond(&batch.time, batch.prefix)
     batch.taken = i
     batch.used = used
 
@@ -241,10 +261,11 @@ cdef void add_started_line(
     if batch.used + PREFIX + length + 1 > OUTPUT:
         return
     if last:
-        batch.used += put_prefix(out + batch.used, batch.stamp, stream, b"F:end", 5)
+        batch.used += put_prefix(out + batch.used, batch.prefix, stream, b"F:end", 5)
     else:
-        batch.used += put_prefix(out + batch.used, batch.stamp, stream, b"P", 1)
+        batch.used += put_prefix(out + batch.used, batch.prefix, stream, b"P", 1)
         batch.part = True
+    next_nanosecond(&batch.time, batch.prefix)
     memcpy(out + batch.used, data + batch.taken, length)
     out[batch.used + length] = c"\n"
     batch.used += length + 1
@@ -269,8 +290,10 @@ cdef int write_batch(Spool* spool, Work* work, const Batch* batch) noexcept nogi
     return rc
 
 
-cdef int end_open_line(Spool* spool, Work* work, const char* stamp) noexcept nogil:
+cdef int end_open_line(Spool* spool, Work* work) noexcept nogil:
     """The output ended behind a part: without this, the next run's first line would be joined to it."""
+    cdef char stamp[STAMP_LENGTH]
+    take_stamp(spool.log, stamp)
     cdef size_t n = put_prefix(work.out, stamp, spool.stream, b"F:end", 5)
     work.out[n] = c"\n"
     cdef int rc = prepare_log(spool.log, n + 1, work.now, &work.totals.rotations)
@@ -284,15 +307,18 @@ cdef int end_open_line(Spool* spool, Work* work, const char* stamp) noexcept nog
 # ------------------------------------------------------------- lost output
 
 
-cdef int report_gap(Spool* spool, Work* work, const char* stamp) noexcept nogil:
+cdef int report_gap(Spool* spool, Work* work) noexcept nogil:
     """One line in the log that says how much is missing; 0 or -errno."""
+    cdef char stamp[STAMP_LENGTH]
     cdef char* out = work.out
     cdef size_t n = 0
     cdef int rc
+    take_stamp(spool.log, stamp)
     if spool.open:
         n = put_prefix(out, stamp, spool.stream, b"F:end", 5)
         out[n] = c"\n"
         n += 1
+        take_stamp(spool.log, stamp)
     n += put_prefix(out + n, stamp, spool.stream, b"F:gap", 5)
     n += snprintf(
         out + n, 200, b"[output lost: %lld bytes, %lld lines: the log could not be written: %s]\n",
@@ -392,14 +418,25 @@ cdef int open_spool(Spool* spool, str path) except -1:
     return 0
 
 
+cdef bint is_whole(const Header* header, int64_t size) noexcept nogil:
+    """Whether it is what `save_mark` writes, for a spool of so many bytes of output."""
+    return (
+        header.magic == MAGIC and header.offset >= 0 and 0 <= header.skip
+        and (size == 0 or header.skip <= size)  # the three steps end with a skip of bytes that are cut off
+        and 0 <= header.lost_bytes <= MOST_LOST and 0 <= header.lost_lines <= MOST_LOST
+    )
+
+
 cdef int recover_spool(Spool* spool, CaptureLog log, str path) except -1:
     """Find out what of the spool is in the log already.  OSError: a file of either cannot be used."""
     cdef Header header
     cdef int64_t content = 0, size = os.fstat(spool.fd).st_size
     cdef bint open_ = False, gap = False
     memset(&header, 0, sizeof(Header))
-    if pread(spool.fd, &header, HEADER, 0) != HEADER or header.magic != MAGIC:
+    if pread(spool.fd, &header, HEADER, 0) != HEADER or not is_whole(&header, size - HEADER):
+        # Where the bytes go on is not known.  They are told as lost: a guess would double some.
         spool.size = spool.done = 0
+        spool.lost_bytes = max(size - HEADER, 0)
         if ftruncate(spool.fd, HEADER) < 0:
             raise OSError(errno, os.strerror(errno), path)
     else:

@@ -24,6 +24,7 @@
     │   ├── BusyError                 429: a limit was reached, try again later
     │   └── AgentFailedError          500: all else; the agent's log says more
     ├── UnsupportedError              the agent is too old for what was asked: bring it up to date
+    ├── LogFileError              a file that is not read as a log: a symbolic link (also OSError)
     ├── CommandFailedError            a command failed that was run with check=True
     └── OutputLimitError              a command wrote more than `exec` may keep: exec_stream
 
@@ -283,6 +284,21 @@ class UnsupportedError(ArcboxError):
     def __init__(self, what: str) -> None:
         super().__init__(f"the agent in the guest is too old for {what}")
         self.what = what
+
+
+class LogFileError(ArcboxError, OSError):
+    """A file that is not read as a log, because it is, or its path leads through, a symbolic link.
+
+    Whoever wrote to a guest's disk chose where a link leads: to a file of this machine, as like as not.
+    """
+
+    path: str
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            f"{path}: there is a symbolic link in this path; name the file that it leads to, if you trust it"
+        )
+        self.path = path
 
 
 # ----------------------------------------------------------------- commands

@@ -37,7 +37,7 @@ static inline ssize_t arcbox_read_at(int fd, void *to, size_t n, off_t at, int n
 /* Open for reading without waiting for the disk: EAGAIN where that cannot be. */
 static inline int arcbox_open_cached(const char *path) {
 #if defined(__linux__) && defined(SYS_openat2)
-    struct { uint64_t flags, mode, resolve; } how = {O_RDONLY | O_CLOEXEC | O_NONBLOCK, 0, 0x20 /* CACHED */};
+    struct { uint64_t flags, mode, resolve; } how = {O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW | O_NOCTTY, 0, 0x20 /* CACHED */};
     int fd = (int)syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how);
     if (fd < 0 && (errno == ENOSYS || errno == EINVAL || errno == EPERM || errno == E2BIG)) errno = EAGAIN;
     return fd;
@@ -45,6 +45,21 @@ static inline int arcbox_open_cached(const char *path) {
     errno = EAGAIN;
     return -1;
 #endif
+}
+
+/* Open for reading without a wait for a FIFO's writer.  No link is followed as the last name of the path,
+   and with no_links (where the kernel has openat2) none at all: -1 and ELOOP. */
+static inline int arcbox_open_file(const char *path, int no_links) {
+    int flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW | O_NOCTTY;
+#if defined(__linux__) && defined(SYS_openat2)
+    if (no_links) {
+        struct { uint64_t flags, mode, resolve; } how = {(uint64_t)flags, 0, 0x06 /* NO_SYMLINKS, NO_MAGICLINKS */};
+        int fd = (int)syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how);
+        if (fd >= 0 || (errno != ENOSYS && errno != EPERM)) return fd;
+    }
+#endif
+    (void)no_links;
+    return open(path, flags);
 }
 
 static inline void *arcbox_last_byte(const void *from, int byte, size_t n) {

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from arcbox_agent.agent.config.table import KEEPER_SOCKET, TABLE, Settings, load, show, usage
+from arcbox_agent.agent.config.invocation import load
+from arcbox_agent.agent.config.table import KEEPER_SOCKET, TABLE, Settings
+from arcbox_agent.agent.config.text import show, usage
 from arcbox_agent.errors import ConfigError
 from tests.conftest import REPOSITORY
 from tools.settings_page import table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import pty
 import random
@@ -124,6 +125,28 @@ def test_output_is_logged_in_the_cri_format(tmp_path: Path, run_async: Any) -> N
     assert lines[-1] == b""
     assert all(len(line.split(b" ")[0]) == 30 and line[29:30] == b"Z" for line in lines[:-1])
     assert sorted(os.listdir(tmp_path)) == ["logs", "stderr", "stdout"]  # the spools are gone
+
+
+def test_each_line_has_a_time_of_its_own_later_than_the_one_before(tmp_path: Path, run_async: Any) -> None:
+    async def scenario() -> None:
+        async with Capturing(tmp_path) as box:
+            handle = box.attach()
+            fds = [os.open(box.fifos[name], os.O_RDWR) for name in ("stdout", "stderr")]
+            for _ in range(4):
+                await asyncio.gather(*(asyncio.to_thread(write_all, fd, b"x\n" * 150_000) for fd in fds))
+                for fd in fds:
+                    os.write(fd, b"not ended")
+                await until(lambda: handle.lag <= 2 * len(b"not ended"))
+            for fd in fds:
+                os.close(fd)
+            assert await handle.finish(10)
+
+    run_async(scenario())
+    times = [entry.timestamp for entry in read_log(str(tmp_path / "logs" / "web.log"))]
+    assert len(times) > 1_200_000
+    assert all(before < after for before, after in itertools.pairwise(times))
+    # They are the times of the writes all the same.
+    assert abs(times[-1] - time.time_ns()) < 60 * 10**9
 
 
 def test_output_written_before_the_agent_came_is_captured(tmp_path: Path, run_async: Any) -> None:
@@ -529,6 +552,37 @@ def test_a_gap_is_told_once_whenever_the_agent_is_killed(tmp_path: Path, run_asy
         assert [tag for tag, _ in lines] == [b"F", b"F:gap", b"F"]
         assert lines[1][1].startswith(b"[output lost: 700 bytes, 7 lines: ")
         assert lines[2][1] == b"behind"
+
+    run_async(scenario())
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        (0x31504254, 0, 0, 0, 0, 0, 0, 0),
+        (0x31504253, 0, -1, 0, 0, 0, 0, 0),
+        (0x31504253, 0, 0, -1, 0, 0, 0, 0),
+        (0x31504253, 0, 0, 8, 0, 0, 0, 0),
+        (0x31504253, 0, 0, 0, -1, 0, 0, 0),
+        (0x31504253, 0, 0, 0, 0, (1 << 63) - 1, 0, 0),
+    ],
+    ids=["magic", "offset", "skip below 0", "skip above the bytes", "lost bytes", "lost lines"],
+)
+def test_a_damaged_spool_is_told_as_a_gap_and_the_capture_goes_on(
+    tmp_path: Path, run_async: Any, mark: tuple[int, ...]
+) -> None:
+    async def scenario() -> None:
+        async with Capturing(tmp_path) as box:
+            (tmp_path / "stdout.spool").write_bytes(struct.pack("=QQqqqqQQ", *mark) + b"behind\n")
+            handle = box.attach()
+            fd = os.open(box.fifos["stdout"], os.O_RDWR)
+            os.write(fd, b"after\n")
+            os.close(fd)
+            assert await handle.finish(10)
+        lines = [line.split(b" ", 3)[2:] for line in _lines(box.log)]
+        assert [tag for tag, _ in lines] == [b"F:gap", b"F"]
+        assert lines[0][1].startswith(b"[output lost: 7 bytes, 0 lines: ")
+        assert lines[1][1] == b"after"
 
     run_async(scenario())
 

@@ -76,6 +76,7 @@ lines = st.one_of(
     texts,
     st.sampled_from([b"{", b"[", b"2026", b'{"log":"x"}', b"{}"]),
 )
+lines = st.one_of(lines, lines, lines, st.builds(lambda n, line: b"\0" * n + line, st.integers(1, 200), lines))
 ends = st.sampled_from([b"\n", b"\n", b"\n", b""])
 contents = st.builds(lambda ls, end: b"\n".join(ls) + end, st.lists(lines, max_size=25), ends)
 
@@ -257,6 +258,14 @@ def test_a_json_line_longer_than_the_window_is_plain_text(tmp_path: Path) -> Non
     line = b'{"log":"' + b"x" * (1 << 18) + b'\\n","stream":"stdout","time":"2026-11-23T17:45:12Z"}'
     path = write_log(tmp_path, [line + b"\n"])
     assert [e.data for e in read_log(path)] == [line]
+
+
+@pytest.mark.parametrize("skip", [(), [0, 0], (0, 0, 0, 0)])
+def test_a_place_to_go_on_at_has_an_offset_for_each_stream(skip: tuple[int, ...]) -> None:
+    engine = _logs.Engine()
+    with pytest.raises(ValueError, match="skip: expected 3 offsets"):
+        engine.seek(7, skip)
+    assert engine.offset == 0
 
 
 def test_a_changed_file_is_noticed_though_it_has_grown_past_the_offset() -> None:

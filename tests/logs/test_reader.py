@@ -13,6 +13,7 @@ import pytest
 
 from arcbox_agent._log_file import CaptureLog
 from arcbox_agent._logs import BLOCKED
+from arcbox_agent.errors import LogFileError
 from arcbox_agent.logs import LogReader, read_log
 from arcbox_agent.logs import reader as reader_module
 from tests.logs.support import plain, write_log
@@ -114,6 +115,71 @@ def test_what_cannot_be_read_is_an_error_that_names_the_file(tmp_path: Path) -> 
     os.mkfifo(tmp_path / "fifo.log")
     with pytest.raises(IsADirectoryError, match="not a regular file.*fifo.log"):
         list(read_log(str(tmp_path / "fifo.log")))
+
+
+def record(number: int, form: str) -> bytes:
+    stamp = f"2026-11-23T17:45:{number:02}.000000000Z"
+    if form == "json":
+        return f'{{"log":"line {number}\\n","stream":"stdout","time":"{stamp}"}}\n'.encode()
+    if form == "bracketed":
+        return f"[{stamp}] [stdout]: line {number}\n".encode()
+    return f"{stamp} stdout F line {number}\n".encode()
+
+
+@pytest.mark.parametrize("form", ["cri", "json", "bracketed"])
+@pytest.mark.parametrize("size", [1, 4096, 262_100, 262_144, 262_145, 600_000, 2_500_000])
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_record_behind_nul_bytes_is_the_record_that_it_is(tmp_path: Path, form: str, size: int, ended: bool) -> None:
+    """A power failure leaves NUL bytes in the place of lines, with or without the newline of the last of them."""
+    records = [record(number, form) for number in range(50)]
+    records[17] = b"\0" * size + (b"\n" if ended else b"")
+    path = write_log(tmp_path, [b"".join(records)])
+    expected = [b"line %d" % number for number in range(50) if number != 17]
+    assert [entry.data for entry in read_log(path)] == expected
+    for tail in (1, 31, 32, 33, 40, 48, 49, 60):
+        assert [entry.data for entry in read_log(path, tail=tail)] == expected[-tail:]
+    since = 1795455900 + 18
+    assert [entry.data for entry in read_log(path, since=since * 10**9)] == expected[17:]
+    assert [entry.data for entry in read_log(path, until=since * 10**9)] == expected[:18]
+    assert [entry.data for entry in read_log(path, since=since * 10**9, tail=33)] == expected[17:]
+
+
+def test_a_file_that_ends_with_nul_bytes_ends_with_the_record_before_them(tmp_path: Path) -> None:
+    for size in (1, 4096, 300_000):
+        path = write_log(tmp_path, [record(1, "cri") + record(2, "cri") + b"\0" * size])
+        assert [entry.data for entry in read_log(path)] == [b"line 1", b"line 2"]
+        assert [entry.data for entry in read_log(path, tail=1)] == [b"line 2"]
+
+
+def test_nul_bytes_of_plain_text_are_its_own(tmp_path: Path) -> None:
+    path = write_log(tmp_path, [b"a\0b\n\0c\n"])
+    assert [entry.data for entry in read_log(path)] == [b"a\0b", b"\0c"]
+
+
+def test_no_link_of_a_guest_leads_to_a_file_of_this_machine(tmp_path: Path) -> None:
+    secret, guest = tmp_path / "secret.log", tmp_path / "guest"
+    secret.write_bytes(STAMP + b" stdout F secret\n")
+    guest.mkdir()
+    (guest / "logs").mkdir()
+    log = guest / "logs" / "web.log"
+    log.symlink_to(secret)
+    with pytest.raises(LogFileError, match="web.log: there is a symbolic link in this path"):
+        list(read_log(str(log)))
+    (guest / "link").symlink_to(tmp_path)
+    with pytest.raises(LogFileError, match="link/secret.log: there is a symbolic link"):
+        list(read_log(str(guest / "link" / "secret.log")))
+    log.unlink()
+    log.write_bytes(STAMP + b" stdout F hello\n")
+    Path(f"{log}.1").symlink_to(secret)
+    Path(f"{log}.2").symlink_to("/dev/zero")
+    assert b"secret" not in [entry.data for entry in read_log(str(log))]
+
+
+def test_a_device_is_refused_before_it_is_opened() -> None:
+    # To open the terminal of a process that has none is an error of its own.
+    program = "from arcbox_agent.logs import read_log\nlist(read_log('/dev/tty'))"
+    done = subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert "IsADirectoryError: [Errno 21] not a regular file: '/dev/tty'" in done.stderr
 
 
 def test_a_file_that_may_not_be_read_is_an_error(tmp_path: Path) -> None:

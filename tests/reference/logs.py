@@ -110,7 +110,18 @@ def parse_json(line: bytes) -> Line | None:
     return Line(stream, True, stamp, more, text if more else text[:-1])
 
 
-def parse_line(line: bytes) -> Line:
+def parse_line(line: bytes) -> Line | None:
+    """None: nothing but NUL bytes, which a power failure leaves in a line's place."""
+    record = line.lstrip(b"\0")
+    if line and not record:
+        return None
+    found = parse_record(record)
+    # A hole as long as the window is skipped whatever is behind it.
+    skipped = len(line) >= LINE_WINDOW and line.startswith(b"\0")
+    return found or Line("stdout", False, None, False, record if skipped else line)
+
+
+def parse_record(line: bytes) -> Line | None:
     for pattern in (_CRI, _BRACKETED):
         match = pattern.fullmatch(line)
         if match is not None:
@@ -123,7 +134,7 @@ def parse_line(line: bytes) -> Line:
         found = parse_json(line)
         if found is not None:
             return found
-    return Line("stdout", False, None, False, line)
+    return None
 
 
 def read(
@@ -147,11 +158,13 @@ def read(
         lines = content.split(b"\n")
         rest = lines.pop()
         cut = False
-        if rest and (unended or number + 1 < len(files)):
+        if rest.strip(b"\0") and (unended or number + 1 < len(files)):
             lines.append(rest)
             cut = number + 1 == len(files)
         for index, raw in enumerate(lines):
             line = parse_line(raw)
+            if line is None:
+                continue
             key = (line.stream, line.named)
             if not (stdout if line.stream == "stdout" else stderr):
                 continue

@@ -60,13 +60,17 @@ def _main(arguments: Sequence[str] | None) -> int:
         write_stderr(f"arcbox-agent: {error}\n")
         return EXIT_USAGE
     if invocation.action == "help":
-        sys.stdout.write(config.usage())
+        from arcbox_agent.agent.config.text import usage
+
+        sys.stdout.write(usage())
         return EXIT_OK
     if invocation.action == "version":
         sys.stdout.write(f"arcbox-agent {__version__}\n")
         return EXIT_OK
     if invocation.action == "check":
-        sys.stdout.write(config.show(invocation.settings))
+        from arcbox_agent.agent.config.text import show
+
+        sys.stdout.write(show(invocation.settings))
         return EXIT_OK
     return run(invocation.settings)
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 
-from arcbox_agent._logs import open_cached
+from arcbox_agent._logs import open_cached, open_unlinked
+from arcbox_agent.errors import LogFileError
 
 #: A shift leaves one place empty for a moment; more empty places in a row are the end of the files.
 _HOLES = 3
@@ -43,27 +45,48 @@ class LogFile:
         return status is not None and status.st_ino == self.inode and status.st_dev == self.device
 
 
-def open_file(path: str, nowait: bool = False) -> LogFile:
-    """OSError: it cannot be opened, or is not a regular file.
+def open_file(path: str, nowait: bool = False, no_links: bool = False) -> LogFile:
+    """OSError: it cannot be opened, or is not a regular file.  LogFileError (also OSError): it is a symbolic link.
 
     nowait: BlockingIOError where the disk would have to be waited for.
+    no_links: no directory of the path may be a link either.
     """
     if nowait:
         fd = open_cached(path)
     else:
-        # O_NONBLOCK: the open of a FIFO in the log's place must not block.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        if no_links:
+            _look_before_opening(path)
+        try:
+            fd = open_unlinked(path, no_links)
+        except OSError as error:
+            raise (LogFileError(path) if error.errno == errno.ELOOP else error) from None
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         os.close(fd)
-        raise IsADirectoryError(21, "not a regular file", path)
+        raise IsADirectoryError(errno.EISDIR, "not a regular file", path)
     return LogFile(fd, status)
 
 
-def open_if_there(path: str, nowait: bool = False) -> LogFile | None:
+def _look_before_opening(path: str) -> None:
+    """Refuse what must not even be opened: opening some devices does something."""
+    if sys.platform != "linux":
+        # Elsewhere no open refuses links in the middle of a path.
+        directory = os.path.dirname(path)
+        while directory not in ("", os.path.dirname(directory)):
+            if os.path.islink(directory):
+                raise LogFileError(path)
+            directory = os.path.dirname(directory)
+    kind = stat.S_IFMT(os.lstat(path).st_mode)
+    if kind not in (stat.S_IFREG, stat.S_IFLNK):
+        raise IsADirectoryError(errno.EISDIR, "not a regular file", path)
+
+
+def open_if_there(path: str, nowait: bool = False, no_links: bool = False) -> LogFile | None:
     """As open_file, but None where no log lies at `path`.  OSError: one may, and cannot be opened."""
     try:
-        return open_file(path, nowait)
+        return open_file(path, nowait, no_links)
+    except LogFileError:
+        return None
     except OSError as error:
         if error.errno in _NO_LOG:
             return None
@@ -94,7 +117,7 @@ def find(path: str, file: LogFile) -> int | None:
     return None
 
 
-def open_neighbour(path: str, file: LogFile, step: int, nowait: bool = False) -> LogFile | None:
+def open_neighbour(path: str, file: LogFile, step: int, nowait: bool = False, no_links: bool = False) -> LogFile | None:
     """The next older (step 1) or newer (step -1) file; None: there is none, or not at this moment.
 
     nowait: BlockingIOError where the disk would have to be waited for.
@@ -112,7 +135,7 @@ def open_neighbour(path: str, file: LogFile, step: int, nowait: bool = False) ->
         for hole in holes:
             if hole < 0:
                 break
-            neighbour = open_if_there(place(path, hole), nowait)
+            neighbour = open_if_there(place(path, hole), nowait, no_links)
             if neighbour is not None:
                 break
             passed.append(hole)
@@ -124,12 +147,12 @@ def open_neighbour(path: str, file: LogFile, step: int, nowait: bool = False) ->
     return None
 
 
-def open_newest(path: str, nowait: bool = False) -> LogFile:
+def open_newest(path: str, nowait: bool = False, no_links: bool = False) -> LogFile:
     """The log itself, or the newest of its siblings while there is none.  OSError: there is nothing."""
     missing: OSError | None = None
     for number in range(_HOLES):
         try:
-            return open_file(place(path, number), nowait)
+            return open_file(place(path, number), nowait, no_links)
         except OSError as error:
             # The log itself tells what is wrong; but where it is only missing, a sibling will do.
             if not isinstance(error, FileNotFoundError) and (number == 0 or error.errno not in _NO_LOG):

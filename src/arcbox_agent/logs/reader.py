@@ -87,9 +87,9 @@ class Options:
     def reader(
         self, path: str, output: str = "", trace: bytes = b"", unended: bool = False, keep_open: bool = False
     ) -> LogReader:
-        """A reader of the log at `path`, which gives frames where no other `output` is named."""
+        """A reader of the agent's own log at `path`, which gives frames where no other `output` is named."""
         return LogReader(
-            path, self, output=output or f"v{self.version}", trace=trace, unended=unended, keep_open=keep_open
+            path, self, output=output or f"v{self.version}", trace=trace, unended=unended, keep_open=keep_open, own=True
         )
 
 
@@ -99,7 +99,8 @@ class LogReader:
     `output`, `trace`, `part_limit`: as `_logs.Engine` has them.  `unended`: a last line
     without its newline is given too (else it is taken to be in the making).
     `keep_open`: `engine` and `file` are left where a follower goes on, with the
-    texts whose end has not been seen.
+    texts whose end has not been seen.  `own`: the log is in a directory that only
+    we write to.  Elsewhere a symbolic link anywhere in its path is refused.
 
     What is written after the first step is not given.
     """
@@ -109,6 +110,7 @@ class LogReader:
         "_files",
         "_filters",
         "_keep_open",
+        "_no_links",
         "_nowait",
         "_options",
         "_steps",
@@ -127,6 +129,7 @@ class LogReader:
         trace: bytes = b"",
         unended: bool = True,
         keep_open: bool = False,
+        own: bool = False,
         part_limit: int = 1 << 20,
     ) -> None:
         self.path = path
@@ -140,6 +143,7 @@ class LogReader:
         self._bounds: list[tuple[int, int]] = []  # of each: from, to
         self._unended = unended
         self._keep_open = keep_open
+        self._no_links = not own
         self._nowait = False
         self._steps = self._run()
 
@@ -219,7 +223,7 @@ class LogReader:
         file: LogFile | None = None
         while file is None:
             try:
-                file = open_newest(self.path, self._nowait)
+                file = open_newest(self.path, self._nowait, self._no_links)
             except BlockingIOError:
                 yield BLOCKED
         while file is not None:
@@ -244,10 +248,10 @@ class LogReader:
                 break
             newer: LogFile = file
             try:
-                file = open_neighbour(self.path, newer, 1, self._nowait)
+                file = open_neighbour(self.path, newer, 1, self._nowait, self._no_links)
             except BlockingIOError:
                 yield BLOCKED
-                file = open_neighbour(self.path, newer, 1)
+                file = open_neighbour(self.path, newer, 1, no_links=self._no_links)
         return None if scan is None else scan.starts
 
 

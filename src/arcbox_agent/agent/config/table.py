@@ -1,16 +1,15 @@
-"""The agent's settings: one table, and everything that is derived from it.
+"""The agent's settings: one table, from which everything else about them is derived.
 
 The class Settings is the table.  A line gives a setting's name, parser, default and
-explanation.  Derived from it are the command line (`--state-dir`), the keys of the TOML
-file (`state_dir`), `--help`, `--check-config` and the table in docs/configuration.md.
-
-The command line is parsed by hand: argparse would add a sixth to the agent's start-up time.
+explanation.  Derived from it are the command line (`--state-dir`) and the keys of the TOML
+file (`state_dir`), both in invocation.py, `--help` and `--check-config`, both in text.py, and
+the table in docs/configuration.md.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from arcbox_agent.address import MAX_UNIX_PATH, UnixAddress, parse_listen
 from arcbox_agent.agent.config.access import MODES
@@ -501,139 +500,3 @@ class Settings:
 
     def __repr__(self) -> str:
         return f"Settings({', '.join(f'{name}={getattr(self, name)!r}' for name in TABLE)})"
-
-
-# ------------------------------------------------- the command line and the file
-
-
-class Invocation:
-    """What the command line asks for: `action` is `run`, `check`, `help` or `version`."""
-
-    __slots__ = ("action", "settings")
-
-    def __init__(self, action: str, settings: Settings) -> None:
-        self.action, self.settings = action, settings
-
-
-def load(arguments: Sequence[str]) -> Invocation:
-    """The settings of the command line and of the file that it names.  The command line wins."""
-    action = "run"
-    config = ""
-    values: dict[str, Any] = {}
-    rest = list(arguments)
-    rest.reverse()
-    while rest:
-        argument = rest.pop()
-        option, equals, inline = argument.partition("=")
-        if option in ("--help", "-h", "--version", "-V", "--check-config"):
-            if equals:
-                raise ConfigError("", f"{option} takes no value")
-            # The first of --help and --version wins.  Both win over --check-config.
-            if action in ("run", "check"):
-                action = {"--help": "help", "-h": "help", "--check-config": "check"}.get(option, "version")
-            continue
-        name = option[2:].replace("-", "_") if option.startswith("--") else ""
-        negated = name.startswith("no_") and name not in TABLE
-        line = TABLE.get(name.removeprefix("no_") if negated else name)
-        if name == "config":
-            config = inline if equals else _following(rest, option)
-            if not config:
-                raise ConfigError("config", "the path is empty")
-            continue
-        if line is None or (negated and not line.is_flag):
-            raise ConfigError("", f"unknown argument {argument!r}: see --help")
-        if line.is_flag:
-            if negated and equals:
-                raise ConfigError("", f"{option} takes no value")
-            values[line.name] = line.read(inline) if equals else not negated
-        else:
-            value = line.read(inline if equals else _following(rest, option))
-            if line.many:
-                values.setdefault(line.name, []).append(value)
-            else:
-                values[line.name] = value
-    if action in ("help", "version"):
-        return Invocation(action, Settings())
-    if config:
-        values = {**_read_file(config), **values}
-    return Invocation(action, Settings(**values))
-
-
-def _following(rest: list[str], option: str) -> str:
-    if not rest:
-        raise ConfigError("", f"{option} needs a value")
-    return rest.pop()
-
-
-def _read_file(path: str) -> dict[str, Any]:
-    import tomllib  # 4 ms, spent only where there is a file
-
-    try:
-        with open(path, "rb") as file:
-            keys = tomllib.load(file)
-    except OSError as error:
-        raise ConfigError("config", f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number too long, nested too deep
-        raise ConfigError("config", f"{path} is not TOML: {error}") from error
-    values: dict[str, Any] = {}
-    for key, value in keys.items():
-        if key not in TABLE:
-            raise ConfigError(key, f"no such setting (in {path})")
-        try:
-            values[key] = TABLE[key].read_all(value)
-        except ConfigError as error:
-            raise ConfigError(key, f"{str(error).partition(': ')[2]} (in {path})") from error
-    return values
-
-
-# --------------------------------------------------- help, settings in force, page
-
-
-def usage() -> str:
-    """The text of --help."""
-    import textwrap
-
-    text = [
-        "usage: arcbox-agent [OPTION]...",
-        "",
-        "The guest agent: runs containers and commands for the host, over vsock or a unix socket.",
-        "",
-    ]
-    options = [
-        (
-            "--config FILE",
-            "Read settings from a TOML file; its keys are the names below, with _ for -. The command line wins.",
-        ),
-        ("--check-config", "Check the settings, show them and exit."),
-        ("--version", "Show the version and exit."),
-        ("--help", "Show this and exit."),
-    ]
-    for line in TABLE.values():
-        option = f"{line.option}, --no-{line.option[2:]}" if line.is_flag else f"{line.option} {line.metavar}"
-        options.append((option, f"{line.help} Default: {line.shown_default()}."))
-    for option, help in options:
-        text.append(f"  {option}")
-        text.extend(textwrap.wrap(help, 78, initial_indent=" " * 8, subsequent_indent=" " * 8))
-    return "\n".join(text) + "\n"
-
-
-def show(settings: Settings) -> str:
-    """The settings in force, as TOML."""
-    lines = []
-    for name, line in TABLE.items():
-        value = getattr(settings, name)
-        if line.metavar == "SIZE":
-            value = show_size(value)
-        lines.append(f"{name} = {_toml(value)}")
-    return "\n".join(lines) + "\n"
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return '"' + "".join(c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in escaped) + '"'
-    return f"{value:g}" if isinstance(value, float) else str(value)

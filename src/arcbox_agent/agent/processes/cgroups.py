@@ -12,8 +12,10 @@ import os
 import signal
 import time
 
-#: How deep the cgroups are followed that a container makes within its own.
-MAX_DEPTH = 32
+from arcbox_agent.agent.processes import cgroup_tree
+
+#: Seconds for the removal of one cgroup and all that a container has made below it.
+REMOVAL = 10.0
 
 #: The name of a command's cgroup begins with this; an id of a container cannot.
 COMMAND_PREFIX = ".exec-"
@@ -82,14 +84,28 @@ class Cgroup:
 
     def pids(self) -> set[int]:
         found: set[int] = set()
-        for path in self._directories():
-            try:
-                with open(os.path.join(path, "cgroup.procs"), "rb") as file:
-                    found.update(map(int, file.read().split()))
-            except OSError:
-                continue  # removed meanwhile
+
+        def look(cgroup: int) -> None:
+            file = os.open("cgroup.procs", os.O_RDONLY | os.O_CLOEXEC, dir_fd=cgroup)
+            with open(file, "rb") as procs:
+                found.update(map(int, procs.read().split()))
+
+        cgroup_tree.visit(self.path, look)
         found.discard(0)  # a process of a pid namespace that cannot be seen from here
         return found
+
+    def frozen(self) -> bool:
+        """Whether what is born in it waits until it, or one above it, is thawed."""
+        try:
+            file = os.open(os.path.join(self.path, "cgroup.events"), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False  # before Linux 5.2, or it is gone
+        try:
+            return b"frozen 1" in os.read(file, 4096)
+        except OSError:
+            return False
+        finally:
+            os.close(file)
 
     def counted(self) -> dict[str, int]:
         """What the kernel counts for all that runs or ran in it, as far as its controllers do.
@@ -158,19 +174,23 @@ class Cgroup:
         self._try_write("cgroup.freeze", b"0")
 
     def remove(self) -> bool:
-        """Remove it; False: something runs in it."""
+        """Remove it and all below it; False: something runs in it."""
+        give_up = time.monotonic() + REMOVAL
         for attempt in range(20):
             try:
-                for path in self._directories()[::-1]:
-                    os.rmdir(path)
+                os.rmdir(self.path)
                 return True
             except FileNotFoundError:
                 return True
             except OSError as error:
                 if error.errno != errno.EBUSY or self.alive():
                     return False
+            cgroup_tree.remove_below(self.path)
+            if time.monotonic() > give_up:
+                return False
+            if attempt:
                 # It is empty, but the kernel is not done with its last process yet.
-                time.sleep(0.001 * (attempt + 1))
+                time.sleep(0.001 * attempt)
         return False
 
     def dissolve(self) -> None:
@@ -191,24 +211,6 @@ class Cgroup:
                     other._write("cgroup.procs", b"%d" % pid)
                 except OSError:
                     continue
-
-    def _directories(self) -> list[str]:
-        """Itself and all below it, each after its parent."""
-        found = [self.path]
-        level = [self.path]
-        for _ in range(MAX_DEPTH):
-            below: list[str] = []
-            for path in level:
-                try:
-                    with os.scandir(path) as entries:
-                        below.extend(entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
-                except OSError:
-                    continue
-            if not below:
-                break
-            found += below
-            level = below
-        return found
 
     def _read(self, name: str) -> str | None:
         """A file of its own; None: there is none, as its controller is off."""

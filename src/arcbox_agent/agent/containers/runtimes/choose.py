@@ -85,7 +85,7 @@ class Runtimes:
         self._kept.clear()
         for name, runtime in self._by_name.items():
             await runtime.sweep([each.id for each in records if each.runtime == name and each.id not in running])
-        await self._lanes.disk(self._scopes.sweep, {each.id for each in records})
+        await self._lanes.disk(self._scopes.sweep, {each.id for each in records}, set(running))
 
     async def close(self) -> None:
         await self._keeper.close()

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 log = Logger("containers")
 
+#: Characters of an image's name that a warning repeats.
+MOST_SHOWN = 256
+
 
 class ProcessRuntime:
     """See the module."""
@@ -51,15 +54,14 @@ class ProcessRuntime:
     # -------------------------------------------------------------- create
 
     def check(self, record: Record, mounts_asked: Sequence[Mount]) -> None:
-        if record.image and not record.rootfs:
+        image = record.image if len(record.image) <= MOST_SHOWN else record.image[:MOST_SHOWN] + "..."
+        if image and not record.rootfs:
             record.warnings.append(
-                f"image {record.image} is not unpacked: this runtime cannot unpack images; "
+                f"image {image} is not unpacked: this runtime cannot unpack images; "
                 "the container runs in the guest's own file system"
             )
-        elif record.image:
-            record.warnings.append(
-                f"image {record.image} is not unpacked: the container runs in its rootfs {record.rootfs}"
-            )
+        elif image:
+            record.warnings.append(f"image {image} is not unpacked: the container runs in its rootfs {record.rootfs}")
         if record.rootfs:
             if not record.rootfs.startswith("/") or "\0" in record.rootfs:
                 raise BadRequestError(f"the rootfs must be an absolute path, not {record.rootfs!r}")
