@@ -579,11 +579,14 @@ def test_a_container_can_be_removed_from_a_full_disk_and_is_not_written_again(
 # -------------------------------------------------------------------- stop
 
 
-def test_a_stop_sends_sigterm_to_all_and_returns_when_the_end_is_recorded(tmp_path: Path) -> None:
+def test_a_stop_asks_the_main_process_then_what_it_left_and_returns_when_the_end_is_recorded(tmp_path: Path) -> None:
     async def test(world: World) -> None:
         run = await world.started()
         await world.stopper.stop(world.container, 20)
-        assert run.calls == [("all", signal.SIGTERM), ("finish_output", budget.OUTPUT_DRAINED), "close"]
+        assert run.calls == [
+            *(("main", signal.SIGTERM), ("all", signal.SIGTERM)),
+            *(("finish_output", budget.OUTPUT_DRAINED), "close"),
+        ]
         assert (world.container.status, world.disk.saved()["stopped"]) == ("Stopped", True)
         with pytest.raises(ConflictError, match=r"^container is not running$"):
             await world.stopper.stop(world.container, 20)
@@ -594,7 +597,7 @@ def test_a_stop_sends_sigterm_to_all_and_returns_when_the_end_is_recorded(tmp_pa
 def test_a_stop_kills_when_its_time_is_over_and_at_once_where_it_has_none(tmp_path: Path) -> None:
     async def test(world: World) -> None:
         loop = asyncio.get_running_loop()
-        for timeout, first in ((0.1, [("all", signal.SIGTERM)]), (0, [])):
+        for timeout, first in ((0.1, [("main", signal.SIGTERM)]), (0, [])):
             run = await world.started()
             run.heeds = {signal.SIGKILL}
             began = loop.time()
@@ -606,12 +609,54 @@ def test_a_stop_kills_when_its_time_is_over_and_at_once_where_it_has_none(tmp_pa
     in_world(tmp_path, test)
 
 
-def test_a_stop_without_descriptors_reaches_the_main_process(tmp_path: Path) -> None:
+def test_what_cannot_be_asked_to_end_has_its_time_and_is_killed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     async def test(world: World) -> None:
         run = await world.started()
+        run.left = True
         run.faults["signal_all"] = OSError(errno.EMFILE, "Too many open files")
+        await world.stopper.stop(world.container, 0.1)
+        assert run.calls[:3] == [("main", signal.SIGTERM), ("all", signal.SIGTERM), ("main", signal.SIGKILL)]
+        assert "kill_all" in run.calls
+
+    in_world(tmp_path, test)
+    assert "what a container left is not asked to end container=x" in capfd.readouterr().err
+
+
+def test_a_stop_sends_the_containers_own_signal(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        world.container.record.stop_signal = signal.SIGUSR2
+        run = await world.started()
+        run.heeds = {signal.SIGUSR2}
         await world.stopper.stop(world.container, 20)
-        assert run.calls[:2] == [("all", signal.SIGTERM), ("main", signal.SIGTERM)]
+        assert run.calls[:2] == [("main", signal.SIGUSR2), ("all", signal.SIGUSR2)]
+
+    in_world(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "seconds"), [(0, None), (1, 0.001), (1500, 1.5), (-1, 0xFFFFFFFF), (1 << 62, 0xFFFFFFFF)]
+)
+def test_the_time_of_a_containers_own(tmp_path: Path, milliseconds: int, seconds: float | None) -> None:
+    async def test(world: World) -> None:
+        world.container.record.stop_timeout_ms = milliseconds
+        assert world.container.stop_timeout == seconds
+
+    in_world(tmp_path, test)
+
+
+def test_where_all_are_stopped_a_container_has_no_longer_than_its_own_time(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        loop = asyncio.get_running_loop()
+        for milliseconds, timeout in ((100, 60), (-1, 0.1)):
+            world.container.record.stop_timeout_ms = milliseconds
+            run = await world.started()
+            run.heeds = {signal.SIGKILL}
+            began = loop.time()
+            await world.stopper.stop_all([world.container], timeout)
+            assert 0.09 <= loop.time() - began < 30
+            assert world.container.status == "Stopped"
 
     in_world(tmp_path, test)
 
@@ -621,7 +666,7 @@ def test_a_second_stop_joins_the_first_and_only_shortens_it(tmp_path: Path) -> N
         run = await world.started()
         run.heeds = {signal.SIGKILL}
         first = asyncio.create_task(world.stopper.stop(world.container, 100))
-        await until(lambda: run.calls == [("all", signal.SIGTERM)])
+        await until(lambda: run.calls == [("main", signal.SIGTERM)])
         longer = asyncio.create_task(world.stopper.stop(world.container, 200))
         await asyncio.sleep(0.05)
         pending = world.container.stop
@@ -633,7 +678,7 @@ def test_a_second_stop_joins_the_first_and_only_shortens_it(tmp_path: Path) -> N
         assert not pending.shortened.is_set()  # it waits again, and does not spin
         await world.stopper.stop(world.container, 0.05)
         await asyncio.gather(first, longer, shorter)
-        assert run.calls[:3] == [("all", signal.SIGTERM), ("main", signal.SIGKILL), "kill_all"]
+        assert run.calls[:3] == [("main", signal.SIGTERM), ("main", signal.SIGKILL), "kill_all"]
 
     in_world(tmp_path, test)
 
@@ -668,7 +713,7 @@ def test_what_the_main_process_left_has_the_time_of_the_stop(tmp_path: Path) -> 
         await until(lambda: run.calls.count("kill_all") >= 3)
         run.heeds_kill_all = True
         await stop
-        assert run.calls[0] == ("all", signal.SIGTERM)
+        assert run.calls[0] == ("main", signal.SIGTERM)
         assert world.container.status == "Stopped"
 
     in_world(tmp_path, test)
@@ -797,7 +842,7 @@ def test_a_kill_reaches_the_main_process_and_sigkill_ends_the_patience_of_a_stop
         world.stopper.kill(world.container, signal.SIGUSR1)
         assert run.calls == [("main", signal.SIGUSR1)]
         stop = asyncio.create_task(world.stopper.stop(world.container, 100))
-        await until(lambda: ("all", signal.SIGTERM) in run.calls)
+        await until(lambda: ("main", signal.SIGTERM) in run.calls)
         world.stopper.kill(world.container, signal.SIGUSR1)
         await asyncio.sleep(0.05)
         assert world.container.life.state is State.STOPPING
@@ -814,7 +859,7 @@ def test_a_main_process_that_has_ended_is_not_killed(tmp_path: Path) -> None:
         run.left = True
         run.heeds = {signal.SIGKILL}
         stop = asyncio.create_task(world.stopper.stop(world.container, 100))
-        await until(lambda: ("all", signal.SIGTERM) in run.calls)
+        await until(lambda: ("main", signal.SIGTERM) in run.calls)
         run.end()
         for state in (State.STOPPING, State.STOPPING_ENDING):  # before the agent knows, and after
             await until(lambda state=state: world.container.life.state is state)  # type: ignore[misc]
@@ -884,7 +929,7 @@ def test_a_container_that_cannot_be_ended_is_left_and_not_waited_for_twice(
         began = loop.time()
         await world.stopper.stop_all([world.container], 0.1)
         assert 0.28 <= loop.time() - began < 5
-        assert run.calls == [("all", signal.SIGTERM), ("main", signal.SIGKILL), "kill_all"]
+        assert run.calls == [("main", signal.SIGTERM), ("main", signal.SIGKILL), "kill_all"]
         began = loop.time()
         await world.stopper.stop_all([world.container], 100)
         assert loop.time() - began < 5
@@ -903,7 +948,7 @@ def test_a_running_container_is_removed_by_force_only(tmp_path: Path) -> None:
             await world.remove()
         assert (run.calls, world.container.state) == ([], "running")
         await world.remove(force=True)
-        assert ("all", signal.SIGTERM) not in run.calls
+        assert ("main", signal.SIGTERM) not in run.calls
         assert world.container.life.state is State.REMOVED
         with pytest.raises(NotFoundError, match=r"^container not found: x$"):
             await world.remove(force=True)
