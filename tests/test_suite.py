@@ -16,7 +16,7 @@ def test_one_exit_code_of_two(codes: list[int], expected: int) -> None:
 
 
 def test_each_test_is_in_one_part() -> None:
-    beside, alone = parts(["tests/logs"])
+    alone, beside = parts(["tests/logs"])
     assert beside[beside.index("-m") + 1] == "not (slow or vm)"
     assert alone[alone.index("-m") + 1] == "slow or vm"
     assert beside[:2] == ["-n", "2"]

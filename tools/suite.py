@@ -1,4 +1,4 @@
-"""Every test: first those that may have neighbours, two files at a time; then one at a time.
+"""Every test: first those that run one at a time, then those that may have neighbours, two files at a time.
 
     python -m tools.suite [pytest arguments]
 
@@ -23,7 +23,8 @@ def parts(arguments: Sequence[str]) -> list[list[str]]:
     own = ["--durations=15", *arguments]
     if any(each.startswith("-m") for each in arguments):
         return [own]
-    return [["-n", "2", "--dist", "loadfile", "-m", f"not ({ALONE})", *own], ["-m", ALONE, *own]]
+    # The larger part last: its summary is what one reads.
+    return [["-m", ALONE, *own], ["-n", "2", "--dist", "loadfile", "-m", f"not ({ALONE})", *own]]
 
 
 def verdict(codes: Sequence[int]) -> int:
