@@ -288,7 +288,7 @@ cdef class PingResponse(Message):
             elif tag == 0x322:
                 if <PyObject*>self.features == unset:
                     self.features = []
-                p = read_str_item(location, 0x322, p, end, <list>self.features)
+                p = read_str_item(location, 0x322, p, end, <list>self.features, 4096)
             elif tag == 0x328:
                 self.time_ns = read_int64(location, 0x328, &p, end)
             elif tag == 0x330:
@@ -400,7 +400,7 @@ cdef class SystemInfo(Message):
             elif tag == 0x42 or tag == 0x41:
                 if <PyObject*>self.load_average == unset:
                     self.load_average = []
-                p = read_double_item(location, tag, p, end, <list>self.load_average)
+                p = read_double_item(location, tag, p, end, <list>self.load_average, 16)
             elif tag == 0x4A:
                 self.hostname = read_str(location, 0x4A, &p, end)
             elif tag == 0x50:
@@ -408,7 +408,7 @@ cdef class SystemInfo(Message):
             elif tag == 0x5A:
                 if <PyObject*>self.ip_addresses == unset:
                     self.ip_addresses = []
-                p = read_str_item(location, 0x5A, p, end, <list>self.ip_addresses)
+                p = read_str_item(location, 0x5A, p, end, <list>self.ip_addresses, 4096)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -561,7 +561,7 @@ cdef class RuntimeStatusResponse(Message):
             elif tag == 0x2A:
                 if <PyObject*>self.services == unset:
                     self.services = []
-                p = read_message_item(location, 0x2A, p, end, <list>self.services, _ServiceStatus)
+                p = read_message_item(location, 0x2A, p, end, <list>self.services, 4096, _ServiceStatus)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -771,7 +771,7 @@ cdef class AgentInfo(Message):
             elif tag == 0x22:
                 if <PyObject*>self.listeners == unset:
                     self.listeners = []
-                p = read_message_item(location, 0x22, p, end, <list>self.listeners, _ListenerInfo)
+                p = read_message_item(location, 0x22, p, end, <list>self.listeners, 4096, _ListenerInfo)
             elif tag == 0x28:
                 self.connections = read_uint32(location, 0x28, &p, end)
             elif tag == 0x30:
@@ -779,15 +779,15 @@ cdef class AgentInfo(Message):
             elif tag == 0x3A:
                 if <PyObject*>self.counters == unset:
                     self.counters = {}
-                p = read_uint64_map(location, 0x3A, p, end, <dict>self.counters)
+                p = read_uint64_map(location, 0x3A, p, end, <dict>self.counters, 4096)
             elif tag == 0x42:
                 if <PyObject*>self.limits == unset:
                     self.limits = {}
-                p = read_uint64_map(location, 0x42, p, end, <dict>self.limits)
+                p = read_uint64_map(location, 0x42, p, end, <dict>self.limits, 4096)
             elif tag == 0x4A:
                 if <PyObject*>self.features == unset:
                     self.features = []
-                p = read_str_item(location, 0x4A, p, end, <list>self.features)
+                p = read_str_item(location, 0x4A, p, end, <list>self.features, 4096)
             elif tag == 0x50:
                 self.log_lag_bytes = read_uint64(location, 0x50, &p, end)
             elif tag == 0x5A:
@@ -978,15 +978,15 @@ cdef class CreateContainerRequest(Message):
             elif tag == 0x1A:
                 if <PyObject*>self.cmd == unset:
                     self.cmd = []
-                p = read_str_item(location, 0x1A, p, end, <list>self.cmd)
+                p = read_str_item(location, 0x1A, p, end, <list>self.cmd, 65536)
             elif tag == 0x22:
                 if <PyObject*>self.entrypoint == unset:
                     self.entrypoint = []
-                p = read_str_item(location, 0x22, p, end, <list>self.entrypoint)
+                p = read_str_item(location, 0x22, p, end, <list>self.entrypoint, 65536)
             elif tag == 0x2A:
                 if <PyObject*>self.env == unset:
                     self.env = {}
-                p = read_str_map(location, 0x2A, p, end, <dict>self.env)
+                p = read_str_map(location, 0x2A, p, end, <dict>self.env, 16384)
             elif tag == 0x32:
                 self.working_dir = read_str(location, 0x32, &p, end)
             elif tag == 0x3A:
@@ -994,7 +994,7 @@ cdef class CreateContainerRequest(Message):
             elif tag == 0x42:
                 if <PyObject*>self.mounts == unset:
                     self.mounts = []
-                p = read_message_item(location, 0x42, p, end, <list>self.mounts, _Mount)
+                p = read_message_item(location, 0x42, p, end, <list>self.mounts, 1024, _Mount)
             elif tag == 0x48:
                 self.tty = read_bool(location, 0x48, &p, end)
             elif tag == 0x50:
@@ -1047,7 +1047,7 @@ cdef class CreateContainerResponse(Message):
             elif tag == 0x322:
                 if <PyObject*>self.warnings == unset:
                     self.warnings = []
-                p = read_str_item(location, 0x322, p, end, <list>self.warnings)
+                p = read_str_item(location, 0x322, p, end, <list>self.warnings, 4096)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -1285,7 +1285,7 @@ cdef class ListContainersResponse(Message):
             if tag == 0xA:
                 if <PyObject*>self.containers == unset:
                     self.containers = []
-                p = read_message_item(location, 0xA, p, end, <list>self.containers, _ContainerInfo)
+                p = read_message_item(location, 0xA, p, end, <list>self.containers, 65536, _ContainerInfo)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -1412,13 +1412,13 @@ cdef class ContainerInfo(Message):
             elif tag == 0x34A:
                 if <PyObject*>self.command == unset:
                     self.command = []
-                p = read_str_item(location, 0x34A, p, end, <list>self.command)
+                p = read_str_item(location, 0x34A, p, end, <list>self.command, 65536)
             elif tag == 0x352:
                 self.error = read_str(location, 0x352, &p, end)
             elif tag == 0x35A:
                 if <PyObject*>self.warnings == unset:
                     self.warnings = []
-                p = read_str_item(location, 0x35A, p, end, <list>self.warnings)
+                p = read_str_item(location, 0x35A, p, end, <list>self.warnings, 4096)
             elif tag == 0x360:
                 self.tty = read_bool(location, 0x360, &p, end)
             elif tag == 0x36A:
@@ -1800,11 +1800,11 @@ cdef class ContainerTopResponse(Message):
             if tag == 0xA:
                 if <PyObject*>self.titles == unset:
                     self.titles = []
-                p = read_str_item(location, 0xA, p, end, <list>self.titles)
+                p = read_str_item(location, 0xA, p, end, <list>self.titles, 4096)
             elif tag == 0x12:
                 if <PyObject*>self.processes == unset:
                     self.processes = []
-                p = read_message_item(location, 0x12, p, end, <list>self.processes, _ProcessRow)
+                p = read_message_item(location, 0x12, p, end, <list>self.processes, 32768, _ProcessRow)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -1836,7 +1836,7 @@ cdef class ProcessRow(Message):
             if tag == 0xA:
                 if <PyObject*>self.values == unset:
                     self.values = []
-                p = read_str_item(location, 0xA, p, end, <list>self.values)
+                p = read_str_item(location, 0xA, p, end, <list>self.values, 256)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -1953,11 +1953,11 @@ cdef class ExecRequest(Message):
             elif tag == 0x12:
                 if <PyObject*>self.cmd == unset:
                     self.cmd = []
-                p = read_str_item(location, 0x12, p, end, <list>self.cmd)
+                p = read_str_item(location, 0x12, p, end, <list>self.cmd, 65536)
             elif tag == 0x1A:
                 if <PyObject*>self.env == unset:
                     self.env = {}
-                p = read_str_map(location, 0x1A, p, end, <dict>self.env)
+                p = read_str_map(location, 0x1A, p, end, <dict>self.env, 16384)
             elif tag == 0x22:
                 self.working_dir = read_str(location, 0x22, &p, end)
             elif tag == 0x2A:
@@ -2129,11 +2129,11 @@ cdef class ExecStartRequest(Message):
             elif tag == 0x1A:
                 if <PyObject*>self.cmd == unset:
                     self.cmd = []
-                p = read_str_item(location, 0x1A, p, end, <list>self.cmd)
+                p = read_str_item(location, 0x1A, p, end, <list>self.cmd, 65536)
             elif tag == 0x22:
                 if <PyObject*>self.env == unset:
                     self.env = {}
-                p = read_str_map(location, 0x22, p, end, <dict>self.env)
+                p = read_str_map(location, 0x22, p, end, <dict>self.env, 4096)
             elif tag == 0x2A:
                 self.working_dir = read_str(location, 0x2A, &p, end)
             elif tag == 0x32:

@@ -15,7 +15,7 @@ from arcbox_agent._tags cimport (
     TAG_PING_RESPONSE_TIME_NS, TAG_PING_RESPONSE_VERSION,
     TYPE_PING_REQUEST, TYPE_PING_RESPONSE,
 )
-from arcbox_agent._wire cimport Location, PyBytes_AS_STRING, read_size, text_of
+from arcbox_agent._wire cimport Location, PyBytes_AS_STRING, begin_reading, read_size, text_of
 
 from arcbox_agent.errors import DecodeError
 
@@ -52,8 +52,7 @@ def serve_pings(FrameDecoder decoder not None, bytearray out not None, version, 
         decoder._raise_failed()
     append_varint(timed_field, TAG_PING_REQUEST_TIMED)
     timed_field[TIMED_SIZE - 1] = 1
-    location.root = <PyObject*>Message
-    location.depth = 0
+    begin_reading(&location, <PyObject*>Message)
     try:
         while served < most:
             found = look(decoder, &head)

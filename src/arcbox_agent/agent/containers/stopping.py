@@ -78,7 +78,10 @@ class Stopper:
             # By its pidfd, in case kill_all misses the main process (no cgroup and a new session, or no
             # descriptor left).  Its end brings end_leftovers, which goes on with the others.
             run.send_signal(signal.SIGKILL)
-            await run.kill_all()
+            try:
+                await run.kill_all()
+            except OSError as error:
+                log.debug("only the main process is killed yet", container=container.id, error=error)
 
     def kill(self, container: Container, sig: int) -> None:
         """Send one signal to the main process.  ConflictError: it does not run."""
