@@ -22,13 +22,14 @@ MUTANTS_ARGS ?=
 FUZZ_ARGS ?=
 EXECUTIONS ?=
 SECONDS ?= 120
+KILLS ?= 600
 SEED ?=
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test test-quick coverage vm-test vm vm-bench vm-soak check check-sanitized fuzz mutants bench soak build install clean
+.PHONY: help demo test test-quick coverage vm-test vm vm-bench vm-soak check check-sanitized fuzz mutants bench soak faults build install clean
 
 help: ## this list
 	@echo 'make TARGET [PYTHON=python3.12]'; echo
@@ -37,23 +38,19 @@ help: ## this list
 demo: $(STAMPS)/run ## the agent and arcboxctl at work: a container's life, its log followed, a command in it
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/demo.py
 
-test: $(STAMPS)/test $(STAMPS)/debian ## every test (PYTEST_ARGS=... goes to pytest)
-	@$(BIN)/python -m pytest --durations=15 $(PYTEST_ARGS)
+test: $(STAMPS)/test $(STAMPS)/debian ## every test, two files at a time where that is possible (PYTEST_ARGS=... goes to pytest)
+	@$(BIN)/python -m tools.suite $(PYTEST_ARGS)
 
 # Fewer kills, examples and seconds of the tests that go by chance; nothing that is marked slow.
 QUICK := ARCBOX_WIRE_EXAMPLES=5 ARCBOX_LOGS_EXAMPLES=20 ARCBOX_LOGS_SOAK_SECONDS=1 ARCBOX_CAPTURE_KILLS=1 \
-    ARCBOX_FUZZ_SECONDS=1
+    ARCBOX_FUZZ_SECONDS=1 ARCBOX_FOLLOW_LINES=100000
 
 test-quick: $(STAMPS)/test ## the tests without virtual machines and without the slow ones, two at a time
 	@$(QUICK) $(BIN)/python -m pytest --ignore=tests/vm -m 'not slow' -n 2 --dist loadfile \
 	    --durations=15 $(PYTEST_ARGS)
 
-coverage: $(STAMPS)/test ## what test-quick reaches of the Python code, its processes included: build/coverage/html
-	@rm -rf build/coverage && mkdir -p build/coverage
-	@$(QUICK) $(BIN)/python -m coverage run -m pytest --ignore=tests/vm -m 'not slow' $(PYTEST_ARGS)
-	@$(BIN)/python -m coverage combine --quiet
-	@$(BIN)/python -m coverage html --quiet
-	@$(BIN)/python -m coverage report
+coverage: $(STAMPS)/test ## what test-quick reaches of the Python and Cython code, its processes included: build/coverage/html
+	@$(QUICK) $(BIN)/python -m tools.covered --ignore=tests/vm -m 'not slow' $(PYTEST_ARGS)
 
 vm-test: $(STAMPS)/test $(STAMPS)/debian ## the tests in a virtual machine alone
 	@$(BIN)/python -m pytest tests/vm --durations=15 $(PYTEST_ARGS)
@@ -92,6 +89,10 @@ bench: $(STAMPS)/test ## the figures, each with its rival in the same run (BENCH
 
 soak: $(STAMPS)/test ## mixed load with faults at random (SECONDS=600 SEED=7)
 	@$(BIN)/python -m tools.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(SOAK_ARGS)
+
+faults: $(STAMPS)/test ## agent, keeper or both killed at random moments: nothing may be lost (KILLS=600 SECONDS=600 SEED=7)
+	@$(BIN)/python -m tools.faults --kills $(KILLS) $(if $(filter command line,$(origin SECONDS)),--seconds $(SECONDS)) \
+	    $(if $(SEED),--seed $(SEED))
 
 mutants: $(STAMPS)/test ## small faults put into the code, each of which a test must catch (SECONDS=600 SEED=7 MUTANTS_ARGS="--files agent/serving/")
 	@$(BIN)/python -m tools.mutants --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(MUTANTS_ARGS)
