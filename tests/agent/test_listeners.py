@@ -290,7 +290,7 @@ def test_a_socket_that_systemd_did_not_pass_is_an_error_that_names_it(tmp_path: 
     assert "systemd:api: systemd passed no such socket" in ended.stderr
 
 
-@pytest.mark.parametrize("count", ["", "-1", "one", "\u00b2", "1" * 5000])
+@pytest.mark.parametrize("count", ["", "-1", "one", "\u00b2", "1" * 30])
 def test_a_count_of_sockets_that_is_no_number_ends_the_start_with_its_name(tmp_path: Path, count: str) -> None:
     program = (
         "import os, sys\n"

@@ -544,9 +544,9 @@ class Connection(Protocol):
                 self.abort()
             return self._state is _CLOSING
         if state is _REFUSING and now - self._last_request > budget.CONNECTION_CLOSED:
-            # It asks for nothing, so which version it speaks is not known.
-            self._close(shared.dispatch.error(self._refusal, None))  # type: ignore[arg-type]
-            return self._state is _CLOSING
+            # It asks for nothing, so which version it speaks is not known: it would misread the other one.
+            self.abort()
+            return False
         if (inbox.ended or inbox.paused) and self._peer_is_gone():
             self.abort()
             return False
