@@ -82,6 +82,7 @@ class Agent:
             self._containers,
             self._commands,
             self._followers,
+            self._capture,
             runtimes.default.name,
             self._lanes,
             self.request_stop,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from arcbox_agent.agent.commands.commands import Commands
     from arcbox_agent.agent.config.table import Settings
+    from arcbox_agent.agent.containers.output.capture import Capture
     from arcbox_agent.agent.containers.service import Containers
     from arcbox_agent.agent.logs.follower import Followers
     from arcbox_agent.agent.metrics import Metrics
@@ -36,6 +37,7 @@ def bind(
     containers: Containers,
     commands: Commands,
     followers: Followers,
+    capture: Capture,
     runtime_name: str,
     lanes: Lanes,
     end: Callable[[str, float | None], str],
@@ -47,7 +49,7 @@ def bind(
     container = Lifecycle(containers)
     runtime = Runtime(runtime_name)
     exec = Exec(commands, settings)
-    logs = Logs(containers, followers, settings)
+    logs = Logs(containers, followers, capture, settings)
     usage = Usage(containers, lanes)
     power = Power(settings, end)
     read, control = Access.READ, Access.CONTROL
