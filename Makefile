@@ -19,14 +19,17 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SOAK_ARGS ?=
 MUTANTS_ARGS ?=
+FUZZ_ARGS ?=
+EXECUTIONS ?=
 SECONDS ?= 120
+KILLS ?= 600
 SEED ?=
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test test-quick coverage vm-test vm vm-bench vm-soak check check-sanitized mutants bench soak build install clean
+.PHONY: help demo test test-quick coverage vm-test vm vm-bench vm-soak check check-sanitized fuzz mutants bench soak faults build install clean
 
 help: ## this list
 	@echo 'make TARGET [PYTHON=python3.12]'; echo
@@ -79,12 +82,21 @@ check: $(STAMPS)/check ## generated files up to date, lint, format, types, stubs
 
 check-sanitized: $(STAMPS)/test ## the compiled modules under AddressSanitizer and UndefinedBehaviorSanitizer
 	@$(BIN)/python -m tools.sanitized
+	@$(BIN)/python -m tools.fuzz --seconds 30
+
+fuzz: $(STAMPS)/test ## every compiled module on inputs that nobody would write, under both sanitizers (SECONDS=600 EXECUTIONS=10000000 SEED=7 FUZZ_ARGS="--parts messages,logs")
+	@$(BIN)/python -m tools.fuzz $(if $(EXECUTIONS),--executions $(EXECUTIONS),--seconds $(SECONDS)) \
+	    $(if $(SEED),--seed $(SEED)) $(FUZZ_ARGS)
 
 bench: $(STAMPS)/test ## the figures, each with its rival in the same run (BENCH_ARGS=...)
 	@$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-quiet $(BENCH_ARGS)
 
 soak: $(STAMPS)/test ## mixed load with faults at random (SECONDS=600 SEED=7)
 	@$(BIN)/python -m tools.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(SOAK_ARGS)
+
+faults: $(STAMPS)/test ## agent, keeper or both killed at random moments: nothing may be lost (KILLS=600 SECONDS=600 SEED=7)
+	@$(BIN)/python -m tools.faults --kills $(KILLS) $(if $(filter command line,$(origin SECONDS)),--seconds $(SECONDS)) \
+	    $(if $(SEED),--seed $(SEED))
 
 mutants: $(STAMPS)/test ## small faults put into the code, each of which a test must catch (SECONDS=600 SEED=7 MUTANTS_ARGS="--files agent/serving/")
 	@$(BIN)/python -m tools.mutants --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(MUTANTS_ARGS)

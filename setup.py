@@ -33,6 +33,7 @@ MODULES = {
     "_pump": True,
     "_inotify": True,
     "_spawn": True,
+    "_entries": True,
     "_guest": True,
 }
 

@@ -58,6 +58,7 @@ ALLOWED: dict[str, set[str]] = {
     "_spawn": set(),
     "_inotify": set(),
     "_guest": set(),
+    "_entries": set(),
     # What the host and the guest share.
     "wire": {"errors", "message_types", "_classes", "_messages", "_frames", "_pings"},
     "address": {"errors"},
@@ -67,8 +68,8 @@ ALLOWED: dict[str, set[str]] = {
     "agent.observe": {"errors"},
     "agent.config": {"errors", "address", "agent.observe"},
     "agent.metrics": set(),
-    "agent.clock": _GROUND,
-    "agent.processes": {*_GROUND, "_spawn"},
+    "agent.clock": {*_GROUND, "_guest"},
+    "agent.processes": {*_GROUND, "_spawn", "_entries"},
     "agent.serving": {*_GROUND, "wire", "address", "readiness", "agent.processes"},
     "agent.containers": {*_GROUND, "wire", "_spawn", "_log_file", "_log_history", "_pump", "agent.processes"},
     "agent.logs": {*_GROUND, "wire", "logs", "_logs", "_log_history", "_log_output", "_inotify", "agent.processes"},

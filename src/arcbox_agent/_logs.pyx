@@ -663,6 +663,8 @@ cdef class Engine:
         file: its inode, for cursors.
         """
         cdef int stream
+        if skip is not None and len(skip) != STREAMS:
+            raise ValueError(f"skip: expected {STREAMS} offsets, not {len(skip)}")
         self.state.line_place.file = file
         self.state.line_place.offset = offset
         self.state.line_place.taken = self.state.stamp = 0

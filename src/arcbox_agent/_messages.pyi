@@ -110,36 +110,62 @@ class Timestamp(Message):
 class PingRequest(Message):
     TYPE: ClassVar[int]
     FRAME_VERSION: ClassVar[None]
-    __match_args__: ClassVar[tuple[str, str, str]]
+    __match_args__: ClassVar[tuple[str, str, str, str, str, str, str, str]]
     message: str
     timestamp_secs: int
     """The host's clock, Unix seconds. Over 0, the agent may set the guest's."""
     detail: bool
-    """fill the fields of the response from 100 up"""
+    """fill the fields of the response from 100 up, those of the clock aside"""
+    timed: bool
+    """fill time_ns and monotonic_ns of the response"""
+    timestamp_ns: int
+    """The host's clock in Unix ns, when the agent's monotonic clock was `monotonic_ns` as a response told it; with 0 there, now. Over 0, the agent may set the guest's clock."""
+    monotonic_ns: int
+    least_ns: int
+    """a smaller difference is left alone; 0: 100 ms"""
+    slew: bool
+    """a difference below half a second is brought in bit by bit"""
     def __init__(
         self,
         *,
         message: str = ...,
         timestamp_secs: int = ...,
         detail: bool = ...,
+        timed: bool = ...,
+        timestamp_ns: int = ...,
+        monotonic_ns: int = ...,
+        least_ns: int = ...,
+        slew: bool = ...,
     ) -> None: ...
 
 @final
 class PingResponse(Message):
     TYPE: ClassVar[int]
     FRAME_VERSION: ClassVar[None]
-    __match_args__: ClassVar[tuple[str, str, str]]
+    __match_args__: ClassVar[tuple[str, str, str, str, str, str, str]]
     message: str
     """`pong`, or `pong: ` and the request's message"""
     version: str
     features: list[str]
     """The calls that the agent has, as in AgentInfo. An agent that names any has all of this file's fields too."""
+    time_ns: int
+    """Where `timed` or `timestamp_ns` is in the request. the agent's clock, Unix ns"""
+    monotonic_ns: int
+    """its monotonic clock"""
+    behind_ns: int
+    """Where `timestamp_ns` is in the request. how far the guest's clock was behind the host's"""
+    clock: str
+    """What was done about it: `left`, `step`, `slew`, `ptp` (a step to the hypervisor's own clock), `refused` (by the kernel), `forbidden` (to this peer, or by set_clock)."""
     def __init__(
         self,
         *,
         message: str = ...,
         version: str = ...,
         features: list[str] = ...,
+        time_ns: int = ...,
+        monotonic_ns: int = ...,
+        behind_ns: int = ...,
+        clock: str = ...,
     ) -> None: ...
 
 @final
@@ -367,7 +393,7 @@ class Mount(Message):
 class CreateContainerRequest(Message):
     TYPE: ClassVar[int]
     FRAME_VERSION: ClassVar[None]
-    __match_args__: ClassVar[tuple[str, str, str, str, str, str, str, str, str, str, str, str, str]]
+    __match_args__: ClassVar[tuple[str, str, str, str, str, str, str, str, str, str, str, str, str, str, str]]
     name: str
     image: str
     cmd: list[str]
@@ -385,6 +411,10 @@ class CreateContainerRequest(Message):
     """chosen by the host; empty: the agent makes one"""
     detail: bool
     """fill the fields of the response from 100 up"""
+    stop_signal: str
+    """what a Stop sends first: name or number; empty: TERM"""
+    stop_timeout_ms: int
+    """from there to SIGKILL; 0: not said; below 0: without end"""
     def __init__(
         self,
         *,
@@ -401,6 +431,8 @@ class CreateContainerRequest(Message):
         rootfs: str = ...,
         id: str = ...,
         detail: bool = ...,
+        stop_signal: str = ...,
+        stop_timeout_ms: int = ...,
     ) -> None: ...
 
 @final
@@ -442,15 +474,18 @@ class StartContainerResponse(Message):
 class StopContainerRequest(Message):
     TYPE: ClassVar[int]
     FRAME_VERSION: ClassVar[None]
-    __match_args__: ClassVar[tuple[str, str]]
+    __match_args__: ClassVar[tuple[str, str, str]]
     id: str
     timeout: int
-    """seconds between SIGTERM and SIGKILL"""
+    """Seconds between the container's stop signal and SIGKILL; 4294967295: without end."""
+    own_timeout: bool
+    """the container's stop_timeout_ms holds, where it has one"""
     def __init__(
         self,
         *,
         id: str = ...,
         timeout: int = ...,
+        own_timeout: bool = ...,
     ) -> None: ...
 
 @final
@@ -513,7 +548,7 @@ class ListContainersResponse(Message):
 class ContainerInfo(Message):
     TYPE: ClassVar[None]
     FRAME_VERSION: ClassVar[None]
-    __match_args__: ClassVar[tuple[str, str, str, str, str, str, str, str, str, str, str, str, str, str, str, str, str]]
+    __match_args__: ClassVar[tuple[str, str, str, str, str, str, str, str, str, str, str, str, str, str, str, str, str, str, str]]
     id: str
     name: str
     image: str
@@ -538,6 +573,9 @@ class ContainerInfo(Message):
     tty: bool
     user: str
     rootfs: str
+    stop_signal: str
+    """`TERM`, `RTMIN+1`"""
+    stop_timeout_ms: int
     def __init__(
         self,
         *,
@@ -558,6 +596,8 @@ class ContainerInfo(Message):
         tty: bool = ...,
         user: str = ...,
         rootfs: str = ...,
+        stop_signal: str = ...,
+        stop_timeout_ms: int = ...,
     ) -> None: ...
 
 @final
@@ -600,7 +640,7 @@ class WaitContainerResponse(Message):
     error: str
     signal: int
     output_cut: bool
-    """what passed its output on was ended before all of it was in the log"""
+    """its last output may be missing: what passed it on was killed, or nobody held it"""
     def __init__(
         self,
         *,

@@ -169,18 +169,38 @@ cdef MessageClass* _PingRequest
 cdef class PingRequest(Message):
     """message: str
     timestamp_secs: int  # The host's clock, Unix seconds. Over 0, the agent may set the guest's.
-    detail: bool  # fill the fields of the response from 100 up
+    detail: bool  # fill the fields of the response from 100 up, those of the clock aside
+    timed: bool  # fill time_ns and monotonic_ns of the response
+    timestamp_ns: int  # The host's clock in Unix ns, when the agent's monotonic clock was `monotonic_ns` as a response told it; with 0 there, now. Over 0, the agent may set the guest's clock.
+    monotonic_ns: int
+    least_ns: int  # a smaller difference is left alone; 0: 100 ms
+    slew: bool  # a difference below half a second is brought in bit by bit
     """
 
     TYPE = 0x0001
     FRAME_VERSION = None
-    __match_args__ = ("message", "timestamp_secs", "detail")
+    __match_args__ = ("message", "timestamp_secs", "detail", "timed", "timestamp_ns", "monotonic_ns", "least_ns", "slew")
 
     cdef object message
     cdef object timestamp_secs
     cdef object detail
+    cdef object timed
+    cdef object timestamp_ns
+    cdef object monotonic_ns
+    cdef object least_ns
+    cdef object slew
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.slew != Py_False:
+            p = write_bool(w, p, 0x348, <PyObject*>self.slew)
+        if <PyObject*>self.least_ns != default_int:
+            p = write_int64(w, p, 0x340, <PyObject*>self.least_ns)
+        if <PyObject*>self.monotonic_ns != default_int:
+            p = write_int64(w, p, 0x338, <PyObject*>self.monotonic_ns)
+        if <PyObject*>self.timestamp_ns != default_int:
+            p = write_int64(w, p, 0x330, <PyObject*>self.timestamp_ns)
+        if <PyObject*>self.timed != Py_False:
+            p = write_bool(w, p, 0x328, <PyObject*>self.timed)
         if <PyObject*>self.detail != Py_False:
             p = write_bool(w, p, 0x320, <PyObject*>self.detail)
         if <PyObject*>self.timestamp_secs != default_int:
@@ -199,6 +219,16 @@ cdef class PingRequest(Message):
                 self.timestamp_secs = read_int64(location, 0x10, &p, end)
             elif tag == 0x320:
                 self.detail = read_bool(location, 0x320, &p, end)
+            elif tag == 0x328:
+                self.timed = read_bool(location, 0x328, &p, end)
+            elif tag == 0x330:
+                self.timestamp_ns = read_int64(location, 0x330, &p, end)
+            elif tag == 0x338:
+                self.monotonic_ns = read_int64(location, 0x338, &p, end)
+            elif tag == 0x340:
+                self.least_ns = read_int64(location, 0x340, &p, end)
+            elif tag == 0x348:
+                self.slew = read_bool(location, 0x348, &p, end)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -213,17 +243,33 @@ cdef class PingResponse(Message):
     """message: str  # `pong`, or `pong: ` and the request's message
     version: str
     features: list[str]  # The calls that the agent has, as in AgentInfo. An agent that names any has all of this file's fields too.
+    time_ns: int  # Where `timed` or `timestamp_ns` is in the request. the agent's clock, Unix ns
+    monotonic_ns: int  # its monotonic clock
+    behind_ns: int  # Where `timestamp_ns` is in the request. how far the guest's clock was behind the host's
+    clock: str  # What was done about it: `left`, `step`, `slew`, `ptp` (a step to the hypervisor's own clock), `refused` (by the kernel), `forbidden` (to this peer, or by set_clock).
     """
 
     TYPE = 0x1001
     FRAME_VERSION = None
-    __match_args__ = ("message", "version", "features")
+    __match_args__ = ("message", "version", "features", "time_ns", "monotonic_ns", "behind_ns", "clock")
 
     cdef object message
     cdef object version
     cdef object features
+    cdef object time_ns
+    cdef object monotonic_ns
+    cdef object behind_ns
+    cdef object clock
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.clock != default_str:
+            p = prepend_short_str(p, w.short_start, 0x342, <PyObject*>self.clock) or write_str(w, p, 0x342, <PyObject*>self.clock)
+        if <PyObject*>self.behind_ns != default_int:
+            p = write_int64(w, p, 0x338, <PyObject*>self.behind_ns)
+        if <PyObject*>self.monotonic_ns != default_int:
+            p = write_int64(w, p, 0x330, <PyObject*>self.monotonic_ns)
+        if <PyObject*>self.time_ns != default_int:
+            p = write_int64(w, p, 0x328, <PyObject*>self.time_ns)
         if not is_empty_list(<PyObject*>self.features):
             p = write_str_list(w, p, 0x322, <PyObject*>self.features)
         if <PyObject*>self.version != default_str:
@@ -243,7 +289,15 @@ cdef class PingResponse(Message):
             elif tag == 0x322:
                 if <PyObject*>self.features == unset:
                     self.features = []
-                p = read_str_item(location, 0x322, p, end, <list>self.features)
+                p = read_str_item(location, 0x322, p, end, <list>self.features, 4096)
+            elif tag == 0x328:
+                self.time_ns = read_int64(location, 0x328, &p, end)
+            elif tag == 0x330:
+                self.monotonic_ns = read_int64(location, 0x330, &p, end)
+            elif tag == 0x338:
+                self.behind_ns = read_int64(location, 0x338, &p, end)
+            elif tag == 0x342:
+                self.clock = read_str(location, 0x342, &p, end)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -347,7 +401,7 @@ cdef class SystemInfo(Message):
             elif tag == 0x42 or tag == 0x41:
                 if <PyObject*>self.load_average == unset:
                     self.load_average = []
-                p = read_double_item(location, tag, p, end, <list>self.load_average)
+                p = read_double_item(location, tag, p, end, <list>self.load_average, 16)
             elif tag == 0x4A:
                 self.hostname = read_str(location, 0x4A, &p, end)
             elif tag == 0x50:
@@ -355,7 +409,7 @@ cdef class SystemInfo(Message):
             elif tag == 0x5A:
                 if <PyObject*>self.ip_addresses == unset:
                     self.ip_addresses = []
-                p = read_str_item(location, 0x5A, p, end, <list>self.ip_addresses)
+                p = read_str_item(location, 0x5A, p, end, <list>self.ip_addresses, 4096)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -508,7 +562,7 @@ cdef class RuntimeStatusResponse(Message):
             elif tag == 0x2A:
                 if <PyObject*>self.services == unset:
                     self.services = []
-                p = read_message_item(location, 0x2A, p, end, <list>self.services, _ServiceStatus)
+                p = read_message_item(location, 0x2A, p, end, <list>self.services, 4096, _ServiceStatus)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -718,7 +772,7 @@ cdef class AgentInfo(Message):
             elif tag == 0x22:
                 if <PyObject*>self.listeners == unset:
                     self.listeners = []
-                p = read_message_item(location, 0x22, p, end, <list>self.listeners, _ListenerInfo)
+                p = read_message_item(location, 0x22, p, end, <list>self.listeners, 4096, _ListenerInfo)
             elif tag == 0x28:
                 self.connections = read_uint32(location, 0x28, &p, end)
             elif tag == 0x30:
@@ -726,15 +780,15 @@ cdef class AgentInfo(Message):
             elif tag == 0x3A:
                 if <PyObject*>self.counters == unset:
                     self.counters = {}
-                p = read_uint64_map(location, 0x3A, p, end, <dict>self.counters)
+                p = read_uint64_map(location, 0x3A, p, end, <dict>self.counters, 4096)
             elif tag == 0x42:
                 if <PyObject*>self.limits == unset:
                     self.limits = {}
-                p = read_uint64_map(location, 0x42, p, end, <dict>self.limits)
+                p = read_uint64_map(location, 0x42, p, end, <dict>self.limits, 4096)
             elif tag == 0x4A:
                 if <PyObject*>self.features == unset:
                     self.features = []
-                p = read_str_item(location, 0x4A, p, end, <list>self.features)
+                p = read_str_item(location, 0x4A, p, end, <list>self.features, 4096)
             elif tag == 0x50:
                 self.log_lag_bytes = read_uint64(location, 0x50, &p, end)
             elif tag == 0x5A:
@@ -857,11 +911,13 @@ cdef class CreateContainerRequest(Message):
     rootfs: str  # a directory to run in
     id: str  # chosen by the host; empty: the agent makes one
     detail: bool  # fill the fields of the response from 100 up
+    stop_signal: str  # what a Stop sends first: name or number; empty: TERM
+    stop_timeout_ms: int  # from there to SIGKILL; 0: not said; below 0: without end
     """
 
     TYPE = 0x0010
     FRAME_VERSION = None
-    __match_args__ = ("name", "image", "cmd", "entrypoint", "env", "working_dir", "user", "mounts", "tty", "open_stdin", "rootfs", "id", "detail")
+    __match_args__ = ("name", "image", "cmd", "entrypoint", "env", "working_dir", "user", "mounts", "tty", "open_stdin", "rootfs", "id", "detail", "stop_signal", "stop_timeout_ms")
 
     cdef object name
     cdef object image
@@ -876,8 +932,14 @@ cdef class CreateContainerRequest(Message):
     cdef object rootfs
     cdef object id
     cdef object detail
+    cdef object stop_signal
+    cdef object stop_timeout_ms
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.stop_timeout_ms != default_int:
+            p = write_int64(w, p, 0x330, <PyObject*>self.stop_timeout_ms)
+        if <PyObject*>self.stop_signal != default_str:
+            p = prepend_short_str(p, w.short_start, 0x32A, <PyObject*>self.stop_signal) or write_str(w, p, 0x32A, <PyObject*>self.stop_signal)
         if <PyObject*>self.detail != Py_False:
             p = write_bool(w, p, 0x320, <PyObject*>self.detail)
         if <PyObject*>self.id != default_str:
@@ -917,15 +979,15 @@ cdef class CreateContainerRequest(Message):
             elif tag == 0x1A:
                 if <PyObject*>self.cmd == unset:
                     self.cmd = []
-                p = read_str_item(location, 0x1A, p, end, <list>self.cmd)
+                p = read_str_item(location, 0x1A, p, end, <list>self.cmd, 65536)
             elif tag == 0x22:
                 if <PyObject*>self.entrypoint == unset:
                     self.entrypoint = []
-                p = read_str_item(location, 0x22, p, end, <list>self.entrypoint)
+                p = read_str_item(location, 0x22, p, end, <list>self.entrypoint, 65536)
             elif tag == 0x2A:
                 if <PyObject*>self.env == unset:
                     self.env = {}
-                p = read_str_map(location, 0x2A, p, end, <dict>self.env)
+                p = read_str_map(location, 0x2A, p, end, <dict>self.env, 16384)
             elif tag == 0x32:
                 self.working_dir = read_str(location, 0x32, &p, end)
             elif tag == 0x3A:
@@ -933,7 +995,7 @@ cdef class CreateContainerRequest(Message):
             elif tag == 0x42:
                 if <PyObject*>self.mounts == unset:
                     self.mounts = []
-                p = read_message_item(location, 0x42, p, end, <list>self.mounts, _Mount)
+                p = read_message_item(location, 0x42, p, end, <list>self.mounts, 1024, _Mount)
             elif tag == 0x48:
                 self.tty = read_bool(location, 0x48, &p, end)
             elif tag == 0x50:
@@ -944,6 +1006,10 @@ cdef class CreateContainerRequest(Message):
                 self.id = read_str(location, 0x62, &p, end)
             elif tag == 0x320:
                 self.detail = read_bool(location, 0x320, &p, end)
+            elif tag == 0x32A:
+                self.stop_signal = read_str(location, 0x32A, &p, end)
+            elif tag == 0x330:
+                self.stop_timeout_ms = read_int64(location, 0x330, &p, end)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -982,7 +1048,7 @@ cdef class CreateContainerResponse(Message):
             elif tag == 0x322:
                 if <PyObject*>self.warnings == unset:
                     self.warnings = []
-                p = read_str_item(location, 0x322, p, end, <list>self.warnings)
+                p = read_str_item(location, 0x322, p, end, <list>self.warnings, 4096)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -1044,17 +1110,21 @@ cdef MessageClass* _StopContainerRequest
 @cython.no_gc  # no message of the schema can hold itself
 cdef class StopContainerRequest(Message):
     """id: str
-    timeout: int  # seconds between SIGTERM and SIGKILL
+    timeout: int  # Seconds between the container's stop signal and SIGKILL; 4294967295: without end.
+    own_timeout: bool  # the container's stop_timeout_ms holds, where it has one
     """
 
     TYPE = 0x0012
     FRAME_VERSION = None
-    __match_args__ = ("id", "timeout")
+    __match_args__ = ("id", "timeout", "own_timeout")
 
     cdef object id
     cdef object timeout
+    cdef object own_timeout
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.own_timeout != Py_False:
+            p = write_bool(w, p, 0x320, <PyObject*>self.own_timeout)
         if <PyObject*>self.timeout != default_int:
             p = write_uint32(w, p, 0x10, <PyObject*>self.timeout)
         if <PyObject*>self.id != default_str:
@@ -1069,6 +1139,8 @@ cdef class StopContainerRequest(Message):
                 self.id = read_str(location, 0xA, &p, end)
             elif tag == 0x10:
                 self.timeout = read_uint32(location, 0x10, &p, end)
+            elif tag == 0x320:
+                self.own_timeout = read_bool(location, 0x320, &p, end)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -1214,7 +1286,7 @@ cdef class ListContainersResponse(Message):
             if tag == 0xA:
                 if <PyObject*>self.containers == unset:
                     self.containers = []
-                p = read_message_item(location, 0xA, p, end, <list>self.containers, _ContainerInfo)
+                p = read_message_item(location, 0xA, p, end, <list>self.containers, 65536, _ContainerInfo)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -1243,11 +1315,13 @@ cdef class ContainerInfo(Message):
     tty: bool
     user: str
     rootfs: str
+    stop_signal: str  # `TERM`, `RTMIN+1`
+    stop_timeout_ms: int
     """
 
     TYPE = None
     FRAME_VERSION = None
-    __match_args__ = ("id", "name", "image", "state", "status", "created", "pid", "exit_code", "signal", "started_at", "finished_at", "command", "error", "warnings", "tty", "user", "rootfs")
+    __match_args__ = ("id", "name", "image", "state", "status", "created", "pid", "exit_code", "signal", "started_at", "finished_at", "command", "error", "warnings", "tty", "user", "rootfs", "stop_signal", "stop_timeout_ms")
 
     cdef object id
     cdef object name
@@ -1266,8 +1340,14 @@ cdef class ContainerInfo(Message):
     cdef object tty
     cdef object user
     cdef object rootfs
+    cdef object stop_signal
+    cdef object stop_timeout_ms
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.stop_timeout_ms != default_int:
+            p = write_int64(w, p, 0x380, <PyObject*>self.stop_timeout_ms)
+        if <PyObject*>self.stop_signal != default_str:
+            p = prepend_short_str(p, w.short_start, 0x37A, <PyObject*>self.stop_signal) or write_str(w, p, 0x37A, <PyObject*>self.stop_signal)
         if <PyObject*>self.rootfs != default_str:
             p = prepend_short_str(p, w.short_start, 0x372, <PyObject*>self.rootfs) or write_str(w, p, 0x372, <PyObject*>self.rootfs)
         if <PyObject*>self.user != default_str:
@@ -1333,19 +1413,23 @@ cdef class ContainerInfo(Message):
             elif tag == 0x34A:
                 if <PyObject*>self.command == unset:
                     self.command = []
-                p = read_str_item(location, 0x34A, p, end, <list>self.command)
+                p = read_str_item(location, 0x34A, p, end, <list>self.command, 65536)
             elif tag == 0x352:
                 self.error = read_str(location, 0x352, &p, end)
             elif tag == 0x35A:
                 if <PyObject*>self.warnings == unset:
                     self.warnings = []
-                p = read_str_item(location, 0x35A, p, end, <list>self.warnings)
+                p = read_str_item(location, 0x35A, p, end, <list>self.warnings, 4096)
             elif tag == 0x360:
                 self.tty = read_bool(location, 0x360, &p, end)
             elif tag == 0x36A:
                 self.user = read_str(location, 0x36A, &p, end)
             elif tag == 0x372:
                 self.rootfs = read_str(location, 0x372, &p, end)
+            elif tag == 0x37A:
+                self.stop_signal = read_str(location, 0x37A, &p, end)
+            elif tag == 0x380:
+                self.stop_timeout_ms = read_int64(location, 0x380, &p, end)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -1434,7 +1518,7 @@ cdef class WaitContainerResponse(Message):
     """status_code: int  # 128 + signal where a signal ended it
     error: str
     signal: int
-    output_cut: bool  # what passed its output on was ended before all of it was in the log
+    output_cut: bool  # its last output may be missing: what passed it on was killed, or nobody held it
     """
 
     TYPE = 0x1016
@@ -1717,11 +1801,11 @@ cdef class ContainerTopResponse(Message):
             if tag == 0xA:
                 if <PyObject*>self.titles == unset:
                     self.titles = []
-                p = read_str_item(location, 0xA, p, end, <list>self.titles)
+                p = read_str_item(location, 0xA, p, end, <list>self.titles, 4096)
             elif tag == 0x12:
                 if <PyObject*>self.processes == unset:
                     self.processes = []
-                p = read_message_item(location, 0x12, p, end, <list>self.processes, _ProcessRow)
+                p = read_message_item(location, 0x12, p, end, <list>self.processes, 32768, _ProcessRow)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -1753,7 +1837,7 @@ cdef class ProcessRow(Message):
             if tag == 0xA:
                 if <PyObject*>self.values == unset:
                     self.values = []
-                p = read_str_item(location, 0xA, p, end, <list>self.values)
+                p = read_str_item(location, 0xA, p, end, <list>self.values, 256)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -1870,11 +1954,11 @@ cdef class ExecRequest(Message):
             elif tag == 0x12:
                 if <PyObject*>self.cmd == unset:
                     self.cmd = []
-                p = read_str_item(location, 0x12, p, end, <list>self.cmd)
+                p = read_str_item(location, 0x12, p, end, <list>self.cmd, 65536)
             elif tag == 0x1A:
                 if <PyObject*>self.env == unset:
                     self.env = {}
-                p = read_str_map(location, 0x1A, p, end, <dict>self.env)
+                p = read_str_map(location, 0x1A, p, end, <dict>self.env, 16384)
             elif tag == 0x22:
                 self.working_dir = read_str(location, 0x22, &p, end)
             elif tag == 0x2A:
@@ -2046,11 +2130,11 @@ cdef class ExecStartRequest(Message):
             elif tag == 0x1A:
                 if <PyObject*>self.cmd == unset:
                     self.cmd = []
-                p = read_str_item(location, 0x1A, p, end, <list>self.cmd)
+                p = read_str_item(location, 0x1A, p, end, <list>self.cmd, 65536)
             elif tag == 0x22:
                 if <PyObject*>self.env == unset:
                     self.env = {}
-                p = read_str_map(location, 0x22, p, end, <dict>self.env)
+                p = read_str_map(location, 0x22, p, end, <dict>self.env, 4096)
             elif tag == 0x2A:
                 self.working_dir = read_str(location, 0x2A, &p, end)
             elif tag == 0x32:
@@ -3009,13 +3093,13 @@ _Timestamp = register_message(
 )
 _PingRequest = register_message(
     PingRequest,
-    ("", 0, False),
-    {1: ("message", None), 2: ("timestamp_secs", None), 100: ("detail", None)},
+    ("", 0, False, False, 0, 0, 0, False),
+    {1: ("message", None), 2: ("timestamp_secs", None), 100: ("detail", None), 101: ("timed", None), 102: ("timestamp_ns", None), 103: ("monotonic_ns", None), 104: ("least_ns", None), 105: ("slew", None)},
 )
 _PingResponse = register_message(
     PingResponse,
-    ("", "", []),
-    {1: ("message", None), 2: ("version", None), 100: ("features", None)},
+    ("", "", [], 0, 0, 0, ""),
+    {1: ("message", None), 2: ("version", None), 100: ("features", None), 101: ("time_ns", None), 102: ("monotonic_ns", None), 103: ("behind_ns", None), 104: ("clock", None)},
 )
 _GetSystemInfoRequest = register_message(
     GetSystemInfoRequest,
@@ -3084,8 +3168,8 @@ _Mount = register_message(
 )
 _CreateContainerRequest = register_message(
     CreateContainerRequest,
-    ("", "", [], [], {}, "", "", [], False, False, "", "", False),
-    {1: ("name", None), 2: ("image", None), 3: ("cmd", None), 4: ("entrypoint", None), 5: ("env", None), 6: ("working_dir", None), 7: ("user", None), 8: ("mounts", Mount), 9: ("tty", None), 10: ("open_stdin", None), 11: ("rootfs", None), 12: ("id", None), 100: ("detail", None)},
+    ("", "", [], [], {}, "", "", [], False, False, "", "", False, "", 0),
+    {1: ("name", None), 2: ("image", None), 3: ("cmd", None), 4: ("entrypoint", None), 5: ("env", None), 6: ("working_dir", None), 7: ("user", None), 8: ("mounts", Mount), 9: ("tty", None), 10: ("open_stdin", None), 11: ("rootfs", None), 12: ("id", None), 100: ("detail", None), 101: ("stop_signal", None), 102: ("stop_timeout_ms", None)},
 )
 _CreateContainerResponse = register_message(
     CreateContainerResponse,
@@ -3104,8 +3188,8 @@ _StartContainerResponse = register_message(
 )
 _StopContainerRequest = register_message(
     StopContainerRequest,
-    ("", 0),
-    {1: ("id", None), 2: ("timeout", None)},
+    ("", 0, False),
+    {1: ("id", None), 2: ("timeout", None), 100: ("own_timeout", None)},
 )
 _StopContainerResponse = register_message(
     StopContainerResponse,
@@ -3134,8 +3218,8 @@ _ListContainersResponse = register_message(
 )
 _ContainerInfo = register_message(
     ContainerInfo,
-    ("", "", "", "", "", 0, 0, 0, 0, 0, 0, [], "", [], False, "", ""),
-    {1: ("id", None), 2: ("name", None), 3: ("image", None), 4: ("state", None), 5: ("status", None), 6: ("created", None), 100: ("pid", None), 101: ("exit_code", None), 102: ("signal", None), 103: ("started_at", None), 104: ("finished_at", None), 105: ("command", None), 106: ("error", None), 107: ("warnings", None), 108: ("tty", None), 109: ("user", None), 110: ("rootfs", None)},
+    ("", "", "", "", "", 0, 0, 0, 0, 0, 0, [], "", [], False, "", "", "", 0),
+    {1: ("id", None), 2: ("name", None), 3: ("image", None), 4: ("state", None), 5: ("status", None), 6: ("created", None), 100: ("pid", None), 101: ("exit_code", None), 102: ("signal", None), 103: ("started_at", None), 104: ("finished_at", None), 105: ("command", None), 106: ("error", None), 107: ("warnings", None), 108: ("tty", None), 109: ("user", None), 110: ("rootfs", None), 111: ("stop_signal", None), 112: ("stop_timeout_ms", None)},
 )
 _KillContainerRequest = register_message(
     KillContainerRequest,

@@ -116,10 +116,33 @@ def test_a_stuck_reader_loses_lines_and_stops_nobody(pipe: int) -> None:
     assert log.sink.dropped == 0
 
 
+@pytest.mark.parametrize("character", ["\x01", "x", "\N{SNOWMAN}", "\U0001f600"])
+def test_a_value_of_any_length_takes_a_line_of_bounded_length(pipe: int, character: str) -> None:
+    Logger("test").info("begins", value=character * 1_000_000, next=7)
+    line = os.read(pipe, 65536).decode()
+    assert line.endswith(f"...+{1_000_000 - log.MOST_OF_VALUE} next=7\n")
+    assert character.isprintable() == (character * log.MOST_OF_VALUE in line)
+    assert len(line) < 12 * log.MOST_OF_VALUE
+
+
+def test_the_trace_of_an_error_is_shown_with_its_beginning_and_its_end_alone(pipe: int) -> None:
+    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 1 << 20)
+    try:
+        try:
+            raise ValueError("first " + "\x01" * 1_000_000)
+        except ValueError as error:
+            raise KeyError("last " + "\x02" * 1_000_000) from error
+    except KeyError as error:
+        Logger("test").exception("failed", error)
+    line = os.read(pipe, 1 << 20).decode()
+    assert len(line) < 8 * log.MOST_OF_TRACE
+    assert "ValueError: first" in line and " characters ..." in line and line.endswith('"\n')
+
+
 def test_what_comes_after_half_a_line_is_a_line_of_its_own(pipe: int) -> None:
     size = fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 8192)
     assert size == 8192
-    Logger("test").info("too long", value="x" * 10_000)
+    Logger("test").info("too long", **{f"value{number}": "x" * 1000 for number in range(10)})
     half = os.read(pipe, 65536)
     assert half.endswith(b"xxx")
     Logger("test").info("next")
@@ -134,10 +157,11 @@ def test_lines_of_several_threads_come_whole_and_stop_none_of_them(
 ) -> None:
     with open(tmp_path / "log", "wb", buffering=0) as file:
         monkeypatch.setattr(log, "sink", Sink(file.fileno(), log.INFO))
+        texts = dict.fromkeys("abcde", "x" * 1000)
 
         def write(thread: int) -> None:
             for number in range(2_000):
-                Logger("server").info("a line", thread=thread, number=number, text="x" * 5000)
+                Logger("server").info("a line", thread=thread, number=number, **texts)
 
         with ThreadPoolExecutor(4) as threads:
             for written in [threads.submit(write, thread) for thread in range(4)]:
@@ -145,7 +169,7 @@ def test_lines_of_several_threads_come_whole_and_stop_none_of_them(
     assert log.sink.dropped == 0
     lines = (tmp_path / "log").read_text().splitlines()
     assert len(lines) == 8_000
-    assert all(line.endswith(" text=" + "x" * 5000) for line in lines)
+    assert all(line.endswith(" e=" + "x" * 1000) and len(line) > 5000 for line in lines)
 
 
 _WITHOUT_DESCRIPTORS = """
@@ -184,10 +208,14 @@ def test_what_comes_too_often_is_admitted_once_a_minute_with_how_many_were_suppr
     assert gate.admit("a") == 0
 
 
-def test_keys_without_number_are_suppressed_and_cost_nothing() -> None:
+def test_keys_without_number_share_one_and_what_is_suppressed_is_counted() -> None:
     gate = OncePerMinute(interval=3600)
     passed = [gate.admit(str(i)) for i in range(1000)]
-    assert passed == [0] * gate.MOST_KEYS + [None] * (1000 - gate.MOST_KEYS)
+    assert passed == [0] * (gate.MOST_KEYS + 1) + [None] * (999 - gate.MOST_KEYS)
+    assert gate.is_full("1000")
+    assert not gate.is_full("7")
+    gate.interval = 0
+    assert not gate.is_full("1000")
 
 
 def test_a_line_says_how_many_like_it_were_suppressed() -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import os
+import shutil
+import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +31,20 @@ def run(main: Coroutine[Any, Any, T], timeout: float = 60.0) -> T:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(bounded())
+
+
+@contextlib.contextmanager
+def leased(path: Path, program: str = "/bin/busybox") -> Iterator[Callable[[], object]]:
+    """A copy of a program at `path`, whose execution hangs until what this gives is called, or the block ends."""
+    shutil.copy2(program, path)
+    former = signal.signal(signal.SIGIO, lambda *_: None)  # what tells the holder that the lease is wanted
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        yield lambda: fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    finally:
+        os.close(fd)
+        signal.signal(signal.SIGIO, former)
 
 
 def null() -> int:

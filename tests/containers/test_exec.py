@@ -27,7 +27,7 @@ from arcbox_agent.agent.processes.scopes import cgroup_name
 from arcbox_agent.errors import AgentFailedError, BadRequestError, BusyError, NotFoundError
 from arcbox_agent.wire import Mount
 
-from .support import alive, eventually, run, text_of
+from .support import alive, eventually, leased, run, text_of
 
 
 def raw(agent: Any, request: wire.ExecRequest) -> wire.ExecOutput:
@@ -240,43 +240,32 @@ def test_a_detached_command_goes_on_without_its_client(agent: Any) -> None:
 def test_a_detached_command_goes_on_though_its_client_goes_away_while_it_is_started(agent: Any, tmp_path: Path) -> None:
     parent = cgroups.find_parent(cgroup_name(str(agent.state_dir)))
     assert parent is not None, "this test needs cgroup2"
-    with sync.connect(agent.address, wait=10) as client:
-        client.exec_detached(["true"])  # there is a cgroup for commands now
-        freeze = Path(parent, "cgroup.freeze")
-        freeze.write_text("1")  # whatever is born there waits
-        try:
-            for detach in (True, False):
-                with socket.socket(socket.AF_UNIX) as leaving:
-                    leaving.connect(str(agent.socket_path))
-                    script = f"echo $$ >{tmp_path}/{detach}; exec sleep 1000"
-                    request = wire.ExecRequest(cmd=["sh", "-c", script], detach=detach)
-                    leaving.sendall(wire.encode_message(request))
-                    born = 2 - detach
-                    eventually(lambda: len(cgroups.Cgroup(parent).pids()) >= born)
-            eventually(lambda: client.agent_info().connections == 1)
-        finally:
-            freeze.write_text("0")
+    with sync.connect(agent.address, wait=10) as client, leased(tmp_path / "sh") as release:
+        for detach in (True, False):
+            with socket.socket(socket.AF_UNIX) as leaving:
+                leaving.connect(str(agent.socket_path))
+                script = f"echo $$ >{tmp_path}/{detach}; exec sleep 1000"
+                request = wire.ExecRequest(cmd=[f"{tmp_path}/sh", "-c", script], detach=detach)
+                leaving.sendall(wire.encode_message(request))
+                born = 2 - detach
+                eventually(lambda: len(cgroups.Cgroup(parent).pids()) >= born)
+        eventually(lambda: client.agent_info().connections == 1)
+        release()
         eventually(lambda: (tmp_path / "True").exists() and (tmp_path / "True").read_text() != "")
         pid = int((tmp_path / "True").read_text())
         eventually(lambda: cgroups.Cgroup(parent).pids() == {pid})
     os.kill(pid, signal.SIGKILL)
 
 
-def test_the_agent_ends_though_the_start_of_a_command_hangs(start_agent: Callable[..., Any]) -> None:
+def test_the_agent_ends_though_the_start_of_a_command_hangs(start_agent: Callable[..., Any], tmp_path: Path) -> None:
     agent = start_agent(shutdown_timeout="0.2")
     parent = cgroups.find_parent(cgroup_name(str(agent.state_dir)))
     assert parent is not None, "this test needs cgroup2"
-    raw(agent, wire.ExecRequest(cmd=["true"]))  # there is a cgroup for commands now
-    freeze = Path(parent, "cgroup.freeze")
-    freeze.write_text("1")  # whatever is born there waits
-    try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(agent.socket_path))
-            connection.sendall(wire.encode_message(wire.ExecRequest(cmd=["true"])))
-            eventually(lambda: len(cgroups.Cgroup(parent).pids()) == 1)
-            agent.stop()
-    finally:
-        freeze.write_text("0")
+    with leased(tmp_path / "sh"), socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(agent.socket_path))
+        connection.sendall(wire.encode_message(wire.ExecRequest(cmd=[f"{tmp_path}/sh", "-c", "true"])))
+        eventually(lambda: len(cgroups.Cgroup(parent).pids()) == 1)
+        agent.stop()
     assert "ended with something under way that hangs threads=spawn_0" in agent.log()
 
 

@@ -25,7 +25,7 @@ from arcbox_agent.agent.processes.stat_line import start_time_of
 from arcbox_agent.errors import AgentFailedError, ArcboxError, NotFoundError
 from tools.stress.agent import AgentProcess
 
-from .support import alive, eventually, keeper_of, lines_of
+from .support import alive, eventually, keeper_of, leased, lines_of
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_an_exit_that_nobody_could_see_is_told_as_lost(left_running: Any) -> Non
     agent.restart()
     with connect(agent) as client:
         end = client.wait_container("x")
-        assert (end.status_code, end.signal) == (255, 0)
+        assert (end.status_code, end.signal, end.output_cut) == (255, 0, True)
         assert end.error == "its end was not seen: the agent was not running then, and the exit code is lost"
         assert client.list_containers(all=True)[0].status == "Exited (255)"
         client.start_container("x")
@@ -276,32 +276,30 @@ def test_a_start_that_was_cut_off_is_undone(left_running: Any) -> None:
     end_all(agent)
 
 
-def test_a_start_under_way_when_the_agent_is_told_to_end_comes_to_its_end(left_running: Any) -> None:
+def test_a_start_under_way_when_the_agent_is_told_to_end_comes_to_its_end(left_running: Any, tmp_path: Path) -> None:
     agent = left_running
     parent = cgroups.find_parent(cgroup_name(str(agent.state_dir)))
     assert parent is not None, "this test needs cgroup2"
-    freeze = Path(parent, "cgroup.freeze")
-    with connect(agent) as client:
-        client.create_container(cmd=["sleep", "1000"], id="x")
-    record = agent.state_dir / "containers" / "x.json"
-    freeze.write_text("1")  # whatever is born there waits
-    try:
+    members = Path(parent, "@x", "cgroup.procs")
+    with leased(tmp_path / "sleep") as release:
+        with connect(agent) as client:
+            client.create_container(cmd=[f"{tmp_path}/sleep", "1000"], id="x")
+        record = agent.state_dir / "containers" / "x.json"
         with socket.socket(socket.AF_UNIX) as leaving:
             leaving.connect(str(agent.socket_path))
             leaving.sendall(wire.encode_message(wire.StartContainerRequest(id="x")))
             eventually(lambda: '"state": "starting"' in record.read_text())
-            eventually(lambda: os.path.exists(f"{parent}/x") and Path(parent, "x", "cgroup.procs").read_text() != "")
+            eventually(lambda: members.exists() and members.read_text() != "")
         agent.process.terminate()
         eventually(lambda: "agent: stopping" in agent.log())
         time.sleep(0.2)
-    finally:
-        freeze.write_text("0")
+        release()
     assert agent.process.wait(60) == 0
     agent.restart()
     with connect(agent) as client:
         (info,) = client.list_containers(all=True)
         assert (info.state, alive(info.pid)) == ("running", True)
-        assert info.pid == int(Path(parent, "x", "cgroup.procs").read_text())
+        assert info.pid == int(members.read_text())
     end_all(agent)
 
 

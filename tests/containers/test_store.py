@@ -31,7 +31,7 @@ def test_a_record_is_on_disk_before_it_takes_the_place_of_the_former_one(
     monkeypatch.setattr(os, "fsync", watched_fsync)
     monkeypatch.setattr(os, "rename", watched_rename)
     record = Record("x", command=["true"])
-    store.write(record, record.encode(), durable)
+    store.write(record, durable)
     assert steps[:2] == [("sync", "x.json.tmp"), ("rename", "x.json")]
     assert steps[2:] == ([("sync", "containers")] if durable else [])
     assert [each.id for each in store.load()] == ["x"]

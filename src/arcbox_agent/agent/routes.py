@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.commands.commands import Commands
     from arcbox_agent.agent.config.table import Settings
     from arcbox_agent.agent.containers.output.capture import Capture
+    from arcbox_agent.agent.containers.runtimes.protocol import CommandHost
     from arcbox_agent.agent.containers.service import Containers
     from arcbox_agent.agent.logs.follower import Followers
     from arcbox_agent.agent.metrics import Metrics
@@ -35,6 +36,7 @@ def bind(
     version: str,
     listeners: Sequence[Listener],
     containers: Containers,
+    guest: CommandHost,
     commands: Commands,
     followers: Followers,
     capture: Capture,
@@ -48,7 +50,7 @@ def bind(
     system = System(settings, metrics, version, features)
     container = Lifecycle(containers)
     runtime = Runtime(runtime_name)
-    exec = Exec(commands, settings)
+    exec = Exec(containers, guest, commands, settings)
     logs = Logs(containers, followers, capture, settings)
     usage = Usage(containers, lanes)
     power = Power(settings, end)

@@ -102,7 +102,7 @@ async def _stay(invocation: Invocation, client: Client, forward: Forwarding, con
         if result.error:
             warn(result.error)
         if result.output_cut:
-            warn("the output is cut off: what passed it on did not end in time, and was killed")
+            warn("the output is cut off: its end was not seen, or what passed it on did not end in time and was killed")
         return OWN_FAILURE if output.gaps else result.status_code
     finally:
         if ended is not None:

@@ -76,7 +76,7 @@ class RecordWriter:
         self._dirty.discard(container)
 
     async def _write(self, container: Container, durable: bool = True) -> None:
-        await self._lanes.disk(self._store.write, container.record, container.record.encode(), durable)
+        await self._lanes.disk(self._store.write, container.record.copy(), durable)
         self._dirty.discard(container)
 
     def _repeat(self, container: Container, error: OSError) -> None:

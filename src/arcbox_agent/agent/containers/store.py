@@ -13,6 +13,7 @@ Every method may wait for the disk, so it belongs in a thread.
 from __future__ import annotations
 
 import os
+import stat
 
 from arcbox_agent.agent.containers.ids import is_id
 from arcbox_agent.agent.containers.record import Record, RecordError
@@ -27,7 +28,11 @@ log = Logger("containers")
 #: The most bytes of a record, which has some kilobytes.  The agent never wrote a larger one.
 MAX_RECORD = 16 << 20
 
+#: Damaged records of one container that are kept, each under a name of its own.
+MOST_DAMAGED = 100
+
 _SUFFIX = ".json"
+_DAMAGED = _SUFFIX + ".damaged"
 
 
 class Store:
@@ -58,30 +63,40 @@ class Store:
         self._directory_fd = os.open(self.records_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def load(self) -> list[Record]:
-        """All records.  A file that holds none is set aside and logged."""
-        records = []
-        for name in sorted(os.listdir(self.records_dir)):
-            path = os.path.join(self.records_dir, name)
-            if name.endswith(_SUFFIX + ".tmp"):
-                os.unlink(path)
+        """All records.  A file that holds none is set aside and logged, and so is a second one of the same name."""
+        records: list[Record] = []
+        used: set[str] = set()
+        for file in sorted(os.listdir(self.records_dir)):
+            path = os.path.join(self.records_dir, file)
+            if file.endswith(_SUFFIX + ".tmp"):
+                self._remove_unfinished(path)
                 continue
-            if not name.endswith(_SUFFIX):
+            if not file.endswith(_SUFFIX):
                 continue
             try:
-                records.append(Record.decode(_read(path), name.removesuffix(_SUFFIX)))
+                record = Record.decode(_read(path), file.removesuffix(_SUFFIX))
+                names = {record.id, record.name} - {""}
+                if names & used:
+                    raise RecordError("its id or name is that of another container")
             except (OSError, RecordError) as error:
-                log.error("a container's record is damaged and set aside", path=path + ".damaged", error=error)
-                try:
-                    os.replace(path, path + ".damaged")
-                except OSError as failure:
-                    log.error("a damaged record cannot be set aside", path=path, error=failure)
+                _set_aside(path, error)
+                continue
+            used |= names
+            records.append(record)
         return records
 
-    def write(self, record: Record, octets: bytes, durable: bool = True) -> None:
-        """Replace the record by `octets`.  `durable`: a power failure does not bring the former one back.
+    def _remove_unfinished(self, path: str) -> None:
+        try:
+            os.unlink(path)
+        except OSError as error:  # a directory of that name is none of the agent's: it harms nobody
+            log.error("what is left of a write cannot be removed", path=path, error=error)
 
-        The caller encodes `octets` on the event loop, where the record cannot change meanwhile.
+    def write(self, record: Record, durable: bool = True) -> None:
+        """Replace the record on disk.  `durable`: a power failure does not bring the former one back.
+
+        `record` is a copy, which does not change meanwhile.
         """
+        octets = record.encode()
         path = os.path.join(self.records_dir, record.id + _SUFFIX)
         temporary = path + ".tmp"
         try:
@@ -123,8 +138,7 @@ class Store:
         The logs of a record that was set aside stay, as the record may be repaired.
         """
         keep = set(known)
-        damaged = _SUFFIX + ".damaged"
-        keep.update(name.removesuffix(damaged) for name in os.listdir(self.records_dir) if name.endswith(damaged))
+        keep.update(name.partition(_DAMAGED)[0] for name in os.listdir(self.records_dir) if _DAMAGED in name)
         for name in os.listdir(self.run_dir):
             if name not in keep:
                 _sweep_away("removing what a container left", os.path.join(self.run_dir, name), _remove_tree)
@@ -171,9 +185,28 @@ def _owner_of_log(name: str) -> str | None:
 
 
 def _read(path: str) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-    with open(fd, "rb") as file:
-        octets = file.read(MAX_RECORD + 1)
+    """The content of a record's file.  RecordError: it is no file, or too large for one."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise RecordError("not a regular file")
+        with open(fd, "rb", closefd=False) as file:
+            octets = file.read(MAX_RECORD + 1)
+    finally:
+        os.close(fd)
     if len(octets) > MAX_RECORD:
         raise RecordError(f"larger than {MAX_RECORD} bytes")
     return octets
+
+
+def _set_aside(path: str, error: Exception) -> None:
+    """Give a file another name under which it is no record.  One that was set aside before stays."""
+    for number in range(1, MOST_DAMAGED):
+        aside = f"{path}.damaged" + (f".{number}" if number > 1 else "")
+        if not os.path.lexists(aside):
+            break
+    log.error("a container's record is damaged and set aside", path=aside, error=error)
+    try:
+        os.rename(path, aside)
+    except OSError as failure:
+        log.error("a damaged record cannot be set aside", path=path, error=failure)

@@ -65,4 +65,4 @@ class AsyncioLogger:
 def _formatted(message: object, arguments: tuple[object, ...]) -> str:
     # As a quoted value is, so that what is named in it cannot begin another line.
     text = str(message) % arguments if arguments else str(message)
-    return text if text.isprintable() else quote(text)
+    return text if len(text) <= agent_log.MOST_OF_VALUE and text.isprintable() else quote(text)

@@ -33,6 +33,11 @@ DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40
 LEVELS = {"debug": DEBUG, "info": INFO, "warning": WARNING, "error": ERROR}
 _NAMES = {level: f"{name:<7}" for name, level in LEVELS.items()}
 
+#: Characters of a value that a line shows: a peer's request may hold a megabyte of them.
+MOST_OF_VALUE = 1024
+#: The same for the trace of an error: its beginning and its end.
+MOST_OF_TRACE = 8192
+
 #: A pipe or a tty that polls as writable takes this much without blocking (pipe(7)).
 _ATOMIC = 4096
 #: Seconds.  A line of another thread takes no time: it is written where there is room.
@@ -113,9 +118,14 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1000):03d}Z"
 
 
-def quote(value: object) -> str:
-    """A value as it stands in a line: bare where it is one plain word."""
+def quote(value: object, most: int = MOST_OF_VALUE) -> str:
+    """A value as it stands in a line: bare where it is one plain word, cut behind `most` characters.
+
+    What was cut is counted behind it: `"aaa"...+97`.
+    """
     text = value if isinstance(value, str) else str(value)
+    if len(text) > most:
+        return f"{quote(text[:most])}...+{len(text) - most}"
     if text and text.isascii() and text.isprintable() and not any(c in text for c in ' "=\\'):
         return text
     return f'"{"".join(map(_escape, text))}"'
@@ -156,12 +166,12 @@ class Logger:
     def __init__(self, component: str) -> None:
         self.component = component
 
-    def _log(self, level: int, message: str, values: dict[str, Any]) -> None:
+    def _log(self, level: int, message: str, values: dict[str, Any], trace: str = "") -> None:
         if level < sink.level:
             return
         # A message is ours and plain; what came from elsewhere belongs into the values.
         try:
-            sink.write(f"{_now()} {_NAMES[level]} {self.component}: {message}{fields(values)}{_of_request()}\n")
+            sink.write(f"{_now()} {_NAMES[level]} {self.component}: {message}{fields(values)}{trace}{_of_request()}\n")
         except Exception:  # a value that has no text, no memory
             sink.drop()
 
@@ -188,7 +198,11 @@ class Logger:
             trace = "".join(traceback.format_exception(error))
         except Exception:  # no descriptor to import it with, or to read the sources
             trace = _places(error)
-        self._log(ERROR, message, {**values, "error": repr(error), "traceback": trace.rstrip("\n")})
+        trace = trace.rstrip("\n")
+        if len(trace) > MOST_OF_TRACE:
+            half = MOST_OF_TRACE // 2
+            trace = f"{trace[:half]}\n... {len(trace) - 2 * half} characters ...\n{trace[-half:]}"
+        self._log(ERROR, message, {**values, "error": repr(error)}, f" traceback={quote(trace, 2 * MOST_OF_TRACE)}")
 
 
 def _places(error: BaseException) -> str:

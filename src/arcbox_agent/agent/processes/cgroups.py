@@ -12,8 +12,10 @@ import os
 import signal
 import time
 
-#: How deep the cgroups are followed that a container makes within its own.
-MAX_DEPTH = 32
+from arcbox_agent.agent.processes import cgroup_tree
+
+#: Seconds for the removal of one cgroup and all that a container has made below it.
+REMOVAL = 10.0
 
 #: The name of a command's cgroup begins with this; an id of a container cannot.
 COMMAND_PREFIX = ".exec-"
@@ -81,15 +83,38 @@ class Cgroup:
             return error.errno not in (errno.ENOENT, errno.ENODEV)
 
     def pids(self) -> set[int]:
+        """OSError: they cannot be known, as no descriptor is left."""
         found: set[int] = set()
-        for path in self._directories():
+        short: list[OSError] = []
+
+        def look(cgroup: int) -> None:
             try:
-                with open(os.path.join(path, "cgroup.procs"), "rb") as file:
-                    found.update(map(int, file.read().split()))
-            except OSError:
-                continue  # removed meanwhile
+                file = os.open("cgroup.procs", os.O_RDONLY | os.O_CLOEXEC, dir_fd=cgroup)
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    short.append(error)
+                return  # or it was removed meanwhile
+            with open(file, "rb") as procs:
+                found.update(map(int, procs.read().split()))
+
+        cgroup_tree.visit(self.path, look)
+        if short:
+            raise short[0]
         found.discard(0)  # a process of a pid namespace that cannot be seen from here
         return found
+
+    def frozen(self) -> bool:
+        """Whether what is born in it waits until it, or one above it, is thawed."""
+        try:
+            file = os.open(os.path.join(self.path, "cgroup.events"), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False  # before Linux 5.2, or it is gone
+        try:
+            return b"frozen 1" in os.read(file, 4096)
+        except OSError:
+            return False
+        finally:
+            os.close(file)
 
     def counted(self) -> dict[str, int]:
         """What the kernel counts for all that runs or ran in it, as far as its controllers do.
@@ -116,7 +141,7 @@ class Cgroup:
         return found
 
     def send_signal(self, sig: int) -> int:
-        """To every process in it; returns how many there were."""
+        """To every process in it; returns how many there were.  OSError: to none, as no descriptor is left."""
         sent = 0
         pidfds: dict[int, int] = {}
         try:
@@ -150,27 +175,33 @@ class Cgroup:
                 raise
         # Before Linux 5.14: freeze it first, so that nothing can fork meanwhile.
         self._try_write("cgroup.freeze", b"1")
-        for _ in range(100):
-            if not self.send_signal(signal.SIGKILL):
-                break
-            if not self.alive():
-                break
-        self._try_write("cgroup.freeze", b"0")
+        try:
+            for _ in range(100):
+                if not self.send_signal(signal.SIGKILL):
+                    break
+                if not self.alive():
+                    break
+        finally:
+            self._try_write("cgroup.freeze", b"0")
 
     def remove(self) -> bool:
-        """Remove it; False: something runs in it."""
+        """Remove it and all below it; False: something runs in it."""
+        give_up = time.monotonic() + REMOVAL
         for attempt in range(20):
             try:
-                for path in self._directories()[::-1]:
-                    os.rmdir(path)
+                os.rmdir(self.path)
                 return True
             except FileNotFoundError:
                 return True
             except OSError as error:
                 if error.errno != errno.EBUSY or self.alive():
                     return False
+            cgroup_tree.remove_below(self.path)
+            if time.monotonic() > give_up:
+                return False
+            if attempt:
                 # It is empty, but the kernel is not done with its last process yet.
-                time.sleep(0.001 * (attempt + 1))
+                time.sleep(0.001 * attempt)
         return False
 
     def dissolve(self) -> None:
@@ -183,7 +214,10 @@ class Cgroup:
     def leave_to(self, other: Cgroup) -> None:
         """Move what runs in it to another cgroup."""
         for _ in range(20):
-            pids = self.pids()
+            try:
+                pids = self.pids()
+            except OSError:
+                return
             if not pids:
                 return
             for pid in pids:
@@ -191,24 +225,6 @@ class Cgroup:
                     other._write("cgroup.procs", b"%d" % pid)
                 except OSError:
                     continue
-
-    def _directories(self) -> list[str]:
-        """Itself and all below it, each after its parent."""
-        found = [self.path]
-        level = [self.path]
-        for _ in range(MAX_DEPTH):
-            below: list[str] = []
-            for path in level:
-                try:
-                    with os.scandir(path) as entries:
-                        below.extend(entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
-                except OSError:
-                    continue
-            if not below:
-                break
-            found += below
-            level = below
-        return found
 
     def _read(self, name: str) -> str | None:
         """A file of its own; None: there is none, as its controller is off."""

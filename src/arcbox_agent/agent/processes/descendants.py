@@ -79,6 +79,9 @@ class ProcessSession:
             if not self.send_signal(signal.SIGKILL):
                 return
 
+    def frozen(self) -> bool:
+        return False
+
     def remove(self) -> bool:
         return True
 

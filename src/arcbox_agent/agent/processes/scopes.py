@@ -4,9 +4,12 @@ Each container has a scope, and each command one of its own.  Where there is a c
 can be written it is a cgroup (cgroups.py), else the process's session and its descendants
 (descendants.py).
 
-    CGROUP2/NAME/ID/             a container
-    CGROUP2/NAME/ID/.exec-N/     a command in it
+    CGROUP2/NAME/@ID/            a container
+    CGROUP2/NAME/@ID/.exec-N/    a command in it
     CGROUP2/NAME/.commands/      commands in the guest itself
+
+An id may be the name of a file that the kernel has in each cgroup (`cgroup.procs`).  No such
+file's name begins as those of the directories do.
 """
 
 from __future__ import annotations
@@ -27,8 +30,11 @@ else:
 
 log = Logger("containers")
 
-#: The name of the scope of all commands in the guest; an id of a container cannot begin with a dot.
+#: The name of the scope of all commands in the guest.
 COMMANDS = ".commands"
+
+#: The name of a container's scope begins with this.  Earlier agents took the id alone.
+CONTAINER_PREFIX = "@"
 
 _DEFAULT_STATE_DIR = "/var/lib/arcbox-agent"
 
@@ -65,6 +71,9 @@ class Scope(Protocol):
 
     def kill(self) -> None:
         """SIGKILL for every process in it, those included that fork meanwhile."""
+
+    def frozen(self) -> bool:
+        """Whether what is born in it would wait for somebody to thaw it."""
 
     def remove(self) -> bool:
         """Remove it; False: something runs in it."""
@@ -104,12 +113,12 @@ class Scopes:
         """The scope of a container; it is not made here."""
         if self._parent is None:
             return ProcessSession()
-        return cgroups.Cgroup(os.path.join(self._parent, id))
+        return cgroups.Cgroup(os.path.join(self._parent, CONTAINER_PREFIX + id))
 
     def new_container(self, id: str) -> Scope:
         """The same, for a new run: what is left of a former one is ended.  It blocks: for a thread."""
         scope = self.container(id)
-        if self._parent is not None and os.path.isdir(os.path.join(self._parent, id)):
+        if isinstance(scope, cgroups.Cgroup) and os.path.isdir(scope.path):
             # Left by an agent that was killed.  Whatever is born (CLONE_INTO_CGROUP) in a cgroup
             # that was ever written to by cgroup.kill is killed at birth, as of Linux 6.18.
             end(scope)
@@ -117,16 +126,24 @@ class Scopes:
 
     def adopted_container(self, id: str, pid: int, start_time: int) -> Scope:
         """The scope of a run that a former agent started with this process."""
-        if self._parent is not None and os.path.isdir(os.path.join(self._parent, id)):
-            return self.container(id)
+        if self._parent is not None:
+            # The second: as earlier agents named it.
+            for name in (CONTAINER_PREFIX + id, id):
+                path = os.path.join(self._parent, name)
+                if os.path.isdir(path):
+                    return cgroups.Cgroup(path)
         return ProcessSession(pid, start_time)  # there may be cgroup2 now, but there was none then
 
     def commands(self) -> Scope:
         """The scope of all commands in the guest itself."""
-        return self.container(COMMANDS)
+        if self._parent is None:
+            return ProcessSession()
+        return cgroups.Cgroup(os.path.join(self._parent, COMMANDS))
 
-    def sweep(self, keep: set[str]) -> None:
+    def sweep(self, keep: set[str], running: set[str]) -> None:
         """End the containers but those in `keep`, and every command that was not detached.
+
+        `running`: of these a scope may have the name that earlier agents gave it.
 
         It blocks: for a thread.
         """
@@ -135,7 +152,9 @@ class Scopes:
         for entry in list(os.scandir(self._parent)):
             if not entry.is_dir(follow_symlinks=False):
                 continue
-            if entry.name != COMMANDS and entry.name not in keep:
+            name = entry.name
+            kept = name[1:] in keep if name.startswith(CONTAINER_PREFIX) else name == COMMANDS or name in running
+            if not kept:
                 log.info("ending what a container left", cgroup=entry.path)
                 end(cgroups.Cgroup(entry.path))
                 continue

@@ -10,10 +10,11 @@ import errno
 import os
 import stat
 
+from arcbox_agent._entries import find, groups_of
 from arcbox_agent._spawn import open_in_root
 from arcbox_agent.errors import BadRequestError
 
-#: More of a passwd or group file is not read: it belongs to a container that may be hostile.
+#: The most bytes of a passwd or group file: it belongs to a container that may be hostile.
 MAX_FILE = 4 << 20
 
 MAX_ID = 0xFFFFFFFE  # -1 means "leave as it is" to the kernel
@@ -78,7 +79,7 @@ def look_up(root: str, spec: str) -> User:
         raise BadRequestError("invalid user: too long, or with a NUL or a line break in it")
     # An agent of an ordinary user can run processes of that user, and no others.
     name = name or str(os.geteuid())
-    entry = _find(_rows(root, "etc/passwd", 6), name, 2)
+    entry = _entry(_read(root, "etc/passwd"), name, 6)
     if entry is not None:
         login: str | None = entry[0]
         uid, gid, home = _number(entry[2]), _number(entry[3]), entry[5] or "/"
@@ -91,8 +92,9 @@ def look_up(root: str, spec: str) -> User:
     if not spec and os.geteuid() != 0:
         return User(uid, home, None)  # an agent that is not root can only run what it is itself
     if not group:
-        return User(uid, home, (uid, gid, _supplementary(root, login)))
-    entry = _find(_rows(root, "etc/group", 3), group, 2)
+        groups = groups_of(_read(root, "etc/group"), os.fsencode(login), MAX_GROUPS) if login is not None else ()
+        return User(uid, home, (uid, gid, groups))
+    entry = _entry(_read(root, "etc/group"), group, 3)
     chosen = _number(entry[2] if entry is not None else group)
     if chosen is None:
         raise BadRequestError(f"unknown group {group!r}: no such name in the group file")
@@ -106,45 +108,38 @@ def _number(text: str) -> int | None:
     return value if value <= MAX_ID else None
 
 
-def _find(rows: list[list[str]], wanted: str, column: int) -> list[str] | None:
+def _entry(octets: bytes, wanted: str, columns: int) -> list[str] | None:
     """The entry of that name, else the first of that number."""
-    for row in rows:
-        if row[0] == wanted:
-            return row
-    if _number(wanted) is not None:
-        for row in rows:
-            if row[column] == wanted:
-                return row
-    return None
+    found = find(octets, os.fsencode(wanted), columns, _number(wanted) is not None)
+    return [os.fsdecode(field) for field in found] if found is not None else None
 
 
-def _supplementary(root: str, login: str | None) -> tuple[int, ...]:
-    if login is None:
-        return ()
-    found: dict[int, None] = {}
-    for row in _rows(root, "etc/group", 4):
-        gid = _number(row[2])
-        if gid is not None and login in row[3].split(","):
-            found[gid] = None
-    return tuple(found)[:MAX_GROUPS]
-
-
-def _rows(root: str, path: str, columns: int) -> list[list[str]]:
-    """The entries of a colon-separated file that have enough columns; none where it is missing."""
+def _read(root: str, path: str) -> bytes:
+    """A file below `root`; nothing where it is missing, or no regular file.  BadRequestError: it is too large."""
     directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        # Without O_NONBLOCK a FIFO of that name would block this thread for ever.
+        # Without O_NONBLOCK a FIFO of that name, or a lease on the file, would block this thread.
         fd = open_in_root(directory, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
-            return []
+            return b""
         raise
     finally:
         os.close(directory)
-    with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return []
-        octets = file.read(MAX_FILE)
-    # Not splitlines(): a name may hold any of the other characters that it takes for the end of a line.
-    rows = [line.split(":") for line in octets.decode("utf-8", "surrogateescape").split("\n")]
-    return [row for row in rows if len(row) >= columns]
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return b""
+        if status.st_size > MAX_FILE:
+            raise _too_large(path)
+        with open(fd, "rb", closefd=False) as file:
+            octets = file.read(MAX_FILE + 1)
+    finally:
+        os.close(fd)
+    if len(octets) > MAX_FILE:
+        raise _too_large(path)
+    return octets
+
+
+def _too_large(path: str) -> BadRequestError:
+    return BadRequestError(f"the /{path} of the container is larger than {MAX_FILE} bytes: shorten it")

@@ -11,6 +11,7 @@ import os
 import posixpath
 
 from arcbox_agent.agent.containers import ids
+from arcbox_agent.agent.containers.record import MAX_MOUNTS, MOUNT_TYPES
 from arcbox_agent.errors import BadRequestError
 
 TYPE_CHECKING = False
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from arcbox_agent.wire import Mount
-
-MAX_MOUNTS = 256
-
-TYPES = ("bind", "volume", "tmpfs")
 
 #: A tmpfs is like /tmp: everybody may write, nobody may remove what is another's.
 TMPFS_OPTIONS = "mode=1777"
@@ -39,7 +36,7 @@ def check(mounts: Sequence[Mount], rootfs: str) -> tuple[list[Entry], list[str]]
     for number, mount in enumerate(mounts):
         where = f"mount {number + 1}"
         kind = mount.type or "bind"
-        if kind not in TYPES:
+        if kind not in MOUNT_TYPES:
             raise BadRequestError(f"{where}: unknown type {kind!r}: it must be bind, volume or tmpfs")
         target = _target(mount.target, where)
         source = mount.source

@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.containers.output.capture import CaptureHandle
     from arcbox_agent.agent.containers.record import Record
     from arcbox_agent.agent.containers.runtimes.process.parts import Parts
-    from arcbox_agent.agent.containers.runtimes.protocol import CommandSpec
     from arcbox_agent.agent.processes.children import Process
     from arcbox_agent.agent.processes.scopes import Scope
     from arcbox_agent.agent.processes.spec import SpawnSpec
+    from arcbox_agent.wire import ExecRequest
 
 
 class ProcessRun:
     """See the module.  `process` None: it ended while there was no agent, with `status` if that is known."""
 
-    __slots__ = ("_handle", "_parts", "_process", "_record", "_status", "pid", "scope", "start_time")
+    __slots__ = ("_handle", "_parts", "_process", "_record", "_status", "output_cut", "pid", "scope", "start_time")
 
     def __init__(
         self,
@@ -34,6 +34,7 @@ class ProcessRun:
         scope: Scope,
         handle: CaptureHandle | None,
         status: ExitStatus | None = None,
+        output_cut: bool = False,
     ) -> None:
         self._parts = parts
         self._record = record
@@ -43,15 +44,16 @@ class ProcessRun:
         self.scope = scope
         self._handle = handle
         self._status = status
+        self.output_cut = output_cut
 
     @property
     def ended(self) -> bool:
         return self._process is None or self._process.pidfd < 0
 
-    def command(self, spec: CommandSpec) -> tuple[SpawnSpec, Scope]:
+    def command(self, request: ExecRequest, name: str, terminal: bool) -> tuple[SpawnSpec, Scope]:
         if self.ended:
             raise commands.not_running(self._record.id)
-        return commands.launch(self._record, self.pid, self.start_time, self.scope, spec)
+        return commands.prepare(self._record, self.pid, self.start_time, self.scope, request, name, terminal)
 
     def take_back(self, scope: Scope) -> bool:
         # The container's own end is what a spare scope would have to survive.
