@@ -70,7 +70,8 @@ def begin(names: Sequence[str], executions: int, seconds: float, environ: Mappin
     """What each lane has to do; `seconds`: of all lanes together."""
     weights = {name: load(name).share for name in names}
     shares = []
-    for name in names:
+    # What has the most to do comes first, so that all ends at about the same time.
+    for name in sorted(names, key=lambda name: -weights[name]):
         # Rounded up: in all it is at least what was asked for.
         most = -(-executions * weights[name] // sum(weights.values()))
         time_ = seconds / len(names)
