@@ -18,12 +18,13 @@ from tools.fuzz.record import Record
 from tools.fuzz.worker import FAILED
 from tools.sanitized import ROOT
 
-#: An execution that takes so many seconds hangs.
-HANGS = 30.0
+#: An execution that takes so many seconds hangs, also where many others want the processor.
+HANGS = 120.0
 #: Seconds for making an input smaller that ends its process.
 MINIMISING = 60.0
-#: Of what a failed worker said, so much is shown.
-SHOWN = 6000
+#: Of what a failed worker said, so much is shown: a sanitizer's report begins with what is wrong, and
+#: an exception ends with it.
+SHOWN = 4000
 
 
 class Outcome(NamedTuple):
@@ -95,7 +96,7 @@ class Lane:
 
     def _fail(self, status: int, data: bytes) -> Path:
         said = self._words.read_bytes().decode(errors="replace")
-        print(said[-SHOWN:], file=sys.stderr)
+        print(said if len(said) <= 2 * SHOWN else f"{said[:SHOWN]}\n ...\n{said[-SHOWN:]}", file=sys.stderr)
         if status != FAILED:
             data = minimise(data, lambda smaller: self._ends(smaller, status), MINIMISING)
         saved = self._directory / f"{self.part}-{hashlib.sha256(data).hexdigest()[:12]}"
