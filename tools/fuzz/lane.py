@@ -59,6 +59,7 @@ class Lane:
         self._words = directory / f"{self.name}.stderr"
         self._path = directory / f"{self.name}.record"
         self._record = Record(self._path, create=True)
+        self.process: subprocess.Popen[bytes] | None = None
         self._seen = -1
         self._moved = self._begun = time.monotonic()
 
@@ -77,6 +78,7 @@ class Lane:
 
     def poll(self) -> Outcome | None:
         """The outcome, once there is one."""
+        assert self.process is not None, "poll comes after start"
         now = time.monotonic()
         status = self.process.poll()
         if status is None:
@@ -90,9 +92,16 @@ class Lane:
             status = self.process.wait()
         count, worked, data = self.executions, self._record.worked, self._record.data
         saved = None if status == 0 else self._fail(status, data)
+        self.stop()
+        return Outcome(self.name, count, now - self._begun, worked, saved)
+
+    def stop(self) -> None:
+        """Nothing is left of the worker; also where there was none, or it has ended."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
         self._record.close()
         self._memory.cleanup()
-        return Outcome(self.name, count, now - self._begun, worked, saved)
 
     def _fail(self, status: int, data: bytes) -> Path:
         said = self._words.read_bytes().decode(errors="replace")
