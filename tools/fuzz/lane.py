@@ -110,8 +110,9 @@ class Lane:
             data = minimise(data, lambda smaller: self._ends(smaller, status), MINIMISING)
         saved = self._directory / f"{self.part}-{hashlib.sha256(data).hexdigest()[:12]}"
         saved.write_bytes(data)
+        how = f"exit code {status}" if status >= 0 else signal.Signals(-status).name
         print(
-            f"fuzz: {self.part} failed on an input of {len(data)} bytes: python -m tools.fuzz --input {saved}\n"
+            f"fuzz: {self.part} failed ({how}) on an input of {len(data)} bytes: python -m tools.fuzz --input {saved}\n"
             f"    {data[:200]!r}",
             file=sys.stderr,
         )
