@@ -61,17 +61,10 @@ def zombies() -> list[int]:
     return _children_in(b"Z")
 
 
-def stopped_before_exec() -> list[int]:
-    """Children that were stopped before they executed their program: their memory is still this process's."""
-    mine = stat_fields("self")
-    if not mine:
-        return []
-    found = []
-    for pid in _children_in(b"T"):
-        fields = stat_fields(pid)
-        if fields and fields[STATE] == b"T" and fields[_MEMORY] == mine[_MEMORY]:
-            found.append(pid)
-    return found
+def is_stopped(pid: int) -> bool:
+    """Whether a process is stopped by a signal."""
+    fields = stat_fields(pid)
+    return fields is not None and fields[:1] == [b"T"]
 
 
 def _children_in(state: bytes) -> list[int]:
