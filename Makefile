@@ -19,6 +19,8 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SOAK_ARGS ?=
 MUTANTS_ARGS ?=
+FUZZ_ARGS ?=
+EXECUTIONS ?=
 SECONDS ?= 120
 SEED ?=
 
@@ -26,7 +28,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test test-quick coverage vm-test vm vm-bench vm-soak check check-sanitized mutants bench soak build install clean
+.PHONY: help demo test test-quick coverage vm-test vm vm-bench vm-soak check check-sanitized fuzz mutants bench soak build install clean
 
 help: ## this list
 	@echo 'make TARGET [PYTHON=python3.12]'; echo
@@ -79,6 +81,11 @@ check: $(STAMPS)/check ## generated files up to date, lint, format, types, stubs
 
 check-sanitized: $(STAMPS)/test ## the compiled modules under AddressSanitizer and UndefinedBehaviorSanitizer
 	@$(BIN)/python -m tools.sanitized
+	@$(BIN)/python -m tools.fuzz --seconds 30
+
+fuzz: $(STAMPS)/test ## every compiled module on inputs that nobody would write, under both sanitizers (SECONDS=600 EXECUTIONS=10000000 SEED=7 FUZZ_ARGS="--parts messages,logs")
+	@$(BIN)/python -m tools.fuzz $(if $(EXECUTIONS),--executions $(EXECUTIONS),--seconds $(SECONDS)) \
+	    $(if $(SEED),--seed $(SEED)) $(FUZZ_ARGS)
 
 bench: $(STAMPS)/test ## the figures, each with its rival in the same run (BENCH_ARGS=...)
 	@$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-quiet $(BENCH_ARGS)

@@ -34,6 +34,9 @@ HEADER = """\
 #: Must agree with `MAX_NESTING` in _wire.pxd: how deep messages nest in the schema.
 MAX_NESTING = 8
 
+#: The most items of a list or a map whose field has no option `most`.
+MOST_ITEMS = 4096
+
 _T = FieldDescriptor
 #: Type in the schema -> (suffix of its helpers in _wire.pxd, Python type, default, wire type).
 SCALARS = {
@@ -63,8 +66,9 @@ class SchemaError(Exception):
 class Field:
     """One field, with the words that the generated code needs."""
 
-    def __init__(self, descriptor: FieldDescriptor, doc: str) -> None:
+    def __init__(self, descriptor: FieldDescriptor, most: int | None, doc: str) -> None:
         self.doc = doc
+        self.most = most or MOST_ITEMS
         self.name = descriptor.name
         self.number = descriptor.number
         self.repeated = descriptor.is_repeated
@@ -76,6 +80,8 @@ class Field:
         where = f"{descriptor.containing_type.name}.{self.name}"
         if keyword.iskeyword(self.name) or self.name in TAKEN:
             raise SchemaError(f"{where}: the name is taken")
+        if most is not None and not self.repeated:
+            raise SchemaError(f"{where}: `most` is for lists and maps")
         if descriptor.has_presence and kind != _T.TYPE_MESSAGE:
             raise SchemaError(f"{where}: optional and oneof are not supported")
         if self.map:
@@ -109,13 +115,20 @@ class Field:
 class Declaration:
     """One message of the schema."""
 
-    def __init__(self, descriptor: Descriptor, options: dict[str, int | None], doc: str, field_docs: list[str]) -> None:
+    def __init__(
+        self,
+        descriptor: Descriptor,
+        options: dict[str, int | None],
+        most: list[int | None],
+        doc: str,
+        field_docs: list[str],
+    ) -> None:
         self.name = descriptor.name
         self.type = options["type"]
         self.frame_version = options["frame_version"]
         self.fixed_layout = bool(options["fixed_layout"])
         self.doc = doc
-        self.fields = sorted(map(Field, descriptor.fields, field_docs), key=lambda f: f.number)
+        self.fields = sorted(map(Field, descriptor.fields, most, field_docs), key=lambda f: f.number)
 
 
 def parse(schema: pathlib.Path) -> list[Declaration]:
@@ -152,18 +165,23 @@ def parse(schema: pathlib.Path) -> list[Declaration]:
         # By the numbers that descriptor.proto gives its own fields: message 4, field of a message 2.
         doc = comments.get((4, index), "")
         field_docs = [comments.get((4, index, 2, number), "") for number in range(len(message.field))]
-        declarations.append(Declaration(descriptor, _options(pool, described, descriptor), doc, field_docs))
+        options = _options(pool, described, descriptor, "MessageOptions")
+        most = [_options(pool, described, field, "FieldOptions")["most"] for field in descriptor.fields]
+        declarations.append(Declaration(descriptor, options, most, doc, field_docs))
     return declarations
 
 
-def _options(pool: descriptor_pool.DescriptorPool, file: FileDescriptor, message: Descriptor) -> dict[str, int | None]:
-    options_class = message_factory.GetMessageClass(pool.FindMessageTypeByName("google.protobuf.MessageOptions"))
+def _options(
+    pool: descriptor_pool.DescriptorPool, file: FileDescriptor, described: Descriptor | FieldDescriptor, kind: str
+) -> dict[str, int | None]:
+    options_class = message_factory.GetMessageClass(pool.FindMessageTypeByName(f"google.protobuf.{kind}"))
     # Serialised and parsed anew: only the pool's own class knows the extensions.
-    options = options_class.FromString(message.GetOptions().SerializeToString())
+    options = options_class.FromString(described.GetOptions().SerializeToString())
     extensions: dict[str, Any] = dict(file.extensions_by_name)
     return {
         name: options.Extensions[extension] if options.HasExtension(extension) else None
         for name, extension in extensions.items()
+        if extension.containing_type.name == kind
     }
 
 
@@ -302,7 +320,7 @@ def _merge(message: Declaration) -> Iterator[str]:
         if field.message and field.repeated:
             yield f"                if <PyObject*>self.{field.name} == unset:"
             yield f"                    self.{field.name} = []"
-            item = f"<list>self.{field.name}, _{field.message}"
+            item = f"<list>self.{field.name}, {field.most}, _{field.message}"
             yield f"                p = read_message_item(location, {tag}, p, end, {item})"
         elif field.message:
             yield f"                if self.{field.name} is None:"
@@ -313,7 +331,8 @@ def _merge(message: Declaration) -> Iterator[str]:
             made = "dict" if field.map else "list"
             yield f"                if <PyObject*>self.{field.name} == unset:"
             yield f"                    self.{field.name} = {field.default}"
-            yield f"                p = read_{field.suffix}_{kind}(location, {tag}, p, end, <{made}>self.{field.name})"
+            into = f"<{made}>self.{field.name}, {field.most}"
+            yield f"                p = read_{field.suffix}_{kind}(location, {tag}, p, end, {into})"
         else:
             yield f"                self.{field.name} = read_{field.suffix}(location, {tag}, &p, end)"
     yield "            else:"

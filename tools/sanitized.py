@@ -55,26 +55,32 @@ def library(compiler: str, name: str) -> str:
     return path
 
 
-def main(arguments: list[str]) -> int:
-    """Builds and tests; the exit status of pytest."""
-    compiler = os.environ.get("CC") or "gcc"
-    build(compiler)
-    environment = {
+def environment(compiler: str, asan: str, ubsan: str) -> dict[str, str]:
+    """In which a process uses the sanitized build.  `asan`, `ubsan`: options of each."""
+    return {
         **os.environ,
         # The interpreter itself is not built with ASan, so the library has to be loaded before it.
         "LD_PRELOAD": library(compiler, "libasan.so"),
         # The interpreter frees little at its exit, and a spawned child shares memory until execve.
-        "ASAN_OPTIONS": f"detect_leaks=0:allocator_may_return_null=1:log_path={REPORT}",
-        "UBSAN_OPTIONS": f"print_stacktrace=1:log_path={REPORT}",
+        "ASAN_OPTIONS": f"detect_leaks=0:allocator_may_return_null=1:{asan}",
+        "UBSAN_OPTIONS": f"print_stacktrace=1:{ubsan}",
         # pymalloc would hide the bounds of objects from ASan.
         "PYTHONMALLOC": "malloc",
         "PYTHONPATH": os.pathsep.join([str(COPY / "src"), str(ROOT)]),
     }
+
+
+def main(arguments: list[str]) -> int:
+    """Builds and tests; the exit status of pytest."""
+    compiler = os.environ.get("CC") or "gcc"
+    build(compiler)
+    options = f"log_path={REPORT}"
     left_out = [f"--ignore={path}" for path in LEFT_OUT]
     command = [sys.executable, "-m", "pytest", "-q", *left_out, *(arguments or TESTS)]
     for old in COPY.glob("report.*"):
         old.unlink()
-    status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    environ = environment(compiler, options, options)
+    status = subprocess.run(command, cwd=ROOT, env=environ, check=False).returncode
     # Files, because pytest takes what a test writes to stderr, and is gone with the process.
     reports = [path.read_text() for path in sorted(COPY.glob("report.*"))]
     print(*reports, sep="\n")

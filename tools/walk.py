@@ -11,7 +11,12 @@ this package; the compiled modules do not appear.  The walks:
     exec   the same, to the first frame of output
 
 The way ends with the call that sends the frame.  A change of file is a call that lands in another
-file than the call before it: what a reader who follows the request has to turn over.
+file than the call before it: what a reader who follows the request has to turn over.  Two things
+that a profiler sees are no such change, and are left out:
+
+    - A coroutine that is resumed only to resume the one it awaits.  The reader goes from what ends
+      a wait to the `await` that waited for it, and not through all who wait behind that one.
+    - The counters and the thread pools (_BY_NAME).  A call of theirs is read where it stands.
 """
 
 from __future__ import annotations
@@ -39,6 +44,9 @@ if TYPE_CHECKING:
 Call = tuple[int, int, str, str]  # time in ns, thread, file, function
 
 _ROOT = os.path.dirname(arcbox_agent.__file__) + os.sep
+#: Modules whose calls say by their names all that happens: count one up, run this in that pool.
+_BY_NAME = ("agent/metrics.py", "agent/processes/lanes.py")
+_AFTER_AWAIT = 3
 _SETTLED = 0.3
 _PATIENCE = 30.0
 
@@ -48,7 +56,9 @@ _PATIENCE = 30.0
 
 def _agent(trace: str, arguments: list[str]) -> int:
     """The agent, with each call noted; SIGUSR1 begins a new trace, SIGUSR2 writes it to a file."""
-    calls: list[Call] = []
+    calls: dict[int, list[Call]] = {}  # by thread
+    #: Of each thread: the frame that was noted last, where that was a coroutine that was resumed.
+    resumed: dict[int, int] = {}
     # The file that defines the calling function is asked for once for each code object.
     names: dict[object, tuple[str, str] | None] = {}
 
@@ -59,17 +69,27 @@ def _agent(trace: str, arguments: list[str]) -> int:
         try:
             name = names[code]
         except KeyError:
-            inside = code.co_filename.startswith(_ROOT) and code.co_name != "<module>"
-            name = names[code] = (code.co_filename[len(_ROOT) :], code.co_qualname) if inside else None
-        if name is not None:
-            calls.append((time.monotonic_ns(), threading.get_ident(), *name))
+            file = code.co_filename.removeprefix(_ROOT)
+            inside = file != code.co_filename and file not in _BY_NAME and code.co_name != "<module>"
+            name = names[code] = (file, code.co_qualname) if inside else None
+        if name is None:
+            return
+        thread = threading.get_ident()
+        noted = calls.setdefault(thread, [])
+        # The argument of RESUME, where a call begins: 0 for the start of a function, 3 behind an await.
+        goes_on = code.co_code[frame.f_lasti + 1] == _AFTER_AWAIT
+        if goes_on and resumed.get(thread) == id(frame.f_back):
+            noted.pop()
+        resumed[thread] = id(frame) if goes_on else 0
+        noted.append((time.monotonic_ns(), thread, *name))
 
     def begin(*_: object) -> None:
         calls.clear()
+        resumed.clear()
 
     def write(*_: object) -> None:
         with open(trace + ".new", "w", encoding="utf-8") as file:
-            json.dump(calls, file)
+            json.dump(sorted(call for noted in calls.values() for call in noted), file)
         os.rename(trace + ".new", trace)
 
     signal.signal(signal.SIGUSR1, begin)
@@ -120,7 +140,7 @@ class Traced:
             if time.monotonic() > deadline:
                 raise TimeoutError("the agent has written no trace")
             time.sleep(0.01)
-        calls = sorted(tuple(call) for call in json.loads(Path(self._trace).read_text(encoding="utf-8")))
+        calls: list[Call] = [tuple(call) for call in json.loads(Path(self._trace).read_text(encoding="utf-8"))]
         os.unlink(self._trace)
         seen = [call for call in calls if call[0] < end]
         # What follows the last `send` is what comes after the frame, and not the way to it.

@@ -34,5 +34,6 @@ cdef uint8_t* write_message_list(
 cdef const uint8_t* read_message(
     Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, Message message) except NULL
 cdef const uint8_t* read_message_item(
-    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, list values, MessageClass* known
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, list values, Py_ssize_t most,
+    MessageClass* known
 ) except NULL

@@ -422,8 +422,7 @@ cdef class Message:
         cdef Py_buffer view
         cdef const uint8_t* p
         cdef Message message = new_message(class_of(<PyObject*>cls))
-        location.root = <PyObject*>cls
-        location.depth = 0
+        begin_reading(&location, <PyObject*>cls)
         if PyBytes_CheckExact(<PyObject*>buffer):
             p = <const uint8_t*>PyBytes_AS_STRING(<PyObject*>buffer)
             message._merge(&location, p, p + PyBytes_GET_SIZE(<PyObject*>buffer))
@@ -526,10 +525,14 @@ cdef const uint8_t* read_message(
 
 
 cdef const uint8_t* read_message_item(
-    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, list values, MessageClass* known
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, list values, Py_ssize_t most,
+    MessageClass* known
 ) except NULL:
     cdef size_t size = 0
-    cdef Message message = new_message(known)
+    cdef Message message
+    if PyList_GET_SIZE(values) >= most:
+        refuse_items(location, tag, most)
+    message = new_message(known)
     p = read_size(location, tag, p, end, &size)
     enter(location, tag, PyList_GET_SIZE(values))
     message._merge(location, p, p + size)

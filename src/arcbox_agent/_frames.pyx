@@ -127,12 +127,17 @@ def encode_error(code, message, trace_id=None):
     return encode_message(_error()(code=code, message=message), trace_id)
 
 
+cdef enum:
+    ERROR_TEXT = 64 * 1024  # nobody reads more, and what is not UTF-8 takes twice its bytes
+
+
 def decode_error(payload):
     """An Error from whatever a peer sent as one: what cannot be read is made up for.
 
-    A missing code is 500, a text that is cut or not UTF-8 is shown as far as it goes.
+    A missing code is 500, a text that is cut or not UTF-8 is shown as far as it goes, and at
+    most 64 KiB of it.
     """
-    body = bytes(payload)
+    body = bytes(payload[:8 + ERROR_TEXT])
     code = int.from_bytes(body[:4], "big", signed=True) if len(body) >= 4 else 500
     size = int.from_bytes(body[4:8], "big")
     text = body[8:8 + size].decode("utf-8", "replace")
@@ -180,6 +185,13 @@ cdef class FrameDecoder:
     def buffered(self):
         """Bytes fed and not yet taken."""
         return self.tail - self.head
+
+    @property
+    def held(self):
+        """The same, or all that came with them where it is kept for them."""
+        if self.owner is None or self.head == self.tail:
+            return self.tail - self.head
+        return PyBytes_GET_SIZE(<PyObject*>self.owner)
 
     def feed(self, data):
         """More of the stream, as it came from the socket."""
@@ -354,8 +366,7 @@ cdef Message message_of(Head* head):
     if known == NULL:
         return None
     message = new_message(known)
-    location.root = known.type
-    location.depth = 0
+    begin_reading(&location, known.type)
     try:
         message._merge(&location, head.payload, head.payload + head.payload_size)
     except DecodeError:

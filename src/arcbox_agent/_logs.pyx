@@ -437,6 +437,8 @@ cdef class Engine:
         skip: for each of stdout, stderr and plain lines, the offset before which they are left out.
         """
         cdef int stream
+        if skip is not None and len(skip) != STREAMS:
+            raise ValueError(f"skip: expected {STREAMS} offsets, not {len(skip)}")
         self.state.here.offset = offset
         self.state.here.back = self.state.here.overlap_length = 0
         self.state.inside = self.state.hole = False

@@ -366,7 +366,7 @@ class Mount(Message):
 class CreateContainerRequest(Message):
     TYPE: ClassVar[int]
     FRAME_VERSION: ClassVar[None]
-    __match_args__: ClassVar[tuple[str, str, str, str, str, str, str, str, str, str, str, str, str]]
+    __match_args__: ClassVar[tuple[str, str, str, str, str, str, str, str, str, str, str, str, str, str, str]]
     name: str
     image: str
     cmd: list[str]
@@ -384,6 +384,10 @@ class CreateContainerRequest(Message):
     """chosen by the host; empty: the agent makes one"""
     detail: bool
     """fill the fields of the response from 100 up"""
+    stop_signal: str
+    """what a Stop sends first: name or number; empty: TERM"""
+    stop_timeout_ms: int
+    """from there to SIGKILL; 0: not said; below 0: without end"""
     def __init__(
         self,
         *,
@@ -400,6 +404,8 @@ class CreateContainerRequest(Message):
         rootfs: str = ...,
         id: str = ...,
         detail: bool = ...,
+        stop_signal: str = ...,
+        stop_timeout_ms: int = ...,
     ) -> None: ...
 
 @final
@@ -441,15 +447,18 @@ class StartContainerResponse(Message):
 class StopContainerRequest(Message):
     TYPE: ClassVar[int]
     FRAME_VERSION: ClassVar[None]
-    __match_args__: ClassVar[tuple[str, str]]
+    __match_args__: ClassVar[tuple[str, str, str]]
     id: str
     timeout: int
-    """seconds between SIGTERM and SIGKILL"""
+    """Seconds between the container's stop signal and SIGKILL; 4294967295: without end."""
+    own_timeout: bool
+    """the container's stop_timeout_ms holds, where it has one"""
     def __init__(
         self,
         *,
         id: str = ...,
         timeout: int = ...,
+        own_timeout: bool = ...,
     ) -> None: ...
 
 @final
@@ -512,7 +521,7 @@ class ListContainersResponse(Message):
 class ContainerInfo(Message):
     TYPE: ClassVar[None]
     FRAME_VERSION: ClassVar[None]
-    __match_args__: ClassVar[tuple[str, str, str, str, str, str, str, str, str, str, str, str, str, str, str, str, str]]
+    __match_args__: ClassVar[tuple[str, str, str, str, str, str, str, str, str, str, str, str, str, str, str, str, str, str, str]]
     id: str
     name: str
     image: str
@@ -537,6 +546,9 @@ class ContainerInfo(Message):
     tty: bool
     user: str
     rootfs: str
+    stop_signal: str
+    """`TERM`, `RTMIN+1`"""
+    stop_timeout_ms: int
     def __init__(
         self,
         *,
@@ -557,6 +569,8 @@ class ContainerInfo(Message):
         tty: bool = ...,
         user: str = ...,
         rootfs: str = ...,
+        stop_signal: str = ...,
+        stop_timeout_ms: int = ...,
     ) -> None: ...
 
 @final

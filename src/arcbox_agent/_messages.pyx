@@ -242,7 +242,7 @@ cdef class PingResponse(Message):
             elif tag == 0x322:
                 if <PyObject*>self.features == unset:
                     self.features = []
-                p = read_str_item(location, 0x322, p, end, <list>self.features)
+                p = read_str_item(location, 0x322, p, end, <list>self.features, 4096)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -346,7 +346,7 @@ cdef class SystemInfo(Message):
             elif tag == 0x42 or tag == 0x41:
                 if <PyObject*>self.load_average == unset:
                     self.load_average = []
-                p = read_double_item(location, tag, p, end, <list>self.load_average)
+                p = read_double_item(location, tag, p, end, <list>self.load_average, 16)
             elif tag == 0x4A:
                 self.hostname = read_str(location, 0x4A, &p, end)
             elif tag == 0x50:
@@ -354,7 +354,7 @@ cdef class SystemInfo(Message):
             elif tag == 0x5A:
                 if <PyObject*>self.ip_addresses == unset:
                     self.ip_addresses = []
-                p = read_str_item(location, 0x5A, p, end, <list>self.ip_addresses)
+                p = read_str_item(location, 0x5A, p, end, <list>self.ip_addresses, 4096)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -507,7 +507,7 @@ cdef class RuntimeStatusResponse(Message):
             elif tag == 0x2A:
                 if <PyObject*>self.services == unset:
                     self.services = []
-                p = read_message_item(location, 0x2A, p, end, <list>self.services, _ServiceStatus)
+                p = read_message_item(location, 0x2A, p, end, <list>self.services, 4096, _ServiceStatus)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -717,7 +717,7 @@ cdef class AgentInfo(Message):
             elif tag == 0x22:
                 if <PyObject*>self.listeners == unset:
                     self.listeners = []
-                p = read_message_item(location, 0x22, p, end, <list>self.listeners, _ListenerInfo)
+                p = read_message_item(location, 0x22, p, end, <list>self.listeners, 4096, _ListenerInfo)
             elif tag == 0x28:
                 self.connections = read_uint32(location, 0x28, &p, end)
             elif tag == 0x30:
@@ -725,15 +725,15 @@ cdef class AgentInfo(Message):
             elif tag == 0x3A:
                 if <PyObject*>self.counters == unset:
                     self.counters = {}
-                p = read_uint64_map(location, 0x3A, p, end, <dict>self.counters)
+                p = read_uint64_map(location, 0x3A, p, end, <dict>self.counters, 4096)
             elif tag == 0x42:
                 if <PyObject*>self.limits == unset:
                     self.limits = {}
-                p = read_uint64_map(location, 0x42, p, end, <dict>self.limits)
+                p = read_uint64_map(location, 0x42, p, end, <dict>self.limits, 4096)
             elif tag == 0x4A:
                 if <PyObject*>self.features == unset:
                     self.features = []
-                p = read_str_item(location, 0x4A, p, end, <list>self.features)
+                p = read_str_item(location, 0x4A, p, end, <list>self.features, 4096)
             elif tag == 0x50:
                 self.log_lag_bytes = read_uint64(location, 0x50, &p, end)
             elif tag == 0x5A:
@@ -856,11 +856,13 @@ cdef class CreateContainerRequest(Message):
     rootfs: str  # a directory to run in
     id: str  # chosen by the host; empty: the agent makes one
     detail: bool  # fill the fields of the response from 100 up
+    stop_signal: str  # what a Stop sends first: name or number; empty: TERM
+    stop_timeout_ms: int  # from there to SIGKILL; 0: not said; below 0: without end
     """
 
     TYPE = 0x0010
     FRAME_VERSION = None
-    __match_args__ = ("name", "image", "cmd", "entrypoint", "env", "working_dir", "user", "mounts", "tty", "open_stdin", "rootfs", "id", "detail")
+    __match_args__ = ("name", "image", "cmd", "entrypoint", "env", "working_dir", "user", "mounts", "tty", "open_stdin", "rootfs", "id", "detail", "stop_signal", "stop_timeout_ms")
 
     cdef object name
     cdef object image
@@ -875,8 +877,14 @@ cdef class CreateContainerRequest(Message):
     cdef object rootfs
     cdef object id
     cdef object detail
+    cdef object stop_signal
+    cdef object stop_timeout_ms
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.stop_timeout_ms != default_int:
+            p = write_int64(w, p, 0x330, <PyObject*>self.stop_timeout_ms)
+        if <PyObject*>self.stop_signal != default_str:
+            p = prepend_short_str(p, w.short_start, 0x32A, <PyObject*>self.stop_signal) or write_str(w, p, 0x32A, <PyObject*>self.stop_signal)
         if <PyObject*>self.detail != Py_False:
             p = write_bool(w, p, 0x320, <PyObject*>self.detail)
         if <PyObject*>self.id != default_str:
@@ -916,15 +924,15 @@ cdef class CreateContainerRequest(Message):
             elif tag == 0x1A:
                 if <PyObject*>self.cmd == unset:
                     self.cmd = []
-                p = read_str_item(location, 0x1A, p, end, <list>self.cmd)
+                p = read_str_item(location, 0x1A, p, end, <list>self.cmd, 65536)
             elif tag == 0x22:
                 if <PyObject*>self.entrypoint == unset:
                     self.entrypoint = []
-                p = read_str_item(location, 0x22, p, end, <list>self.entrypoint)
+                p = read_str_item(location, 0x22, p, end, <list>self.entrypoint, 65536)
             elif tag == 0x2A:
                 if <PyObject*>self.env == unset:
                     self.env = {}
-                p = read_str_map(location, 0x2A, p, end, <dict>self.env)
+                p = read_str_map(location, 0x2A, p, end, <dict>self.env, 16384)
             elif tag == 0x32:
                 self.working_dir = read_str(location, 0x32, &p, end)
             elif tag == 0x3A:
@@ -932,7 +940,7 @@ cdef class CreateContainerRequest(Message):
             elif tag == 0x42:
                 if <PyObject*>self.mounts == unset:
                     self.mounts = []
-                p = read_message_item(location, 0x42, p, end, <list>self.mounts, _Mount)
+                p = read_message_item(location, 0x42, p, end, <list>self.mounts, 1024, _Mount)
             elif tag == 0x48:
                 self.tty = read_bool(location, 0x48, &p, end)
             elif tag == 0x50:
@@ -943,6 +951,10 @@ cdef class CreateContainerRequest(Message):
                 self.id = read_str(location, 0x62, &p, end)
             elif tag == 0x320:
                 self.detail = read_bool(location, 0x320, &p, end)
+            elif tag == 0x32A:
+                self.stop_signal = read_str(location, 0x32A, &p, end)
+            elif tag == 0x330:
+                self.stop_timeout_ms = read_int64(location, 0x330, &p, end)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -981,7 +993,7 @@ cdef class CreateContainerResponse(Message):
             elif tag == 0x322:
                 if <PyObject*>self.warnings == unset:
                     self.warnings = []
-                p = read_str_item(location, 0x322, p, end, <list>self.warnings)
+                p = read_str_item(location, 0x322, p, end, <list>self.warnings, 4096)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -1043,17 +1055,21 @@ cdef MessageClass* _StopContainerRequest
 @cython.no_gc  # no message of the schema can hold itself
 cdef class StopContainerRequest(Message):
     """id: str
-    timeout: int  # seconds between SIGTERM and SIGKILL
+    timeout: int  # Seconds between the container's stop signal and SIGKILL; 4294967295: without end.
+    own_timeout: bool  # the container's stop_timeout_ms holds, where it has one
     """
 
     TYPE = 0x0012
     FRAME_VERSION = None
-    __match_args__ = ("id", "timeout")
+    __match_args__ = ("id", "timeout", "own_timeout")
 
     cdef object id
     cdef object timeout
+    cdef object own_timeout
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.own_timeout != Py_False:
+            p = write_bool(w, p, 0x320, <PyObject*>self.own_timeout)
         if <PyObject*>self.timeout != default_int:
             p = write_uint32(w, p, 0x10, <PyObject*>self.timeout)
         if <PyObject*>self.id != default_str:
@@ -1068,6 +1084,8 @@ cdef class StopContainerRequest(Message):
                 self.id = read_str(location, 0xA, &p, end)
             elif tag == 0x10:
                 self.timeout = read_uint32(location, 0x10, &p, end)
+            elif tag == 0x320:
+                self.own_timeout = read_bool(location, 0x320, &p, end)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -1213,7 +1231,7 @@ cdef class ListContainersResponse(Message):
             if tag == 0xA:
                 if <PyObject*>self.containers == unset:
                     self.containers = []
-                p = read_message_item(location, 0xA, p, end, <list>self.containers, _ContainerInfo)
+                p = read_message_item(location, 0xA, p, end, <list>self.containers, 65536, _ContainerInfo)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -1242,11 +1260,13 @@ cdef class ContainerInfo(Message):
     tty: bool
     user: str
     rootfs: str
+    stop_signal: str  # `TERM`, `RTMIN+1`
+    stop_timeout_ms: int
     """
 
     TYPE = None
     FRAME_VERSION = None
-    __match_args__ = ("id", "name", "image", "state", "status", "created", "pid", "exit_code", "signal", "started_at", "finished_at", "command", "error", "warnings", "tty", "user", "rootfs")
+    __match_args__ = ("id", "name", "image", "state", "status", "created", "pid", "exit_code", "signal", "started_at", "finished_at", "command", "error", "warnings", "tty", "user", "rootfs", "stop_signal", "stop_timeout_ms")
 
     cdef object id
     cdef object name
@@ -1265,8 +1285,14 @@ cdef class ContainerInfo(Message):
     cdef object tty
     cdef object user
     cdef object rootfs
+    cdef object stop_signal
+    cdef object stop_timeout_ms
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.stop_timeout_ms != default_int:
+            p = write_int64(w, p, 0x380, <PyObject*>self.stop_timeout_ms)
+        if <PyObject*>self.stop_signal != default_str:
+            p = prepend_short_str(p, w.short_start, 0x37A, <PyObject*>self.stop_signal) or write_str(w, p, 0x37A, <PyObject*>self.stop_signal)
         if <PyObject*>self.rootfs != default_str:
             p = prepend_short_str(p, w.short_start, 0x372, <PyObject*>self.rootfs) or write_str(w, p, 0x372, <PyObject*>self.rootfs)
         if <PyObject*>self.user != default_str:
@@ -1332,19 +1358,23 @@ cdef class ContainerInfo(Message):
             elif tag == 0x34A:
                 if <PyObject*>self.command == unset:
                     self.command = []
-                p = read_str_item(location, 0x34A, p, end, <list>self.command)
+                p = read_str_item(location, 0x34A, p, end, <list>self.command, 65536)
             elif tag == 0x352:
                 self.error = read_str(location, 0x352, &p, end)
             elif tag == 0x35A:
                 if <PyObject*>self.warnings == unset:
                     self.warnings = []
-                p = read_str_item(location, 0x35A, p, end, <list>self.warnings)
+                p = read_str_item(location, 0x35A, p, end, <list>self.warnings, 4096)
             elif tag == 0x360:
                 self.tty = read_bool(location, 0x360, &p, end)
             elif tag == 0x36A:
                 self.user = read_str(location, 0x36A, &p, end)
             elif tag == 0x372:
                 self.rootfs = read_str(location, 0x372, &p, end)
+            elif tag == 0x37A:
+                self.stop_signal = read_str(location, 0x37A, &p, end)
+            elif tag == 0x380:
+                self.stop_timeout_ms = read_int64(location, 0x380, &p, end)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -1716,11 +1746,11 @@ cdef class ContainerTopResponse(Message):
             if tag == 0xA:
                 if <PyObject*>self.titles == unset:
                     self.titles = []
-                p = read_str_item(location, 0xA, p, end, <list>self.titles)
+                p = read_str_item(location, 0xA, p, end, <list>self.titles, 4096)
             elif tag == 0x12:
                 if <PyObject*>self.processes == unset:
                     self.processes = []
-                p = read_message_item(location, 0x12, p, end, <list>self.processes, _ProcessRow)
+                p = read_message_item(location, 0x12, p, end, <list>self.processes, 32768, _ProcessRow)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -1752,7 +1782,7 @@ cdef class ProcessRow(Message):
             if tag == 0xA:
                 if <PyObject*>self.values == unset:
                     self.values = []
-                p = read_str_item(location, 0xA, p, end, <list>self.values)
+                p = read_str_item(location, 0xA, p, end, <list>self.values, 256)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -1869,11 +1899,11 @@ cdef class ExecRequest(Message):
             elif tag == 0x12:
                 if <PyObject*>self.cmd == unset:
                     self.cmd = []
-                p = read_str_item(location, 0x12, p, end, <list>self.cmd)
+                p = read_str_item(location, 0x12, p, end, <list>self.cmd, 65536)
             elif tag == 0x1A:
                 if <PyObject*>self.env == unset:
                     self.env = {}
-                p = read_str_map(location, 0x1A, p, end, <dict>self.env)
+                p = read_str_map(location, 0x1A, p, end, <dict>self.env, 16384)
             elif tag == 0x22:
                 self.working_dir = read_str(location, 0x22, &p, end)
             elif tag == 0x2A:
@@ -2045,11 +2075,11 @@ cdef class ExecStartRequest(Message):
             elif tag == 0x1A:
                 if <PyObject*>self.cmd == unset:
                     self.cmd = []
-                p = read_str_item(location, 0x1A, p, end, <list>self.cmd)
+                p = read_str_item(location, 0x1A, p, end, <list>self.cmd, 65536)
             elif tag == 0x22:
                 if <PyObject*>self.env == unset:
                     self.env = {}
-                p = read_str_map(location, 0x22, p, end, <dict>self.env)
+                p = read_str_map(location, 0x22, p, end, <dict>self.env, 4096)
             elif tag == 0x2A:
                 self.working_dir = read_str(location, 0x2A, &p, end)
             elif tag == 0x32:
@@ -2982,8 +3012,8 @@ _Mount = register_message(
 )
 _CreateContainerRequest = register_message(
     CreateContainerRequest,
-    ("", "", [], [], {}, "", "", [], False, False, "", "", False),
-    {1: ("name", None), 2: ("image", None), 3: ("cmd", None), 4: ("entrypoint", None), 5: ("env", None), 6: ("working_dir", None), 7: ("user", None), 8: ("mounts", Mount), 9: ("tty", None), 10: ("open_stdin", None), 11: ("rootfs", None), 12: ("id", None), 100: ("detail", None)},
+    ("", "", [], [], {}, "", "", [], False, False, "", "", False, "", 0),
+    {1: ("name", None), 2: ("image", None), 3: ("cmd", None), 4: ("entrypoint", None), 5: ("env", None), 6: ("working_dir", None), 7: ("user", None), 8: ("mounts", Mount), 9: ("tty", None), 10: ("open_stdin", None), 11: ("rootfs", None), 12: ("id", None), 100: ("detail", None), 101: ("stop_signal", None), 102: ("stop_timeout_ms", None)},
 )
 _CreateContainerResponse = register_message(
     CreateContainerResponse,
@@ -3002,8 +3032,8 @@ _StartContainerResponse = register_message(
 )
 _StopContainerRequest = register_message(
     StopContainerRequest,
-    ("", 0),
-    {1: ("id", None), 2: ("timeout", None)},
+    ("", 0, False),
+    {1: ("id", None), 2: ("timeout", None), 100: ("own_timeout", None)},
 )
 _StopContainerResponse = register_message(
     StopContainerResponse,
@@ -3032,8 +3062,8 @@ _ListContainersResponse = register_message(
 )
 _ContainerInfo = register_message(
     ContainerInfo,
-    ("", "", "", "", "", 0, 0, 0, 0, 0, 0, [], "", [], False, "", ""),
-    {1: ("id", None), 2: ("name", None), 3: ("image", None), 4: ("state", None), 5: ("status", None), 6: ("created", None), 100: ("pid", None), 101: ("exit_code", None), 102: ("signal", None), 103: ("started_at", None), 104: ("finished_at", None), 105: ("command", None), 106: ("error", None), 107: ("warnings", None), 108: ("tty", None), 109: ("user", None), 110: ("rootfs", None)},
+    ("", "", "", "", "", 0, 0, 0, 0, 0, 0, [], "", [], False, "", "", "", 0),
+    {1: ("id", None), 2: ("name", None), 3: ("image", None), 4: ("state", None), 5: ("status", None), 6: ("created", None), 100: ("pid", None), 101: ("exit_code", None), 102: ("signal", None), 103: ("started_at", None), 104: ("finished_at", None), 105: ("command", None), 106: ("error", None), 107: ("warnings", None), 108: ("tty", None), 109: ("user", None), 110: ("rootfs", None), 111: ("stop_signal", None), 112: ("stop_timeout_ms", None)},
 )
 _KillContainerRequest = register_message(
     KillContainerRequest,

@@ -13,7 +13,7 @@ from arcbox_agent._tags cimport (
     TAG_PING_REQUEST_MESSAGE, TAG_PING_RESPONSE_MESSAGE, TAG_PING_RESPONSE_VERSION,
     TYPE_PING_REQUEST, TYPE_PING_RESPONSE,
 )
-from arcbox_agent._wire cimport Location, PyBytes_AS_STRING, read_size, text_of
+from arcbox_agent._wire cimport Location, PyBytes_AS_STRING, begin_reading, read_size, text_of
 
 from arcbox_agent.errors import DecodeError
 
@@ -42,8 +42,7 @@ def serve_pings(FrameDecoder decoder not None, bytearray out not None, version, 
         raise ValueError("the version is longer than 127 bytes")
     if decoder.failure is not None:
         decoder._raise_failed()
-    location.root = <PyObject*>Message
-    location.depth = 0
+    begin_reading(&location, <PyObject*>Message)
     try:
         while served < most:
             found = look(decoder, &head)

@@ -48,6 +48,8 @@ cdef extern from "spawn_child.h" nogil:
         return 1;
     }
 
+    static int spawn_readable_bytes(int fd, int *size) { return ioctl(fd, FIONREAD, size); }
+
     static int spawn_openat2(int dir, const char *path, int flags) {
         return spawn_open_in_root(dir, path, flags);
     }
@@ -125,6 +127,7 @@ cdef extern from "spawn_child.h" nogil:
     int spawn_read_exit(int pidfd, int *status)
     int spawn_take_status(int pidfd, int *code, int *status)
     int spawn_openat2(int dir, const char *path, int flags)
+    int spawn_readable_bytes(int fd, int *size)
 
 
 #: What a failed step was about, in the order of `enum spawn_step`.
@@ -294,6 +297,8 @@ def spawn(
     plan.dumpable = _dumpable
     if not c_programs.owners or not c_argv.owners:
         raise ValueError("no program")
+    if len(stdio) != 3:
+        raise ValueError(f"three descriptors are the standard streams, not {len(stdio)}")
     for i in range(3):
         plan.stdio[i] = stdio[i]
         if plan.stdio[i] < 3:
@@ -397,6 +402,14 @@ def exit_status(int pidfd):
     if done < 0:
         raise OSError(errno, os.strerror(errno))
     return status if done else None
+
+
+def readable_bytes(int fd):
+    """Bytes that a pipe or terminal holds.  OSError: a terminal that is closed."""
+    cdef int size = 0
+    if spawn_readable_bytes(fd, &size) < 0:
+        raise OSError(errno, os.strerror(errno))
+    return size
 
 
 def open_in_root(int root, path, int flags):

@@ -51,6 +51,9 @@ cdef extern from *:
 cdef enum:
     MAGIC = 0x31504253  # SBP1
 
+# Bytes, and lines, that no stream ever loses: a count above is damage, and could not be added to.
+cdef int64_t MOST_LOST = <int64_t> 1 << 60
+
 cdef struct Header:
     uint64_t magic
     uint64_t inode
@@ -373,14 +376,25 @@ cdef int open_spool(Spool* spool, str path) except -1:
     return 0
 
 
+cdef bint is_whole(const Header* header, int64_t size) noexcept nogil:
+    """Whether it is what `save_mark` writes, for a spool of so many bytes of output."""
+    return (
+        header.magic == MAGIC and header.offset >= 0 and 0 <= header.skip
+        and (size == 0 or header.skip <= size)  # the three steps end with a skip of bytes that are cut off
+        and 0 <= header.lost_bytes <= MOST_LOST and 0 <= header.lost_lines <= MOST_LOST
+    )
+
+
 cdef int recover_spool(Spool* spool, CaptureLog log, str path) except -1:
     """Find out what of the spool is in the log already.  OSError: a file of either cannot be used."""
     cdef Header header
     cdef int64_t content = 0, size = os.fstat(spool.fd).st_size
     cdef bint open_ = False, gap = False
     memset(&header, 0, sizeof(Header))
-    if pread(spool.fd, &header, HEADER, 0) != HEADER or header.magic != MAGIC:
+    if pread(spool.fd, &header, HEADER, 0) != HEADER or not is_whole(&header, size - HEADER):
+        # Where the bytes go on is not known.  They are told as lost: a guess would double some.
         spool.size = spool.done = 0
+        spool.lost_bytes = max(size - HEADER, 0)
         if ftruncate(spool.fd, HEADER) < 0:
             raise OSError(errno, os.strerror(errno), path)
     else:

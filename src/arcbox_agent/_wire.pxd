@@ -89,10 +89,22 @@ cdef enum:
     FIXED32 = 5
 
 
+# What one message may hold before its decoder refuses the rest, so that a frame costs time and
+# memory in proportion to its bytes.  Each field on the wire counts as one value, unknown ones, those
+# of sub-messages and the parts of a map's entry included.  A text that is not ASCII counts one more
+# for each 64 bytes of it, as it takes time, and one for each 16 by which it is longer in memory: one
+# wide character makes all of them wide.  It is also shorter than MAX_WIDE, or it could not be judged
+# before it is made.
+cdef enum:
+    MAX_VALUES = 262144
+    MAX_WIDE = 4194304
+
+
 # The fields around the present one, for `refuse_...`: number and index of each, -1
 # where the field is not repeated.
 cdef struct Location:
     PyObject* root  # borrowed: the class of the outermost message
+    Py_ssize_t left  # values that a decoder still takes
     int depth
     uint32_t numbers[MAX_NESTING]
     Py_ssize_t indexes[MAX_NESTING]
@@ -113,6 +125,8 @@ cdef struct Writer:
 
 cdef int refuse_value(Location* location, uint32_t tag, object index, object reason) except -1
 cdef int refuse_bytes(Location* location, uint32_t tag, object index, object reason) except -1
+cdef int refuse_items(Location* location, uint32_t tag, Py_ssize_t most) except -1
+cdef int refuse_values(Location* location, uint32_t tag) except -1
 cdef int describe(object cls, dict fields) except -1
 cdef object held(PyObject* value)
 cdef str kind_of(object value)
@@ -272,20 +286,31 @@ cdef const uint8_t* skip(
     Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end) except NULL
 cdef int skip_all(Location* location, const uint8_t* p, const uint8_t* end) except -1
 cdef object text_of(Location* location, uint32_t tag, const uint8_t* p, size_t size)
+# `most`: items that the list or the map may hold.
 cdef const uint8_t* read_str_item(
-    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, list values) except NULL
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, list values, Py_ssize_t most) except NULL
 cdef const uint8_t* read_double_item(
-    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, list values) except NULL
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, list values, Py_ssize_t most) except NULL
 cdef const uint8_t* read_str_map(
-    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, dict values) except NULL
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, dict values, Py_ssize_t most) except NULL
 cdef const uint8_t* read_uint64_map(
-    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, dict values) except NULL
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, dict values, Py_ssize_t most) except NULL
 cdef tuple read_error_body(Location* location, const uint8_t* p, const uint8_t* end)
+
+
+cdef inline void begin_reading(Location* location, PyObject* root) noexcept nogil:
+    """Before the outermost message is read."""
+    location.root = root
+    location.left = MAX_VALUES
+    location.depth = 0
 
 
 cdef inline const uint8_t* read_tag(
     Location* location, const uint8_t* p, const uint8_t* end, uint32_t* tag) except NULL:
     """The caller knows that p < end."""
+    location.left -= 1
+    if location.left < 0:
+        refuse_values(location, 0)
     # Field number 0 is illegal, so a one-byte tag is 0x08 or more.
     if 0x08 <= p[0] < 0x80:
         tag[0] = p[0]

@@ -12,9 +12,10 @@ from libc.stdlib cimport free, malloc
 
 from arcbox_agent._tags cimport TAG_ERROR_CODE, TAG_ERROR_MESSAGE
 
-from arcbox_agent.errors import DecodeError, EncodeError
+from arcbox_agent.errors import DecodeError, EncodeError, TooManyItemsError
 
 cdef extern from "Python.h":
+    int PyUnicode_KIND(object)
     object PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
     unsigned long long PyLong_AsUnsignedLongLong(object) except? 0xFFFFFFFFFFFFFFFF
     double PyLong_AsDouble(object) except? -1
@@ -58,6 +59,15 @@ cdef int refuse_value(Location* location, uint32_t tag, object index, object rea
 
 cdef int refuse_bytes(Location* location, uint32_t tag, object index, object reason) except -1:
     raise DecodeError(_path(location, tag, index), reason)
+
+
+cdef int refuse_items(Location* location, uint32_t tag, Py_ssize_t most) except -1:
+    raise TooManyItemsError(_path(location, tag, None), most, "items")
+
+
+cdef int refuse_values(Location* location, uint32_t tag) except -1:
+    cls = <object>location.root
+    raise TooManyItemsError(cls.__name__, MAX_VALUES, f"values, the last in {_path(location, tag, None)}")
 
 
 # ------------------------------------------------------------------- writing
@@ -432,9 +442,17 @@ cdef int skip_all(Location* location, const uint8_t* p, const uint8_t* end) exce
     """All of a message that has no fields."""
     cdef uint32_t tag = 0
     while p < end:
-        p = any_tag(location, p, end, &tag)
+        p = _counted_tag(location, p, end, &tag)
         p = skip(location, tag, p, end)
     return 0
+
+
+cdef const uint8_t* _counted_tag(
+    Location* location, const uint8_t* p, const uint8_t* end, uint32_t* tag) except NULL:
+    location.left -= 1
+    if location.left < 0:
+        refuse_values(location, 0)
+    return any_tag(location, p, end, tag)
 
 
 cdef const uint8_t* _skip(
@@ -460,7 +478,7 @@ cdef const uint8_t* _skip(
     if depth + 1 > MAX_DEPTH:
         refuse_bytes(location, tag, None, f"groups nest deeper than {MAX_DEPTH}")
     while p < end:
-        p = any_tag(location, p, end, &inner)
+        p = _counted_tag(location, p, end, &inner)
         if inner & 7 == GROUP_END:
             if inner >> 3 != tag >> 3:
                 refuse_bytes(location, tag, None, f"group {inner >> 3} ends inside it")
@@ -539,30 +557,49 @@ cdef inline object _ascii(const uint8_t* p, size_t size):
 
 
 cdef object _other_text(Location* location, uint32_t tag, const uint8_t* p, size_t size):
+    cdef Py_ssize_t longer
+    location.left -= <Py_ssize_t>(size >> 6)
+    if location.left < 0:
+        refuse_values(location, tag)
+    if size > MAX_WIDE:
+        raise TooManyItemsError(_path(location, tag, None), MAX_WIDE, "bytes that are not ASCII")
     try:
-        return PyUnicode_DecodeUTF8(<const char*>p, <Py_ssize_t>size, NULL)
+        text = PyUnicode_DecodeUTF8(<const char*>p, <Py_ssize_t>size, NULL)
     except UnicodeDecodeError as error:
         reason = f"not UTF-8 at byte {error.start}"
+    else:
+        longer = PyUnicode_GET_LENGTH(<PyObject*>text) * PyUnicode_KIND(text) - <Py_ssize_t>size
+        if longer > 0:
+            location.left -= longer >> 4
+            if location.left < 0:
+                refuse_values(location, tag)
+        return text
     refuse_bytes(location, tag, None, reason)
 
 
 cdef const uint8_t* read_str_item(
-    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, list values) except NULL:
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, list values, Py_ssize_t most) except NULL:
+    if list_size(<PyObject*>values) >= most:
+        refuse_items(location, tag, most)
     values.append(read_str(location, tag, &p, end))
     return p
 
 
 cdef const uint8_t* read_double_item(
-    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, list values) except NULL:
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, list values, Py_ssize_t most) except NULL:
     """Packed or one by one: a reader takes both."""
     cdef size_t size = 0
     cdef const uint8_t* stop
     if tag & 7 == FIXED64:
+        if list_size(<PyObject*>values) >= most:
+            refuse_items(location, tag, most)
         values.append(read_double(location, tag, &p, end))
         return p
     p = read_size(location, tag, p, end, &size)
     if size % 8:
         refuse_bytes(location, tag, None, f"{size} bytes are no whole number of doubles")
+    if list_size(<PyObject*>values) + <Py_ssize_t>(size // 8) > most:
+        refuse_items(location, tag, most)
     stop = p + size
     while p < stop:
         values.append(double_at(p))
@@ -571,17 +608,18 @@ cdef const uint8_t* read_double_item(
 
 
 cdef const uint8_t* read_str_map(
-    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, dict values) except NULL:
-    return _read_entry(location, tag, p, end, values, True)
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, dict values, Py_ssize_t most) except NULL:
+    return _read_entry(location, tag, p, end, values, most, True)
 
 
 cdef const uint8_t* read_uint64_map(
-    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, dict values) except NULL:
-    return _read_entry(location, tag, p, end, values, False)
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, dict values, Py_ssize_t most) except NULL:
+    return _read_entry(location, tag, p, end, values, most, False)
 
 
 cdef inline const uint8_t* _read_entry(
-    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, dict values, bint of_str) except NULL:
+    Location* location, uint32_t tag, const uint8_t* p, const uint8_t* end, dict values, Py_ssize_t most, bint of_str
+) except NULL:
     """One entry: a message with the key as field 1 and the value as field 2.
 
     An entry that holds anything else is unknown as a whole, as google.protobuf has it.
@@ -590,6 +628,8 @@ cdef inline const uint8_t* _read_entry(
     cdef bint known = True
     cdef uint32_t part = 0
     cdef const uint8_t* stop
+    if dict_size(<PyObject*>values) >= most:
+        refuse_items(location, tag, most)
     p = read_size(location, tag, p, end, &size)
     stop = p + size
     key = ""

@@ -4,6 +4,7 @@
     ├── WireError                     bytes or values that the protocol refuses
     │   ├── EncodeError               fix the value you passed (also ValueError)
     │   ├── DecodeError               the peer sent a broken message: refuse that request
+    │   │   └── TooManyItemsError     a message holds more than its reader takes: ask for less
     │   └── FrameError                the stream is broken: close the connection
     │       ├── FrameTooShortError    a length below the minimum of its version
     │       ├── FrameTooLargeError    a length above the limit
@@ -87,6 +88,19 @@ class DecodeError(WireError, ValueError):
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
         self.path = path
+
+
+class TooManyItemsError(DecodeError):
+    """A message holds more items than its reader takes; those of a list or a map, or all together.
+
+    `limit`: how many it takes.  docs/protocol.md has the bounds.
+    """
+
+    limit: int
+
+    def __init__(self, path: str, limit: int, what: str) -> None:
+        super().__init__(path, f"more than {limit} {what}: send fewer in one message")
+        self.limit = limit
 
 
 class FrameError(WireError):

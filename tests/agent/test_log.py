@@ -208,10 +208,14 @@ def test_what_comes_too_often_is_admitted_once_a_minute_with_how_many_were_suppr
     assert gate.admit("a") == 0
 
 
-def test_keys_without_number_are_suppressed_and_cost_nothing() -> None:
+def test_keys_without_number_share_one_and_what_is_suppressed_is_counted() -> None:
     gate = OncePerMinute(interval=3600)
     passed = [gate.admit(str(i)) for i in range(1000)]
-    assert passed == [0] * gate.MOST_KEYS + [None] * (1000 - gate.MOST_KEYS)
+    assert passed == [0] * (gate.MOST_KEYS + 1) + [None] * (999 - gate.MOST_KEYS)
+    assert gate.is_full("1000")
+    assert not gate.is_full("7")
+    gate.interval = 0
+    assert not gate.is_full("1000")
 
 
 def test_a_line_says_how_many_like_it_were_suppressed() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from arcbox_agent._spawn import SpawnError
+from arcbox_agent._spawn import SpawnError, spawn
 from arcbox_agent.agent.processes.children import Process, Processes
 from arcbox_agent.agent.processes.lanes import Lanes
 from arcbox_agent.agent.processes.spec import SpawnSpec
@@ -105,6 +105,14 @@ def test_a_failed_spawn_says_why_and_leaves_nothing(more: dict[str, object], num
         await processes.close()
 
     run(main())
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 4])
+def test_a_plan_has_three_standard_streams(count: int) -> None:
+    before = open_descriptors()
+    with open("/dev/null", "r+b") as null, pytest.raises(ValueError, match=f"standard streams, not {count}$"):
+        spawn(programs=["/bin/true"], argv=["true"], env=[], stdio=(null.fileno(),) * count)
+    assert open_descriptors() == before
 
 
 def test_a_thousand_spawns_leave_no_descriptor_and_no_zombie() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -18,6 +20,7 @@ import pytest
 import arcbox_agent
 from arcbox_agent import sync, wire
 from arcbox_agent.agent.processes.lanes import DISK_THREADS
+from arcbox_agent.errors import BadRequestError
 
 from .support import alive, eventually, lines_of, run
 
@@ -92,6 +95,66 @@ def test_everything_gets_its_time_to_end_even_when_the_main_process_is_gone(clie
     eventually(lambda: lines_of(client, "x") == [b"ready"])
     client.stop_container("x", timeout=30)
     assert lines_of(client, "x") == [b"ready", b"child is done"]
+
+
+def test_a_main_process_that_lets_its_workers_finish_finds_them_alive(client: sync.Client) -> None:
+    worker = "trap 'echo told; exit 1' TERM; read line <$0; echo $line"
+    main = (
+        "mkfifo $0 && { sh -c \"$1\" $0 & } && trap 'echo finish >$0; wait; exit 3' TERM && echo ready && "
+        "while :; do sleep 0.05; done"
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        client.create_container(cmd=["sh", "-c", main, f"{directory}/work", worker], name="x")
+        client.start_container("x")
+        eventually(lambda: lines_of(client, "x") == [b"ready"])
+        client.stop_container("x", timeout=60)
+    assert lines_of(client, "x") == [b"ready", b"finish"]
+    assert client.list_containers(all=True)[0].exit_code == 3
+
+
+def test_a_container_is_stopped_by_its_own_signal_and_in_its_own_time(client: sync.Client, agent: Any) -> None:
+    script = "trap 'echo quit; exit 4' QUIT; trap '' TERM; echo ready; while :; do sleep 0.05; done"
+    client.create_container(cmd=["sh", "-c", script], name="x", stop_signal="sigquit", stop_timeout=0.25)
+    client.create_container(cmd=["sh", "-c", DEAF], name="deaf", stop_timeout=0.25)
+    infos = {info.name: (info.stop_signal, info.stop_timeout_ms) for info in client.list_containers(all=True)}
+    assert infos == {"x": ("QUIT", 250), "deaf": ("TERM", 250)}
+    client.close()
+    agent.kill()
+    agent.restart()  # what a container has of its own outlives the agent
+    with sync.connect(agent.address, wait=10) as client:
+        for name in ("x", "deaf"):
+            client.start_container(name)
+            eventually(lambda name=name: lines_of(client, name) == [b"ready"])  # type: ignore[misc]
+        client.stop_container("x", timeout=60)
+        began = time.monotonic()
+        client.stop_container("deaf")
+        assert 0.24 < time.monotonic() - began < 9
+        assert lines_of(client, "x") == [b"ready", b"quit"]
+        codes = {info.name: info.exit_code for info in client.list_containers(all=True)}
+        assert codes == {"x": 4, "deaf": 137}
+
+
+def test_a_stop_without_end_is_ended_by_another(agent: Any) -> None:
+    async def main() -> None:
+        async with arcbox_agent.connect(agent.address, wait=10) as client:
+            await client.create_container(cmd=["sh", "-c", DEAF], name="x", stop_timeout=math.inf)
+            assert (await client.list_containers(all=True))[0].stop_timeout_ms == -1
+            await client.start_container("x")
+            await asyncio.sleep(0.2)
+            slow = [asyncio.create_task(client.stop_container("x", **how)) for how in ({"timeout": math.inf}, {})]
+            await asyncio.sleep(0.3)
+            assert not any(task.done() for task in slow)
+            await client.stop_container("x", timeout=0)
+            await asyncio.gather(*slow)
+
+    run(main(), timeout=40)
+
+
+@pytest.mark.parametrize("signal", ["NOSUCH", "0", "RTMAX-40"])
+def test_a_stop_signal_that_is_none_is_refused(client: sync.Client, signal: str) -> None:
+    with pytest.raises(BadRequestError, match=f"unknown signal '{signal}'"):
+        client.create_container(cmd=["true"], stop_signal=signal)
+    assert client.list_containers(all=True) == []
 
 
 def test_what_is_left_when_the_main_process_ends_is_killed(client: sync.Client) -> None:

@@ -1,89 +1,59 @@
-"""Runs each fuzz target for a while; ARCBOX_FUZZ_SECONDS=600 for longer."""
+"""The fuzz targets, for a while, on the ordinary build; ARCBOX_FUZZ_SECONDS=600 for longer."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import pathlib
-import random
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import pytest
 
-from arcbox_agent import wire
-from tests.fuzz.targets import TARGETS
-from tests.wire.test_vectors import VECTORS
+from tests.conftest import REPOSITORY
+from tests.fuzz.guided import PARTS
+from tools.fuzz.record import Record
+from tools.fuzz.target import load, parts
 
-#: Other inputs for the run without atheris: ARCBOX_SEED=7.
-SEED = int(os.environ.get("ARCBOX_SEED", "1"))
-SECONDS = int(os.environ.get("ARCBOX_FUZZ_SECONDS", "5"))
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+#: Other inputs: ARCBOX_SEED=7.
+SEED = os.environ.get("ARCBOX_SEED", "1")
+SECONDS = int(os.environ.get("ARCBOX_FUZZ_SECONDS", "2"))
+#: Of each part without guidance, beside what begins it.
+EXECUTIONS = 300
 
-each_target = pytest.mark.parametrize("name", TARGETS)
+HERE = dict(os.environ, PYTHONPATH=f"{REPOSITORY / 'src'}:{REPOSITORY}")
 
 
-def seeds(name: str) -> list[bytes]:
-    """Valid inputs, from which the fuzzer finds its way."""
-    encoded = [(message, bytes.fromhex(data)) for message, data in VECTORS]
-    if name == "messages":
-        return [bytes([index]) + data for index in range(64) for _, data in encoded[index : index + 1]]
-    if name == "errors":
-        return [bytes.fromhex("00000190000000036f6e65"), b"", bytes(8)]
-    stream = b"".join(
-        wire.encode_message(message, trace)
-        for message, _ in encoded
-        if message.TYPE is not None
-        for trace in (None, "", "trace")
+def test_every_compiled_module_has_a_target_of_its_own() -> None:
+    modules = {path.stem.removeprefix("_") for path in (REPOSITORY / "src" / "arcbox_agent").rglob("*.pyx")}
+    assert "messages" in modules
+    assert set(parts()) == modules
+
+
+@pytest.mark.parametrize("part", parts())
+def test_a_target_takes_its_corpus_and_changes_of_it(part: str, tmp_path: Path) -> None:
+    record = Record(tmp_path / "record", create=True)
+    command = [sys.executable, "-m", "tools.fuzz.worker", part, str(tmp_path / "record"), SEED, str(EXECUTIONS), "0"]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env={**HERE, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=False
     )
-    head = {"frames": [b"\x00\x03", b"\x01\x07", b"\x02\x01"], "batches": [b""]}[name]
-    return [start + stream[:size] for start in head for size in (60, 600, 6000)]
+    assert done.returncode == 0, f"{record.data!r}\n{done.stderr}"
+    assert record.executions >= EXECUTIONS
 
 
-@each_target
-def test_the_target_takes_the_seeds_and_random_changes_of_them(name: str) -> None:
-    generator = random.Random(20261123)
-    for seed in seeds(name):
-        TARGETS[name](seed)
-        for _ in range(30):
-            TARGETS[name](change(seed, generator))
-
-
-def change(seed: bytes, generator: random.Random) -> bytes:
-    changed = bytearray(seed)
-    for _ in range(generator.randint(1, 4)):
-        if changed:
-            changed[generator.randrange(len(changed))] = generator.randrange(256)
-    del changed[generator.randint(0, len(changed)) or len(changed) :]
-    return bytes(changed)
-
-
-@each_target
-def test_fuzzing_finds_nothing(name: str, tmp_path: pathlib.Path) -> None:
-    if importlib.util.find_spec("atheris") is None:
-        # It has no build for every Python and machine: without its guidance, then.
-        generator = random.Random(SEED)
-        end = time.monotonic() + SECONDS
-        while time.monotonic() < end:
-            for seed in seeds(name):
-                data = change(seed, generator)
-                try:
-                    TARGETS[name](data)
-                except Exception as error:
-                    error.add_note(f"TARGETS[{name!r}](bytes.fromhex({data.hex()!r}))")
-                    raise
-        return
+@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="it has no build for this Python and machine")
+@pytest.mark.parametrize("part", PARTS)
+def test_fuzzing_led_by_the_plain_rules_finds_nothing(part: str, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     corpus.mkdir()
-    for index, seed in enumerate(seeds(name)):
+    for index, seed in enumerate(load(part).corpus()):
         (corpus / f"{index}").write_bytes(seed)
     done = subprocess.run(
         [
             sys.executable,
             "-m",
-            "tests.fuzz.targets",
-            name,
+            "tests.fuzz.guided",
+            part,
             str(corpus),
             f"-max_total_time={SECONDS}",
             "-max_len=8192",
@@ -92,8 +62,8 @@ def test_fuzzing_finds_nothing(name: str, tmp_path: pathlib.Path) -> None:
             "-timeout=10",
             f"-artifact_prefix={tmp_path}/",
         ],
-        cwd=ROOT,
-        env=dict(os.environ, PYTHONPATH=f"{ROOT / 'src'}:{ROOT}"),
+        cwd=REPOSITORY,
+        env=HERE,
         capture_output=True,
         text=True,
         errors="replace",

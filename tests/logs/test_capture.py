@@ -555,6 +555,37 @@ def test_a_gap_is_told_once_whenever_the_agent_is_killed(tmp_path: Path, run_asy
     run_async(scenario())
 
 
+@pytest.mark.parametrize(
+    "mark",
+    [
+        (0x31504254, 0, 0, 0, 0, 0, 0, 0),
+        (0x31504253, 0, -1, 0, 0, 0, 0, 0),
+        (0x31504253, 0, 0, -1, 0, 0, 0, 0),
+        (0x31504253, 0, 0, 8, 0, 0, 0, 0),
+        (0x31504253, 0, 0, 0, -1, 0, 0, 0),
+        (0x31504253, 0, 0, 0, 0, (1 << 63) - 1, 0, 0),
+    ],
+    ids=["magic", "offset", "skip below 0", "skip above the bytes", "lost bytes", "lost lines"],
+)
+def test_a_damaged_spool_is_told_as_a_gap_and_the_capture_goes_on(
+    tmp_path: Path, run_async: Any, mark: tuple[int, ...]
+) -> None:
+    async def scenario() -> None:
+        async with Capturing(tmp_path) as box:
+            (tmp_path / "stdout.spool").write_bytes(struct.pack("=QQqqqqQQ", *mark) + b"behind\n")
+            handle = box.attach()
+            fd = os.open(box.fifos["stdout"], os.O_RDWR)
+            os.write(fd, b"after\n")
+            os.close(fd)
+            assert await handle.finish(10)
+        lines = [line.split(b" ", 3)[2:] for line in _lines(box.log)]
+        assert [tag for tag, _ in lines] == [b"F:gap", b"F"]
+        assert lines[0][1].startswith(b"[output lost: 7 bytes, 0 lines: ")
+        assert lines[1][1] == b"after"
+
+    run_async(scenario())
+
+
 def test_where_the_spool_has_no_room_either_the_order_stays_and_the_gap_is_told(tmp_path: Path, run_async: Any) -> None:
     async def scenario(disk: Path) -> None:
         async with Capturing(disk, max_size=1 << 30) as box:

@@ -260,6 +260,14 @@ def test_a_json_line_longer_than_the_window_is_plain_text(tmp_path: Path) -> Non
     assert [e.data for e in read_log(path)] == [line]
 
 
+@pytest.mark.parametrize("skip", [(), [0, 0], (0, 0, 0, 0)])
+def test_a_place_to_go_on_at_has_an_offset_for_each_stream(skip: tuple[int, ...]) -> None:
+    engine = _logs.Engine()
+    with pytest.raises(ValueError, match="skip: expected 3 offsets"):
+        engine.seek(7, skip)
+    assert engine.offset == 0
+
+
 def test_a_changed_file_is_noticed_though_it_has_grown_past_the_offset() -> None:
     fd = os.memfd_create("log")
     os.write(fd, STAMP + b" stdout F old line\n")

@@ -17,6 +17,9 @@ HEAD = (
     "  optional uint32 frame_version = 50002;\n"
     "  optional bool fixed_layout = 50003;\n"
     "}\n"
+    "extend google.protobuf.FieldOptions {\n"
+    "  optional uint32 most = 50001;\n"
+    "}\n"
 )
 
 
@@ -79,6 +82,7 @@ def test_a_new_message_is_one_edit_of_the_schema(tmp_path: pathlib.Path) -> None
             "".join(f"message M{n} {{ M{n + 1} inner = 1; }} " for n in range(8)) + "message M8 {}",
             "messages nest too deep",
         ),
+        ("message A { string a = 1 [(most) = 7]; }", "A.a: `most` is for lists and maps"),
         ("message A {", "protoc refuses"),
     ],
 )

@@ -72,7 +72,7 @@ class Agent:
         store = Store(settings.state_dir, settings.run_dir)
         runtimes = Runtimes(settings, store, self._processes, self._lanes, self._capture)
         self._containers = Containers(settings, metrics, self._lanes, store, runtimes)
-        self._commands = Commands(settings, metrics, self._processes, self._lanes, self._containers, runtimes.guest)
+        self._commands = Commands(settings, metrics, self._processes, self._lanes)
         self._followers = Followers(settings, metrics)
         table = routes.bind(
             settings,
@@ -80,6 +80,7 @@ class Agent:
             __version__,
             self._listeners,
             self._containers,
+            runtimes.guest,
             self._commands,
             self._followers,
             runtimes.default.name,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from arcbox_agent.agent.commands.commands import Commands
     from arcbox_agent.agent.config.table import Settings
+    from arcbox_agent.agent.containers.runtimes.protocol import CommandHost
     from arcbox_agent.agent.containers.service import Containers
     from arcbox_agent.agent.logs.follower import Followers
     from arcbox_agent.agent.metrics import Metrics
@@ -34,6 +35,7 @@ def bind(
     version: str,
     listeners: Sequence[Listener],
     containers: Containers,
+    guest: CommandHost,
     commands: Commands,
     followers: Followers,
     runtime_name: str,
@@ -46,7 +48,7 @@ def bind(
     system = System(settings, metrics, version, features)
     container = Lifecycle(containers)
     runtime = Runtime(runtime_name)
-    exec = Exec(commands, settings)
+    exec = Exec(containers, guest, commands, settings)
     logs = Logs(containers, followers, settings)
     usage = Usage(containers, lanes)
     power = Power(settings, end)

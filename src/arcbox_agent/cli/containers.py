@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from arcbox_agent.cli.completion import container_names
-from arcbox_agent.cli.create_options import create_arguments, create_options
+from arcbox_agent.cli.create_options import create_arguments, create_options, patience
 from arcbox_agent.cli.failures import OWN_FAILURE, as_object, text
 from arcbox_agent.cli.invocation import Invocation, json_option, pass_invocation
 from arcbox_agent.cli.output import fields_of, warn
@@ -74,20 +74,18 @@ def start_command(invocation: Invocation, containers: tuple[str, ...]) -> int:
     "--time",
     "--timeout",
     "seconds",
-    type=click.IntRange(min=0),
-    default=10,
-    show_default=True,
-    help="Seconds to wait before SIGKILL.",
+    type=click.IntRange(min=-1, max=0xFFFFFFFF),
+    help="Seconds to wait before SIGKILL; the container's own or 10 by default, -1: for ever.",
 )
 @json_option
 @several
 @pass_invocation
-def stop_command(invocation: Invocation, containers: tuple[str, ...], seconds: int) -> int:
-    """Stop containers with SIGTERM, and after a time with SIGKILL."""
+def stop_command(invocation: Invocation, containers: tuple[str, ...], seconds: int | None) -> int:
+    """Stop containers with SIGTERM, or their own stop signal, and after a time with SIGKILL."""
     return _each(
         invocation,
         containers,
-        lambda client, name: client.stop_container(name, timeout=seconds),
+        lambda client, name: client.stop_container(name, timeout=patience(seconds)),
         at_once=_AT_ONCE,
         done_already="container is not running",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -58,6 +59,15 @@ _OPTIONS = (
         "--rootfs", default="", metavar="DIR", help="Use a directory of the guest as the container's root file system."
     ),
     click.option("-t", "--tty", is_flag=True, help="Allocate a pseudo-terminal."),
+    click.option(
+        "--stop-signal", default="", metavar="SIGNAL", help="Signal to stop the container with, TERM by default."
+    ),
+    click.option(
+        "--stop-timeout",
+        type=click.IntRange(min=-1),
+        metavar="SECONDS",
+        help="Seconds that `stop` waits before SIGKILL, 10 by default; -1: for ever.",
+    ),
 )
 
 
@@ -83,6 +93,8 @@ def create_arguments(
     entrypoint: str | None,
     rootfs: str,
     tty: bool,
+    stop_signal: str,
+    stop_timeout: int | None,
     interactive: bool,
 ) -> dict[str, Any]:
     """The keyword arguments of `Client.create_container`."""
@@ -102,8 +114,15 @@ def create_arguments(
         "entrypoint": [entrypoint] if entrypoint else [],
         "rootfs": rootfs,
         "tty": tty,
+        "stop_signal": stop_signal,
+        "stop_timeout": patience(stop_timeout),
         "open_stdin": interactive,
     }
+
+
+def patience(seconds: int | None) -> float | None:
+    """A number of seconds as docker writes it: -1 has no end."""
+    return math.inf if seconds == -1 else seconds
 
 
 def environment(pairs: Iterable[str], files: Iterable[str] = ()) -> dict[str, str]:

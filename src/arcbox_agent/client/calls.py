@@ -47,6 +47,23 @@ def whole(field: str, number: float) -> int:
     return math.ceil(number)
 
 
+def stop_seconds(timeout: float) -> int:
+    """The time of a Stop; math.inf: without end."""
+    return 0xFFFFFFFF if timeout == math.inf else whole("StopContainerRequest.timeout", timeout)
+
+
+def stop_milliseconds(timeout: float | None) -> int:
+    """The stop_timeout of a container, where 0 on the wire says nothing and -1 means without end."""
+    if timeout is None:
+        return 0
+    if timeout == math.inf:
+        return -1
+    milliseconds = whole("CreateContainerRequest.stop_timeout_ms", timeout * 1000)
+    if milliseconds < 0:
+        raise EncodeError("CreateContainerRequest.stop_timeout_ms", f"{timeout} s are no length of time")
+    return max(1, milliseconds)
+
+
 def seconds_and_nanos(when: Time | None) -> tuple[int, int]:
     """`when` as two fields of a LogsRequest; None becomes 0, which means no limit."""
     if when is None:
@@ -89,6 +106,7 @@ _ALPHA1_KNOWS_IN_A_FOLLOW = ("stdout", "stderr", "since", "until", "timestamps")
 #: Fields that only our agent knows.
 _OURS: dict[type[wire.Message], tuple[str, ...]] = {
     wire.ListContainersRequest: ("filter",),
+    wire.CreateContainerRequest: ("stop_signal", "stop_timeout_ms"),
     wire.ExecRequest: ("timeout_ms", "detach", "stdin"),
     wire.ShutdownRequest: ("reboot",),
 }

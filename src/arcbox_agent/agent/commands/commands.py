@@ -7,7 +7,6 @@ scope is killed.  One that ends by itself leaves behind what it put into the bac
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 
 from arcbox_agent._spawn import SpawnError
@@ -17,7 +16,6 @@ from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.containers.runtimes.protocol import interpreter_of, reason
 from arcbox_agent.agent.containers.tasks import take_failure
 from arcbox_agent.agent.observe.log import Logger
-from arcbox_agent.agent.processes import environment
 from arcbox_agent.agent.processes.scopes import end
 from arcbox_agent.agent.processes.spawning import HungError
 from arcbox_agent.errors import AgentFailedError, BusyError
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
 
     from arcbox_agent.agent.config.table import Settings
     from arcbox_agent.agent.containers.runtimes.protocol import CommandHost
-    from arcbox_agent.agent.containers.service import Containers
     from arcbox_agent.agent.metrics import Metrics
     from arcbox_agent.agent.processes.children import Processes
     from arcbox_agent.agent.processes.lanes import Lanes
@@ -51,15 +48,11 @@ class Commands:
         metrics: Metrics,
         processes: Processes,
         lanes: Lanes,
-        containers: Containers,
-        guest: CommandHost,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._processes = processes
         self._lanes = lanes
-        self._containers = containers
-        self._guest = guest
         self._number = 0
         #: Slots taken: by what runs, and by what is being started.
         self._active = 0
@@ -72,24 +65,16 @@ class Commands:
 
     # --------------------------------------------------------------- start
 
-    async def start(self, request: ExecRequest, *, stderr: bool) -> Command:
-        """Start what `request` asks for; `stderr` False: nobody reads it.
+    async def start(self, request: ExecRequest, host: CommandHost, *, stderr: bool) -> Command:
+        """Start what `request` asks for, which has been checked, in `host`; `stderr` False: nobody reads it.
 
         RequestError: it cannot be started, and why.
         """
-        environment.check(request.cmd, request.env)
         if self._active >= self._settings.max_execs:
             self._metrics.add("bound_execs")
             raise BusyError(f"max_execs = {self._settings.max_execs} commands run already: try again later")
-        host = self._guest
-        if request.container_id:
-            # An unknown container is reported before a wrong directory.
-            host = self._containers.host_of(self._containers.resolve(request.container_id))
-        environment.check_working_dir(request.working_dir)
-        self._number += 1
-        preparation = Preparation(request, host, f"{os.getpid()}-{self._number}", stderr)
         self._active += 1
-        task = asyncio.get_running_loop().create_task(self._start(request, preparation))
+        task = asyncio.get_running_loop().create_task(self._start(request, host, stderr))
         self._starting.add(task)
         task.add_done_callback(self._starting.discard)
         try:
@@ -109,15 +94,15 @@ class Commands:
         if not task.cancelled() and task.exception() is None:
             self.detach(task.result())
 
-    async def _start(self, request: ExecRequest, preparation: Preparation) -> Command:
+    async def _start(self, request: ExecRequest, host: CommandHost, stderr: bool) -> Command:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            command = await self._spawn(request, preparation)
+            command = await self._spawn(request, host, stderr)
         except BaseException:
             self._active -= 1
             raise
-        if command.host.ended:
+        if host.ended:
             # The container ended meanwhile, perhaps before the command was in its scope.
             self._end_later(self._kill(command))
         if request.timeout_ms:
@@ -126,13 +111,15 @@ class Commands:
             command.process.on_exit(lambda _: timer.cancel())
         return command
 
-    async def _spawn(self, request: ExecRequest, preparation: Preparation) -> Command:
+    async def _spawn(self, request: ExecRequest, host: CommandHost, stderr: bool) -> Command:
+        self._number += 1
+        preparation = Preparation(request, host, self._number, stderr)
         try:
             process = await self._processes.spawn_by(
                 preparation.run,
-                key=preparation.host.key,
+                key=host.key,
                 limit=min(request.timeout_ms / 1000 or budget.SPAWNED, budget.SPAWNED),
-                late=lambda: self._abandoned(preparation),
+                late=lambda: self._abandoned(host.key, preparation),
             )
         except HungError as error:
             raise AgentFailedError(f"exec failed: {error}") from error
@@ -149,10 +136,9 @@ class Commands:
         self._metrics.add("commands_started")
         scope = preparation.scope
         assert scope is not None
-        scope.bind(process.pid, process.start_time)
         return Command(
             process,
-            preparation.host,
+            host,
             scope,
             preparation.readers,
             preparation.typed,
@@ -161,11 +147,11 @@ class Commands:
             self._settings.late_output,
         )
 
-    def _abandoned(self, preparation: Preparation) -> None:
+    def _abandoned(self, key: str | None, preparation: Preparation) -> None:
         """A start that was given up is over after all: nothing of it stays."""
         preparation.close()
         if preparation.scope is not None:
-            self._end_later(self._end_scope(preparation.host.key, preparation.scope))
+            self._end_later(self._end_scope(key, preparation.scope))
 
     async def _end_scope(self, key: str | None, scope: Scope) -> None:
         await self._lanes.removal.submit(key, end, scope)

@@ -1,11 +1,11 @@
-"""What is done for a command in the thread that spawns it: its host prepares it, and it gets standard streams."""
+"""What is done for a command in the thread that spawns it: its streams are opened, its host prepares it."""
 
 from __future__ import annotations
 
 import os
 
 from arcbox_agent.agent.containers.output.stdio import OUTPUT_MODE, open_terminal
-from arcbox_agent.agent.containers.runtimes.protocol import CommandSpec
+from arcbox_agent.agent.processes.cgroups import COMMAND_PREFIX, DETACHED_PREFIX
 from arcbox_agent.agent.processes.pipes import widen
 
 TYPE_CHECKING = False
@@ -27,18 +27,21 @@ _MOST_CELLS = 0xFFFF
 
 
 class Preparation:
-    """`name` tells the commands of all agents apart.  `stderr` False: nobody reads it."""
+    """`number` tells the commands of this agent apart.  `stderr` False: nobody reads it."""
 
-    __slots__ = ("_child", "_name", "_request", "_spec", "_stderr", "host", "readers", "scope", "typed")
+    __slots__ = ("_child", "_host", "_name", "_request", "_spec", "_stderr", "_users", "readers", "scope", "typed")
 
-    def __init__(self, request: ExecRequest, host: CommandHost, name: str, stderr: bool) -> None:
+    def __init__(self, request: ExecRequest, host: CommandHost, number: int, stderr: bool) -> None:
         self._request = request
-        self._name = name
+        # The name of its scope tells the commands of all agents apart, and the next agent whether it was detached.
+        self._name = f"{DETACHED_PREFIX if request.detach else COMMAND_PREFIX}{os.getpid()}-{number}"
         self._stderr = stderr
         #: Descriptors for the child that are not the spawn's yet.
         self._child: list[int] = []
+        #: Those of them that the user of the command may open again, by /dev/stdout or /dev/tty.
+        self._users: list[int] = []
         self._spec: SpawnSpec | None = None
-        self.host = host
+        self._host = host
         self.scope: Scope | None = None
         #: Our ends of the command's output, by the name of the stream.
         self.readers: dict[str, int] = {}
@@ -48,23 +51,23 @@ class Preparation:
     def run(self, attempt: Attempt) -> tuple[int, int, int]:
         """Prepare the command and spawn it; see SpawnSpec.run.  Whatever this raises, nothing is left of it."""
         request = self._request
-        asked = CommandSpec(
-            request.cmd,
-            name=self._name,
-            env=request.env,
-            cwd=request.working_dir,
-            user=request.user,
-            terminal=request.tty and not request.detach,
-            detached=request.detach,
-        )
+        terminal = request.tty and not request.detach
         try:
-            self._spec, self.scope = self.host.command(asked)
-            self._spec.stdio = self._stdio(self._spec.ids[0] if self._spec.ids else -1)
+            stdio = self._streams()
+            self._spec, self.scope = spec, scope = self._host.command(request, self._name, terminal)
+            if spec.ids:
+                for fd in self._users:
+                    os.fchown(fd, spec.ids[0], -1)
+            spec.stdio = stdio
             self._child.clear()
-            return self._spec.run(attempt)
+            born_in_scope = spec.cgroup_fd >= 0
+            pid, pidfd, start_time = spec.run(attempt)
         except BaseException:
             self._undo()
             raise
+        if not born_in_scope:
+            scope.bind(pid, start_time)
+        return pid, pidfd, start_time
 
     @property
     def cwd(self) -> str:
@@ -95,22 +98,22 @@ class Preparation:
         self.readers[name] = fd
         os.set_blocking(fd, False)
 
-    def _stdio(self, uid: int) -> tuple[int, int, int]:
+    def _streams(self) -> tuple[int, int, int]:
         request = self._request
         if request.detach:
             null = self._null()
             return (self._input(request.stdin) if request.stdin else null), null, null
         if request.tty:
             rows, columns = min(request.tty_height, _MOST_CELLS), min(request.tty_width, _MOST_CELLS)
-            master, slave = open_terminal(uid, rows, columns)
-            self._own(slave)
+            master, slave = open_terminal(-1, rows, columns)
+            self._users.append(self._own(slave))
             self._read_from("stdout", master)
             if octets := request.stdin:
                 self.typed = octets + END_OF_TRANSMISSION * (1 if octets.endswith((b"\n", b"\r")) else 2)
             return slave, slave, slave
         stdin = self._input(request.stdin) if request.stdin else self._null()
-        stdout = self._pipe("stdout", uid)
-        stderr = self._pipe("stderr", uid) if self._stderr else self._null()
+        stdout = self._pipe("stdout")
+        stderr = self._pipe("stderr") if self._stderr else self._null()
         for reader in self.readers.values():
             widen(reader, PIPE_SIZES)
         return stdin, stdout, stderr
@@ -118,11 +121,10 @@ class Preparation:
     def _null(self) -> int:
         return self._own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
 
-    def _pipe(self, name: str, uid: int) -> int:
+    def _pipe(self, name: str) -> int:
         reader, writer = os.pipe2(os.O_CLOEXEC)
-        self._own(writer)
+        self._users.append(self._own(writer))
         self._read_from(name, reader)
-        os.fchown(writer, uid, -1)
         os.fchmod(writer, OUTPUT_MODE)
         return writer
 

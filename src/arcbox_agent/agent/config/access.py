@@ -30,3 +30,8 @@ NEEDS: dict[Access, str] = {
     Access.CONTROL: "changing anything",
     Access.EXEC: "running commands",
 }
+
+
+def is_restricted(allowed: frozenset[Access]) -> bool:
+    """Whether peers that are granted only `allowed` may do no more than look: they can hold little."""
+    return Access.CONTROL not in allowed

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 
 from arcbox_agent.agent.containers.events import Event, Exit
 from arcbox_agent.agent.containers.lifecycle import LOADED, RECORDED, WINDING_UP, Life, State
 from arcbox_agent.agent.containers.record import CREATED, RUNNING, STOPPED
+from arcbox_agent.agent.containers.signals import signal_name
 from arcbox_agent.wire import ContainerInfo
 
 TYPE_CHECKING = False
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.containers.lifecycle import Transition, Trigger
     from arcbox_agent.agent.containers.record import Record
     from arcbox_agent.agent.containers.runtimes.protocol import Run
+
+
+#: Seconds of a Stop that has no end: the most that its message can say.
+NO_END = 0xFFFFFFFF
 
 
 class Stop:
@@ -71,6 +77,18 @@ class Container:
     @property
     def name(self) -> str:
         return self.record.name
+
+    @property
+    def stop_signal(self) -> int:
+        return self.record.stop_signal or signal.SIGTERM
+
+    @property
+    def stop_timeout(self) -> float | None:
+        """The seconds that a Stop leaves it; None: it has no say in that."""
+        milliseconds = self.record.stop_timeout_ms
+        if milliseconds < 0:
+            return NO_END
+        return min(milliseconds / 1000, NO_END) if milliseconds else None
 
     # ---------------------------------------------------------------- life
 
@@ -149,6 +167,8 @@ class Container:
             info.tty = record.tty
             info.user = record.user
             info.rootfs = record.rootfs
+            info.stop_signal = signal_name(self.stop_signal)
+            info.stop_timeout_ms = record.stop_timeout_ms
         return info
 
     # -------------------------------------------------------------- output

@@ -33,7 +33,9 @@ REMOVING = "removing"
 #: The most of a number: it must fit the field that tells it to a client.
 MOST_NUMBER = (1 << 63) - 1
 #: The same for numbers of a smaller range.
-MOST = {"pid": (1 << 22), "exit_code": 255, "signal": 127, "run": 1 << 31}
+MOST = {"pid": (1 << 22), "exit_code": 255, "signal": 127, "run": 1 << 31, "stop_signal": 64}
+#: The least of a number that may be below 0.
+LEAST = {"stop_timeout_ms": -1}
 
 MAX_MOUNTS = 256
 MOUNT_TYPES = ("bind", "volume", "tmpfs")
@@ -57,6 +59,8 @@ FIELDS: dict[str, tuple[type, Any]] = {
     "open_stdin": (bool, False),
     "rootfs": (str, ""),
     "created_ns": (int, 0),
+    "stop_signal": (int, 0),  # 0: SIGTERM
+    "stop_timeout_ms": (int, 0),  # 0: not said; below 0: without end
     "runtime": (str, PROCESSES),  # which runs it
     "warnings": (list, []),
     # What became of it.
@@ -97,6 +101,8 @@ class Record:
     open_stdin: bool
     rootfs: str
     created_ns: int
+    stop_signal: int
+    stop_timeout_ms: int
     runtime: str
     warnings: list[str]
     state: str
@@ -187,7 +193,7 @@ class Record:
 def _check(name: str, value: Any) -> None:
     """Whether a field of the right type can have that value: its range, and that its texts can be sent to a client."""
     kind = FIELDS[name][0]
-    if kind is int and not 0 <= value <= MOST.get(name, MOST_NUMBER):
+    if kind is int and not LEAST.get(name, 0) <= value <= MOST.get(name, MOST_NUMBER):
         raise RecordError(f"{name} is out of range")
     texts: list[Any] = []
     if kind is str:

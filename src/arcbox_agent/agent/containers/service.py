@@ -14,7 +14,7 @@ from arcbox_agent.agent.containers.lifecycle import State, orphan_refusal
 from arcbox_agent.agent.containers.model import Container
 from arcbox_agent.agent.containers.record import RUNNING, Record
 from arcbox_agent.agent.containers.runtimes.protocol import system_reason
-from arcbox_agent.agent.containers.stopping import parse_signal
+from arcbox_agent.agent.containers.signals import parse_signal
 from arcbox_agent.agent.containers.supervisor import Supervisor
 from arcbox_agent.agent.containers.waiting import check_condition, wait
 from arcbox_agent.agent.observe.log import Logger
@@ -251,6 +251,8 @@ class Containers:
             open_stdin=request.open_stdin,
             rootfs=os.path.normpath(request.rootfs) if request.rootfs else "",
             created_ns=time.time_ns(),
+            stop_signal=parse_signal(request.stop_signal) if request.stop_signal else 0,
+            stop_timeout_ms=max(-1, request.stop_timeout_ms),
             runtime=self._runtimes.default.name,
         )
 
@@ -269,8 +271,12 @@ class Containers:
     async def start(self, ref: str) -> None:
         await self._tasks.own(self._supervisor.start(self._attended(ref)))
 
-    async def stop(self, ref: str, timeout: float) -> None:
-        await self._tasks.own(self._supervisor.stopper.stop(self._attended(ref), timeout))
+    async def stop(self, ref: str, timeout: float, own: bool = False) -> None:
+        """`own`: the container's own stop_timeout holds instead, where it has one."""
+        container = self._attended(ref)
+        if own and container.stop_timeout is not None:
+            timeout = container.stop_timeout
+        await self._tasks.own(self._supervisor.stopper.stop(container, timeout))
 
     async def remove(self, ref: str, force: bool = False) -> None:
         await self._tasks.own(self._supervisor.remove(self._attended(ref), force, self._forget))

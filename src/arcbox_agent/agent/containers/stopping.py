@@ -1,4 +1,8 @@
-"""Stop and kill: SIGTERM, patience, SIGKILL, until nothing that a container started is left."""
+"""Stop and kill: the stop signal, patience, SIGKILL, until nothing that a container started is left.
+
+The main process is asked first and alone: one that lets its workers finish must not find them dead.
+What it has left is asked when it has ended.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from arcbox_agent.agent.containers.lifecycle import State, Trigger, refusal
 from arcbox_agent.agent.containers.model import Stop
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.processes.helpers import HELPERS, LATE_IN_ALL, NOBODY
-from arcbox_agent.errors import BadRequestError, ConflictError
+from arcbox_agent.errors import ConflictError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,7 +58,7 @@ class Stopper:
                 timer.cancel()
 
     async def stop(self, container: Container, timeout: float) -> None:
-        """SIGTERM to all of a run, and after `timeout` seconds SIGKILL; returns when its end is recorded.
+        """Ask a run to end, and after `timeout` seconds kill it; returns when its end is recorded.
 
         ConflictError: nothing runs.
         """
@@ -79,12 +83,7 @@ class Stopper:
     ) -> None:
         loop = asyncio.get_running_loop()
         if gently:
-            try:
-                await run.signal_all(signal.SIGTERM)
-            except OSError as error:
-                # No descriptor is left to find the other processes with.
-                log.warning("only the main process is sent SIGTERM", container=container.id, error=error)
-                run.send_signal(signal.SIGTERM)
+            run.send_signal(container.stop_signal)
         while not watcher.done():
             stop.shortened.clear()
             left = stop.deadline - loop.time()
@@ -99,7 +98,10 @@ class Stopper:
             # By its pidfd, in case kill_all misses the main process (no cgroup and a new session, or no
             # descriptor left).  Its end brings end_leftovers, which goes on with the others.
             run.send_signal(signal.SIGKILL)
-            await run.kill_all()
+            try:
+                await run.kill_all()
+            except OSError as error:
+                log.debug("only the main process is killed yet", container=container.id, error=error)
 
     def kill(self, container: Container, sig: int) -> None:
         """Send one signal to the main process.  ConflictError: it does not run."""
@@ -141,9 +143,15 @@ class Stopper:
     async def end_leftovers(self, container: Container, run: Run) -> None:
         """After the main process's end: end what it left behind.
 
-        A Stop leaves it the rest of its time to end by itself.  Then it is killed.
+        A Stop asks it to end, and leaves it the rest of its time.  Then it is killed.
         """
         loop = asyncio.get_running_loop()
+        if container.stop is not None and container.stop.deadline > loop.time():
+            try:
+                await run.signal_all(container.stop_signal)
+            except OSError as error:
+                # No descriptor is left to find its processes with.
+                log.warning("what a container left is not asked to end", container=container.id, error=error)
         pause = FIRST_LOOK
         while container.stop is not None and await run.alive():
             left = container.stop.deadline - loop.time()
@@ -168,10 +176,10 @@ class Stopper:
     async def stop_all(self, containers: Iterable[Container], timeout: float) -> None:
         """Stop every container that runs, the last started first: it may need those before it.
 
-        The next one's turn comes when one is dead, or has had its share of the time: one that
-        ignores SIGTERM holds up the others no longer.  All have until `timeout` (seconds), and
-        what is killed then has budget.CONTAINERS_KILLED to be gone: where a disk hangs, it may
-        never be.
+        A stop_timeout of a container's own can make its time shorter.  The next one's turn comes
+        when one is dead, or has had its share of the time: one that ignores its signal holds up the
+        others no longer.  All have until `timeout` (seconds), and what is killed then has
+        budget.CONTAINERS_KILLED to be gone: where a disk hangs, it may never be.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
@@ -196,8 +204,10 @@ class Stopper:
                 log.exception("a container could not be stopped", error)
 
     async def _stop_by(self, container: Container, deadline: float) -> None:
+        left = max(0.0, deadline - asyncio.get_running_loop().time())
+        own = container.stop_timeout
         try:
-            await self.stop(container, max(0.0, deadline - asyncio.get_running_loop().time()))
+            await self.stop(container, left if own is None else min(own, left))
         except ConflictError:
             pass  # it ended by itself
 
@@ -213,32 +223,3 @@ class Stopper:
             if container.stop is not None:
                 container.stop.shorten(now)
         return [each.watcher for each in winding_up if each.watcher is not None]
-
-
-#: The counted names: where the count begins, and its direction.
-_COUNTED = {"RTMIN+": (signal.SIGRTMIN, 1), "RTMAX-": (signal.SIGRTMAX, -1)}
-
-
-def parse_signal(text: str) -> int:
-    """The number of a signal (`KILL`, `sigkill`, `9`, `RTMIN+1`, `RTMAX-2`).  BadRequestError: there is none such."""
-    word = text.strip().upper().removeprefix("SIG")
-    if _is_number(word):
-        number = int(word)
-    elif word[:6] in _COUNTED and _is_number(word[6:]):
-        base, direction = _COUNTED[word[:6]]
-        number = int(base) + direction * int(word[6:])
-        if not signal.SIGRTMIN <= number <= signal.SIGRTMAX:
-            number = 0
-    else:
-        found = signal.__dict__.get("SIG" + word) if word.isalnum() else None
-        number = int(found) if isinstance(found, signal.Signals) else 0
-    if not 1 <= number <= int(signal.SIGRTMAX):
-        raise BadRequestError(
-            f"unknown signal {text[:64]!r}: a name (TERM, SIGTERM, RTMIN+1, RTMAX-1) "
-            f"or a number from 1 to {int(signal.SIGRTMAX)} is one"
-        )
-    return number
-
-
-def _is_number(word: str) -> bool:
-    return word.isascii() and word.isdigit() and len(word) < 4

@@ -43,7 +43,7 @@ class Lifecycle:
 
     async def stop(self, request: StopContainerRequest, call: Call) -> Empty:
         try:
-            await self._containers.stop(request.id, request.timeout)
+            await self._containers.stop(request.id, request.timeout, request.own_timeout)
         except RequestError as error:
             raise AgentFailedError(f"failed to stop: {error.message}") from error
         return Empty()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from arcbox_agent.agent.processes import environment
 from arcbox_agent.errors import BadRequestError
 from arcbox_agent.wire import ExecOutput, encode_exec_output_head
 
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.commands.command import Command
     from arcbox_agent.agent.commands.commands import Commands
     from arcbox_agent.agent.config.table import Settings
+    from arcbox_agent.agent.containers.runtimes.protocol import CommandHost
+    from arcbox_agent.agent.containers.service import Containers
     from arcbox_agent.agent.processes.status import ExitStatus
     from arcbox_agent.agent.serving.call import Call
     from arcbox_agent.wire import ExecRequest
@@ -24,14 +27,22 @@ _ROOM = memoryview(bytearray(CHUNK))
 class Exec:
     """Commands in the guest and in containers."""
 
-    def __init__(self, commands: Commands, settings: Settings) -> None:
+    def __init__(self, containers: Containers, guest: CommandHost, commands: Commands, settings: Settings) -> None:
+        self._containers = containers
+        self._guest = guest
         self._commands = commands
         self._settings = settings
 
     async def run(self, request: ExecRequest, call: Call) -> ExecOutput:
         detail = request.detail or request.stream
         stream, detach = request.stream, request.detach
-        command = await self._commands.start(request, stderr=detail)
+        environment.check(request.cmd, request.env)
+        host = self._guest
+        if request.container_id:
+            host = self._containers.host_of(self._containers.resolve(request.container_id))
+        # After that: an unknown container is reported before a wrong directory.
+        environment.check_working_dir(request.working_dir)
+        command = await self._commands.start(request, host, stderr=detail)
         del request  # what it brings for the command's input is the command's now
         if detach:
             self._commands.detach(command)

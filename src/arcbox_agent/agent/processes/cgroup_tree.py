@@ -6,6 +6,7 @@ descriptor is open.  What a container makes beside the walk is found, or is left
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 
@@ -22,7 +23,7 @@ PATIENCE = 5.0
 def visit(path: str, look: Callable[[int], None]) -> None:
     """Call `look` with a descriptor of each: of `path`, and of all below it.  For a thread.
 
-    OSError of `look`: that one is passed over.
+    OSError of `look`: that one is passed over.  OSError: no descriptor is left to begin with.
     """
     _walk(path, look, remove=False)
 
@@ -36,7 +37,9 @@ def _walk(path: str, look: Callable[[int], None] | None, *, remove: bool) -> Non
     give_up = time.monotonic() + PATIENCE
     try:
         here = os.open(path, _DIRECTORY)
-    except OSError:
+    except OSError as error:
+        if not remove and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
         return  # removed meanwhile
     names: list[str] = []
     try:

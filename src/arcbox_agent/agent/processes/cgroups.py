@@ -83,14 +83,23 @@ class Cgroup:
             return error.errno not in (errno.ENOENT, errno.ENODEV)
 
     def pids(self) -> set[int]:
+        """OSError: they cannot be known, as no descriptor is left."""
         found: set[int] = set()
+        short: list[OSError] = []
 
         def look(cgroup: int) -> None:
-            file = os.open("cgroup.procs", os.O_RDONLY | os.O_CLOEXEC, dir_fd=cgroup)
+            try:
+                file = os.open("cgroup.procs", os.O_RDONLY | os.O_CLOEXEC, dir_fd=cgroup)
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    short.append(error)
+                return  # or it was removed meanwhile
             with open(file, "rb") as procs:
                 found.update(map(int, procs.read().split()))
 
         cgroup_tree.visit(self.path, look)
+        if short:
+            raise short[0]
         found.discard(0)  # a process of a pid namespace that cannot be seen from here
         return found
 
@@ -132,7 +141,7 @@ class Cgroup:
         return found
 
     def send_signal(self, sig: int) -> int:
-        """To every process in it; returns how many there were."""
+        """To every process in it; returns how many there were.  OSError: to none, as no descriptor is left."""
         sent = 0
         pidfds: dict[int, int] = {}
         try:
@@ -166,12 +175,14 @@ class Cgroup:
                 raise
         # Before Linux 5.14: freeze it first, so that nothing can fork meanwhile.
         self._try_write("cgroup.freeze", b"1")
-        for _ in range(100):
-            if not self.send_signal(signal.SIGKILL):
-                break
-            if not self.alive():
-                break
-        self._try_write("cgroup.freeze", b"0")
+        try:
+            for _ in range(100):
+                if not self.send_signal(signal.SIGKILL):
+                    break
+                if not self.alive():
+                    break
+        finally:
+            self._try_write("cgroup.freeze", b"0")
 
     def remove(self) -> bool:
         """Remove it and all below it; False: something runs in it."""
@@ -203,7 +214,10 @@ class Cgroup:
     def leave_to(self, other: Cgroup) -> None:
         """Move what runs in it to another cgroup."""
         for _ in range(20):
-            pids = self.pids()
+            try:
+                pids = self.pids()
+            except OSError:
+                return
             if not pids:
                 return
             for pid in pids:

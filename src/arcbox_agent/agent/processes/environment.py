@@ -1,4 +1,4 @@
-"""A program's environment: the variables of the request, PATH, HOME and TERM, and none of the agent's own."""
+"""What a client may ask for: a command, its environment, and where it runs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-#: Of a program with a terminal: without one, top, less and editors refuse to start.
-DEFAULT_TERM = "xterm"
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
 #: Characters of a path: PATH_MAX.
 MAX_PATH_LENGTH = 4096
-
-#: The most directories of a PATH that are searched.
-MAX_PATH = 256
 
 #: The most arguments of a command, and the most variables of its environment.  _spawn.pyx has the same bound.
 MAX_STRINGS = 65536
@@ -54,17 +47,3 @@ def check_working_dir(cwd: str) -> None:
         raise BadRequestError("the working directory has a NUL in it")
     if len(cwd) > MAX_PATH_LENGTH:
         raise BadRequestError(f"the working directory is longer than {MAX_PATH_LENGTH} characters")
-
-
-def complete(name: str, env: Mapping[str, str], home: str, *, terminal: bool = False) -> tuple[list[str], list[str]]:
-    """The paths to try for the program `name`, in order, and its environment as KEY=VALUE.
-
-    The environment is `env`, with a default for PATH and HOME, and for TERM with a terminal.  The paths are those that
-    execvp(3) finds in its PATH.
-    """
-    whole = {"PATH": DEFAULT_PATH, "HOME": home, **({"TERM": DEFAULT_TERM} if terminal else {}), **env}
-    if "/" in name:
-        programs = [name]
-    else:
-        programs = [f"{directory or '.'}/{name}" for directory in whole["PATH"].split(":")[:MAX_PATH]]
-    return programs, [f"{key}={value}" for key, value in whole.items()]

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from fcntl import F_SETPIPE_SZ, fcntl, ioctl
-from termios import FIONREAD
+from fcntl import F_SETPIPE_SZ, fcntl
+
+from arcbox_agent._spawn import readable_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def readable_bytes(fd: int) -> int:
-    """Bytes that a pipe or terminal holds.  OSError: a terminal that is closed."""
-    return int.from_bytes(ioctl(fd, FIONREAD, bytes(4)), sys.byteorder)
+__all__ = ["readable_bytes", "widen"]
 
 
 def widen(pipe: int, sizes: Sequence[int]) -> None:

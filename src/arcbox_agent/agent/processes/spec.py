@@ -12,7 +12,7 @@ from arcbox_agent.agent.processes.stat_line import START_TIME, fields_of, start_
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from arcbox_agent._spawn import Attempt
 
@@ -20,6 +20,30 @@ if TYPE_CHECKING:
 # programs that use select(), or close every possible descriptor, rely on a low limit.
 _NOFILE = resource.getrlimit(resource.RLIMIT_NOFILE)
 _CORE = resource.getrlimit(resource.RLIMIT_CORE)
+
+
+#: Of a program with a terminal: without one, top, less and editors refuse to start.
+DEFAULT_TERM = "xterm"
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+#: The most directories of a PATH that are searched.
+MAX_PATH = 256
+
+
+def complete(name: str, env: Mapping[str, str], home: str, *, terminal: bool = False) -> tuple[list[str], list[str]]:
+    """What a client's program is spawned with: its PATH, HOME and TERM, and nothing of the agent's own environment.
+
+    Gives the paths to try for the program `name`, in order, and its environment as KEY=VALUE.
+
+    The environment is `env`, with a default for PATH and HOME, and for TERM with a terminal.  The paths are those that
+    execvp(3) finds in its PATH.
+    """
+    whole = {"PATH": DEFAULT_PATH, "HOME": home, **({"TERM": DEFAULT_TERM} if terminal else {}), **env}
+    if "/" in name:
+        programs = [name]
+    else:
+        programs = [f"{directory or '.'}/{name}" for directory in whole["PATH"].split(":")[:MAX_PATH]]
+    return programs, [f"{key}={value}" for key, value in whole.items()]
 
 
 class SpawnSpec:

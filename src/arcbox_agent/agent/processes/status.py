@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import os
+from collections import namedtuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NamedTuple
+
+    class _Fields(NamedTuple):
+        code: int
+        signal: int = 0
+        lost: bool = False
+else:
+    _Fields = namedtuple("ExitStatus", ("code", "signal", "lost"), defaults=(0, False))
 
 #: The code of a process whose status is lost.
 LOST = 255
 
 
-class ExitStatus:
+class ExitStatus(_Fields):
     """How a process ended: by `signal` where that is not 0, else with `code`.
 
     `lost`: it ended, and how cannot be known any more.
     """
 
-    __slots__ = ("code", "lost", "signal")
-
-    def __init__(self, code: int, signal: int = 0, lost: bool = False) -> None:
-        self.code = code
-        self.signal = signal
-        self.lost = lost
+    __slots__ = ()
 
     @classmethod
     def of_wait_status(cls, status: int) -> ExitStatus:
@@ -32,13 +39,3 @@ class ExitStatus:
     def shell_code(self) -> int:
         """One number for both, as a shell gives it."""
         return 128 + self.signal if self.signal else self.code
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, ExitStatus):
-            return NotImplemented
-        return (self.code, self.signal, self.lost) == (other.code, other.signal, other.lost)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return f"ExitStatus(code={self.code}, signal={self.signal}, lost={self.lost})"

@@ -26,6 +26,7 @@ from __future__ import annotations
 from asyncio import CancelledError, Protocol
 
 from arcbox_agent.agent.config import budget
+from arcbox_agent.agent.config.access import is_restricted
 from arcbox_agent.agent.observe.log import Logger, current_labels
 from arcbox_agent.agent.observe.rate import OncePerMinute
 from arcbox_agent.agent.serving.call import Call
@@ -59,8 +60,12 @@ REQUESTS_A_TURN = 64
 #: Replies are written when this many bytes have come together, and at the end of a turn.
 WRITE_SIZE = 128 << 10
 
-#: Fewer bytes than this are charged as none: those of every connection are bounded by max_connections.
+#: Fewer bytes than this are charged as none, but to peers that may only look: those of every
+#: connection are bounded by max_connections.
 UNCOUNTED = 16 << 10
+
+#: The longest frame of a peer that may only look: all that it can ask for is short.
+RESTRICTED_FRAME = 1 << 20
 
 # Found faster as names of the module than as those of their classes, for each read and request.
 _READING, _REFUSING, _ANSWERING = State.READING, State.REFUSING, State.ANSWERING
@@ -125,6 +130,8 @@ class Connection(Protocol):
         "_transport",
         "_v2",
         "charged",
+        "owner",
+        "restricted",
     )
 
     def __init__(
@@ -142,7 +149,9 @@ class Connection(Protocol):
         self._allowed = allowed
         self._refusal = refusal
         self._state = _READING if refusal is None else _REFUSING
-        self._decoder = FrameDecoder(shared.settings.max_frame_size)
+        self.owner = owner_of(peer)
+        self.restricted = is_restricted(allowed)
+        self._decoder = self._new_decoder()
         self._inbox = NOTHING_WAITS  # until _own_inbox
         self._outbox = outbox
         outbox.owner = self
@@ -154,6 +163,10 @@ class Connection(Protocol):
         self._last_request = shared.now()
         self._v2 = False  # the version of the last request: for an error about none
         self.charged = 0  # by the ledger
+
+    def _new_decoder(self) -> FrameDecoder:
+        limit = self._shared.settings.max_frame_size
+        return FrameDecoder(min(limit, RESTRICTED_FRAME) if self.restricted else limit)
 
     # ------------------------------------------------- what the transport calls
 
@@ -252,7 +265,7 @@ class Connection(Protocol):
         self._inbox.clear()
         # What a call started may outlive the connection, and its context refers to it: not to
         # the frame that never became whole.
-        self._decoder = FrameDecoder(self._shared.settings.max_frame_size)
+        self._decoder = self._new_decoder()
         self._shared.forget(self)
 
     # ------------------------------------------------------- requests to replies
@@ -507,12 +520,12 @@ class Connection(Protocol):
         """Charge to this connection what it keeps in memory."""
         if self._state >= _ABORTED:
             return  # already released: the task is cancelled in the loop's next iteration
-        size = self._decoder.buffered + self._inbox.size
+        size = self._decoder.held + self._inbox.size
         if self._call is not None:
             size += self._call.charged
         if self._outbox.blocked:
             size += self._outbox.unsent()
-        if size <= UNCOUNTED:
+        if size <= UNCOUNTED and not self.restricted:
             size = 0
         if size != self.charged:
             self._shared.ledger.charge(self, size)
@@ -531,8 +544,9 @@ class Connection(Protocol):
                 self.abort()
             return self._state is _CLOSING
         if state is _REFUSING and now - self._last_request > budget.CONNECTION_CLOSED:
-            self.abort()
-            return False
+            # It asks for nothing, so which version it speaks is not known.
+            self._close(shared.dispatch.error(self._refusal, None))  # type: ignore[arg-type]
+            return self._state is _CLOSING
         if (inbox.ended or inbox.paused) and self._peer_is_gone():
             self.abort()
             return False
@@ -586,7 +600,7 @@ class Connection(Protocol):
     def close_for(self, reason: str, **values: object) -> None:
         """Log why the connection is closed.  A peer can bring that about as often as it connects."""
         peer = self._peer
-        key = f"{reason} {owner_of(peer)}"
+        key = f"{reason} {self.owner}"
         self._shared.closed_log.log(log.warning, reason, "also_closed", key, peer=peer, **values)
 
     def _cancel_task(self) -> None:
@@ -616,10 +630,10 @@ class Connection(Protocol):
         else:
             self.abort()
 
-    def evict(self, charged: int) -> None:
-        """This connection keeps more than any other, and the agent needs it back."""
+    def evict(self, charged: int, of_peer: int) -> None:
+        """This connection keeps the most of all of the peer that keeps the most, and the agent needs it back."""
         self._shared.counters["bound_queued_total"] += 1
-        self.close_for("connection closed: max_queued_total reached", held=charged)
+        self.close_for("connection closed: max_queued_total reached", held=charged, held_by_peer=of_peer)
         if not self._outbox.in_frame:
             self._close_with(429, "the agent's bound on bytes in flight was reached (max_queued_total)")
         self.abort()

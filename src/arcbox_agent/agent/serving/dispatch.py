@@ -9,7 +9,15 @@ from types import CoroutineType
 
 from arcbox_agent.agent.config.access import NEEDS
 from arcbox_agent.agent.observe.log import Logger
-from arcbox_agent.errors import AgentFailedError, BadRequestError, DecodeError, ForbiddenError, FrameError, RequestError
+from arcbox_agent.errors import (
+    AgentFailedError,
+    BadRequestError,
+    DecodeError,
+    ForbiddenError,
+    FrameError,
+    RequestError,
+    TooManyItemsError,
+)
 from arcbox_agent.wire import encode_error, encode_message, message_class
 
 TYPE_CHECKING = False
@@ -76,6 +84,8 @@ class Dispatch:
         counters["requests_failed"] += 1
         if isinstance(error, RequestError):
             code, text = error.code, error.message
+        elif isinstance(error, TooManyItemsError):
+            code, text = 400, f"invalid request: {error}"
         elif isinstance(error, DecodeError):
             code, text = 400, f"invalid request: failed to decode Protobuf message: {error}"
         elif isinstance(error, FrameError):  # what a call's input ended with

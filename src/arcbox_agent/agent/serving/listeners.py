@@ -19,6 +19,7 @@ import struct
 from arcbox_agent.agent.config.access import MODES
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.observe.rate import OncePerMinute
+from arcbox_agent.agent.serving.refused_peers import RefusedPeers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ class Listener:
         "_loop",
         "_metrics",
         "_path",
-        "_refused_log",
+        "_paused",
+        "_refused",
         "_sock",
         "_timer",
         "address",
@@ -82,7 +84,7 @@ class Listener:
         self._timer: TimerHandle | None = None
         self._joining: set[Task[None]] = set()
         self._error_log = OncePerMinute()
-        self._refused_log = OncePerMinute()
+        self._paused = False
 
     def start(
         self,
@@ -97,11 +99,14 @@ class Listener:
         self._accept = accept
         self._allowed_cids = frozenset({HOST_CID, *settings.allow_cid})
         self._allowed_uids = frozenset({0, os.geteuid(), *settings.allow_uid})
+        self._refused = RefusedPeers(loop, self.address)
         self._sock.setblocking(False)
         loop.add_reader(self._sock.fileno(), self._readable)
 
     def _readable(self) -> None:
         for _ in range(ACCEPTS_A_TURN):
+            if self._paused:
+                return
             try:
                 sock, address = self._sock.accept()
             except BlockingIOError:
@@ -145,36 +150,40 @@ class Listener:
             advice=_ADVICE.get(error.errno or 0, "see the error"),
         )
         self._loop.remove_reader(self._sock.fileno())
-        self._timer = self._loop.call_later(self._back_off, self._resume)
+        self._timer = self._loop.call_later(self._back_off, self._rested)
 
-    def _resume(self) -> None:
+    def _rested(self) -> None:
         self._timer = None
-        self._loop.add_reader(self._sock.fileno(), self._readable)
+        if not self._paused:
+            self._loop.add_reader(self._sock.fileno(), self._readable)
+
+    def pause(self) -> None:
+        """Leave the peers in the backlog until `resume`."""
+        if not self._paused and self._sock.fileno() >= 0:
+            self._paused = True
+            if self._timer is None:
+                self._loop.remove_reader(self._sock.fileno())
+
+    def resume(self) -> None:
+        if self._paused and self._sock.fileno() >= 0:
+            self._paused = False
+            if self._timer is None:
+                self._loop.add_reader(self._sock.fileno(), self._readable)
 
     def _peer(self, sock: socket.socket, address: object) -> str | None:
         """Who connected, in words; None where they may not talk."""
         if sock.family == socket.AF_VSOCK:
-            cid = address[0] if isinstance(address, tuple) else -1
-            peer = f"cid {cid}"
-            allowed = cid in self._allowed_cids
-            setting = "allow_cid"
+            number = address[0] if isinstance(address, tuple) else -1
+            peer, kind, setting = f"cid {number}", "cid", "allow_cid"
+            allowed = number in self._allowed_cids
         else:
-            pid, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-            peer = f"uid {uid} pid {pid}"
-            allowed = uid in self._allowed_uids
-            setting = "allow_uid"
+            pid, number, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            peer, kind, setting = f"uid {number} pid {pid}", "uid", "allow_uid"
+            allowed = number in self._allowed_uids
         if allowed:
             return peer
         self._metrics.add("connections_refused_peer")
-        self._refused_log.log(
-            log.warning,
-            "connection refused: peer is not allowed",
-            "also_refused",
-            owner_of(peer),
-            peer=peer,
-            listener=self.address,
-            setting=setting,
-        )
+        self._refused.tell(peer, kind, number, setting)
         return None
 
     def abandon(self) -> None:
@@ -188,8 +197,9 @@ class Listener:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        else:
+        elif not self._paused:
             self._loop.remove_reader(self._sock.fileno())
+        self._refused.close()
         if self._path:
             _remove_if_ours(self._path, self._inode)
         self._sock.close()

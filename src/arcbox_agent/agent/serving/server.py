@@ -6,17 +6,19 @@ The bytes that they keep are in the ledger, what only time brings about is the w
 from __future__ import annotations
 
 from asyncio import Event, get_running_loop
+from socket import SO_SNDBUF, SOL_SOCKET
 
 from arcbox_agent.agent.config import budget
+from arcbox_agent.agent.config.access import is_restricted
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.observe.rate import OncePerMinute
 from arcbox_agent.agent.serving.connection import Connection, Shared
 from arcbox_agent.agent.serving.dispatch import Dispatch
 from arcbox_agent.agent.serving.ledger import Ledger
+from arcbox_agent.agent.serving.listeners import owner_of
 from arcbox_agent.agent.serving.outbox import Outbox
 from arcbox_agent.agent.serving.watch import Watch
 from arcbox_agent.errors import BusyError
-from arcbox_agent.wire import encode_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,8 +34,16 @@ if TYPE_CHECKING:
 log = Logger("server")
 
 #: Connections over max_connections that are kept just long enough to answer their first
-#: request with a 429 in its own frame version; more than these get one in V1 at once.
-MOST_REFUSALS = 64
+#: request with a 429 in its own frame version; more than these wait until one of them has gone.
+MOST_REFUSALS = 1024
+
+#: A peer that may only look has at most its share, one part of so many, of max_connections (if
+#: that is more than LEAST_RESTRICTED) and of max_queued_total; and the kernel keeps at most twice
+#: SEND_BUFFER for each of its connections.
+SHARES_OF_CONNECTIONS = 16
+LEAST_RESTRICTED = 64
+SHARES_OF_BYTES = 8
+SEND_BUFFER = 32 << 10
 
 #: How often watched connections are looked at.
 WATCH_INTERVAL = 1.0
@@ -49,9 +59,12 @@ class Server:
         self._max_connections = settings.max_connections
         self._connections: dict[Connection, Listener] = {}
         self._refusing: set[Connection] = set()  # those over max_connections
+        self._paused: set[Listener] = set()  # while those are too many
         self._changed = Event()  # set when a connection or a task has ended
         self._limit_log = OncePerMinute()
-        self._ledger = Ledger(settings.max_queued_total)
+        self._restricted: dict[str, int] = {}  # connections of each peer that may only look
+        self._most_restricted = max(LEAST_RESTRICTED, settings.max_connections // SHARES_OF_CONNECTIONS)
+        self._ledger = Ledger(settings.max_queued_total, settings.max_queued_total // SHARES_OF_BYTES)
         interval = WATCH_INTERVAL
         for bound in (settings.frame_timeout, settings.idle_timeout):
             if bound:
@@ -81,34 +94,51 @@ class Server:
 
     def accept(self, sock: socket.socket, peer: str, listener: Listener) -> Coroutine[Any, Any, None] | None:
         """Take over an accepted socket, whose peer has been checked (see listeners.Accept)."""
-        refusal = None
-        if len(self._connections) - len(self._refusing) >= self._max_connections:
-            self._counters["connections_refused_limit"] += 1
-            self._limit_log.log(log.warning, "connection refused: max_connections reached", "also_refused", peer=peer)
-            refusal = BusyError(
-                f"the agent's bound of {self._max_connections} connections is reached (max_connections)"
-            )
-            if len(self._refusing) >= MOST_REFUSALS:
-                _send_and_close(sock, encode_error(refusal.code, refusal.message))
-                return None
+        refusal = self._refusal(peer, listener)
+        if is_restricted(listener.allowed):
+            sock.setsockopt(SOL_SOCKET, SO_SNDBUF, SEND_BUFFER)
         outbox = Outbox(sock, self._loop, self._counters)
         connection = Connection(self._shared, sock, outbox, peer, listener.allowed, refusal)
         # Counted from now on, not from connection_made: a burst must not overshoot.
         self._connections[connection] = listener
         if refusal is not None:
+            self._counters["connections_refused_limit"] += 1
             self._refusing.add(connection)
+            if len(self._refusing) >= MOST_REFUSALS:
+                listener.pause()
+                self._paused.add(listener)
+        elif connection.restricted:
+            self._restricted[connection.owner] = self._restricted.get(connection.owner, 0) + 1
         listener.connections += 1
         self._counters["connections_accepted"] += 1
         return connection.join()
+
+    def _refusal(self, peer: str, listener: Listener) -> BusyError | None:
+        """Why there can be no more connections, or none of that peer."""
+        if len(self._connections) - len(self._refusing) >= self._max_connections:
+            self._limit_log.log(log.warning, "connection refused: max_connections reached", "also_refused", peer=peer)
+            return BusyError(f"the agent's bound of {self._max_connections} connections is reached (max_connections)")
+        owner, most = owner_of(peer), self._most_restricted
+        if is_restricted(listener.allowed) and self._restricted.get(owner, 0) >= most:
+            reason = "connection refused: the peer has its share of max_connections"
+            self._limit_log.log(log.warning, reason, "also_refused", owner, peer=peer, share=most)
+            return BusyError(f"{owner} has {most} connections already, all that one who may only look can have")
+        return None
 
     def _forget(self, connection: Connection) -> None:
         """A connection has ended."""
         listener = self._connections.pop(connection, None)
         if listener is not None:
             listener.connections -= 1
+            if connection.restricted and connection not in self._refusing:
+                left = self._restricted.pop(connection.owner) - 1
+                if left:
+                    self._restricted[connection.owner] = left
         self._refusing.discard(connection)
         self._watch.discard(connection)
         self._ledger.release(connection)
+        while self._paused and len(self._refusing) < MOST_REFUSALS:
+            self._paused.pop().resume()
         self._changed.set()
 
     # ------------------------------------------------------------------ the end
@@ -143,11 +173,3 @@ class Server:
                 await self._changed.wait()
             finally:
                 timer.cancel()
-
-
-def _send_and_close(sock: socket.socket, data: bytes) -> None:
-    try:
-        sock.send(data)
-    except OSError:
-        pass  # its buffer is empty and this is short, so it is gone
-    sock.close()

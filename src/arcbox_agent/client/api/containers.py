@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from arcbox_agent import wire
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
     )
 
 
+#: Seconds of a Stop where neither the caller nor the container names any.
+STOP_TIMEOUT = 10
+
+
+def signal_text(signal: str | int) -> str:
+    return str(int(signal)) if isinstance(signal, int) else signal
+
+
 class ContainerCalls(Caller):
     async def create_container(
         self,
@@ -37,13 +46,17 @@ class ContainerCalls(Caller):
         open_stdin: bool = False,
         rootfs: str = "",
         id: str = "",
+        stop_signal: str | int = "",
+        stop_timeout: float | None = None,
         timeout: float | None = None,
     ) -> CreateContainerResponse:
         """Create a container without starting it.
 
         The reply has the container's `id`, and in `warnings` what was asked for and will
         not be done.  `id`: an id to use instead of one that the agent makes.  `rootfs`: a
-        directory of the guest that becomes the container's root.
+        directory of the guest that becomes the container's root.  `stop_signal`: what a Stop
+        sends first, TERM otherwise.  `stop_timeout`: seconds from there to SIGKILL where a Stop
+        does not name its own, math.inf: SIGKILL is never sent.
         """
         request = wire.CreateContainerRequest(
             name=name,
@@ -58,6 +71,8 @@ class ContainerCalls(Caller):
             open_stdin=open_stdin,
             rootfs=rootfs,
             id=id,
+            stop_signal=signal_text(stop_signal),
+            stop_timeout_ms=calls.stop_milliseconds(stop_timeout),
             detail=True,
         )
         return await self.call(request, wire.CreateContainerResponse, timeout=timeout)
@@ -66,17 +81,23 @@ class ContainerCalls(Caller):
         """Start a container that was created, or has ended."""
         await self.call(wire.StartContainerRequest(id=id), wire.Empty, timeout=timeout)
 
-    async def stop_container(self, id: str, *, timeout: float = 10) -> None:
-        """Send SIGTERM, and SIGKILL after `timeout` seconds.
+    async def stop_container(self, id: str, *, timeout: float | None = None) -> None:
+        """Ask a container to end by its stop signal, and kill it after `timeout` seconds.
 
-        Returns when every process of the container is dead.
+        Without a `timeout` the container's own stop_timeout holds, or 10 seconds; with math.inf
+        it is never killed, and the call has no limit.  Returns when every process of the
+        container is dead.
         """
-        request = wire.StopContainerRequest(id=id, timeout=calls.whole("StopContainerRequest.timeout", timeout))
-        await self.call(request, wire.Empty, timeout=self._added_to(timeout), long=True)
+        request = wire.StopContainerRequest(
+            id=id, timeout=calls.stop_seconds(STOP_TIMEOUT if timeout is None else timeout), own_timeout=timeout is None
+        )
+        # How long the container's own time is only the agent knows.
+        limit = None if timeout is None or timeout == math.inf else self._added_to(timeout)
+        await self._call(request, wire.Empty, seconds=limit, long=True, repeatable=False)
 
     async def kill_container(self, id: str, *, signal: str | int = "KILL", timeout: float | None = None) -> None:
         """Send a signal.  `signal`: its name, with or without SIG, or its number."""
-        request = wire.KillContainerRequest(id=id, signal=str(int(signal)) if isinstance(signal, int) else signal)
+        request = wire.KillContainerRequest(id=id, signal=signal_text(signal))
         await self.call(request, wire.Empty, timeout=timeout)
 
     async def wait_container(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from arcbox_agent.agent.containers.runtimes.protocol import frozen
-from arcbox_agent.agent.processes import environment, users
-from arcbox_agent.agent.processes.spec import SpawnSpec
+from arcbox_agent.agent.processes import users
+from arcbox_agent.agent.processes.spec import SpawnSpec, complete
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from arcbox_agent.agent.containers.runtimes.protocol import CommandSpec
     from arcbox_agent.agent.processes.lanes import Lanes
     from arcbox_agent.agent.processes.scopes import Scope, Scopes
+    from arcbox_agent.wire import ExecRequest
 
 #: Empty scopes that are kept: making and removing a cgroup costs a tenth of a spawn.
 SPARE_SCOPES = 8
@@ -30,16 +30,15 @@ class GuestRun:
         #: Scopes of commands that are over, with nothing in them.
         self._spare: list[Scope] = []
 
-    def command(self, spec: CommandSpec) -> tuple[SpawnSpec, Scope]:
-        user = users.look_up_in_guest(spec.user)
-        programs, env = environment.complete(spec.argv[0], spec.env, user.home, terminal=spec.terminal)
+    def command(self, request: ExecRequest, name: str, terminal: bool) -> tuple[SpawnSpec, Scope]:
+        user = users.look_up_in_guest(request.user)
         try:
             # The name of a scope tells the next agent whether its command was detached.
-            scope = None if spec.detached else self._spare.pop()
+            scope = None if request.detach else self._spare.pop()
         except IndexError:
             scope = None
         if scope is None:
-            scope = spec.scope_in(self._scopes.commands())
+            scope = self._scopes.commands().child(name)
             scope.create()
         try:
             if scope.frozen():
@@ -48,16 +47,17 @@ class GuestRun:
         except BaseException:
             scope.remove()
             raise
-        launched = SpawnSpec(
-            spec.argv,
+        programs, env = complete(request.cmd[0], request.env, user.home, terminal=terminal)
+        spec = SpawnSpec(
+            request.cmd,
             programs=programs,
             env=env,
-            cwd=spec.cwd or "/",
+            cwd=request.working_dir or "/",
             ids=user.ids,
-            terminal=spec.terminal,
+            terminal=terminal,
             cgroup_fd=cgroup_fd,
         )
-        return launched, scope
+        return spec, scope
 
     def take_back(self, scope: Scope) -> bool:
         # A command may have left something behind, which would end with the next one.

@@ -9,12 +9,11 @@ the same shape.
 
 from __future__ import annotations
 
-from arcbox_agent.agent.processes import cgroups
 from arcbox_agent.errors import ConflictError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from typing import Protocol
 
     from arcbox_agent._spawn import SpawnError
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.processes.scopes import Scope
     from arcbox_agent.agent.processes.spec import SpawnSpec
     from arcbox_agent.agent.processes.status import ExitStatus
-    from arcbox_agent.wire import Mount
+    from arcbox_agent.wire import ExecRequest, Mount
 else:
     Protocol = object
 
@@ -40,38 +39,6 @@ class NotStarted:
         self.error = error
 
 
-class CommandSpec:
-    """What a client asks for: a command in a container, or in the guest itself."""
-
-    __slots__ = ("argv", "cwd", "detached", "env", "name", "terminal", "user")
-
-    def __init__(
-        self,
-        argv: Sequence[str],
-        *,
-        name: str,
-        env: Mapping[str, str],
-        cwd: str = "",
-        user: str = "",
-        terminal: bool = False,
-        detached: bool = False,
-    ) -> None:
-        self.argv = argv
-        #: Tells the commands of all agents apart.
-        self.name = name
-        self.env = env
-        #: "": that of the container, or of the guest; so is `user`.
-        self.cwd = cwd
-        self.user = user
-        self.terminal = terminal
-        #: It does not end with its client, nor with the agent.
-        self.detached = detached
-
-    def scope_in(self, above: Scope) -> Scope:
-        """The command's own scope, which is not made yet."""
-        return above.child((cgroups.DETACHED_PREFIX if self.detached else cgroups.COMMAND_PREFIX) + self.name)
-
-
 class CommandHost(Protocol):
     """Where commands run: in a run of a container, or in the guest itself."""
 
@@ -82,11 +49,13 @@ class CommandHost(Protocol):
     def ended(self) -> bool:
         """It has ended: so must a command that was started meanwhile."""
 
-    def command(self, spec: CommandSpec) -> tuple[SpawnSpec, Scope]:
+    def command(self, request: ExecRequest, name: str, terminal: bool) -> tuple[SpawnSpec, Scope]:
         """Prepare a command: what to spawn, and the scope of all that it starts.  For the `spawn` lane.
 
-        The caller fills in the standard streams and spawns it, or closes the one and removes the
-        other.  RequestError: it cannot be run.  OSError: a file or a descriptor is missing.
+        Where the request names no directory or no user, those of the container or the guest are
+        taken.  `name`: of the scope.  `terminal`: its streams are one.  The caller fills in `stdio`
+        and spawns it, or closes the one and removes the other.  RequestError: it cannot be run.
+        OSError: a file or a descriptor is missing.
         """
 
     def take_back(self, scope: Scope) -> bool:

@@ -7,16 +7,16 @@ import fcntl
 import os
 
 from arcbox_agent.agent.containers.runtimes.protocol import frozen
-from arcbox_agent.agent.processes import environment, users
-from arcbox_agent.agent.processes.spec import SpawnSpec
+from arcbox_agent.agent.processes import users
+from arcbox_agent.agent.processes.spec import SpawnSpec, complete
 from arcbox_agent.agent.processes.stat_line import start_time_of
 from arcbox_agent.errors import BadRequestError, ConflictError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from arcbox_agent.agent.containers.record import Record
-    from arcbox_agent.agent.containers.runtimes.protocol import CommandSpec
     from arcbox_agent.agent.processes.scopes import Scope
+    from arcbox_agent.wire import ExecRequest
 
 _NS_GET_USERNS = 0xB701  # linux/nsfs.h
 
@@ -25,37 +25,39 @@ def not_running(id: str) -> BadRequestError:
     return BadRequestError(f"container is not running: {id}")
 
 
-def launch(record: Record, pid: int, start_time: int, above: Scope, spec: CommandSpec) -> tuple[SpawnSpec, Scope]:
+def prepare(
+    record: Record, pid: int, start_time: int, above: Scope, request: ExecRequest, name: str, terminal: bool
+) -> tuple[SpawnSpec, Scope]:
     """See CommandHost.command.  `pid`, `start_time`: the container's main process; `above`: its scope."""
     # In the rootfs on disk, not in the container's mount namespace: its processes could mount
     # an /etc/passwd of their own there, and choose as whom a command runs.
-    user = users.look_up(record.rootfs or "/", spec.user or record.user)
-    programs, env = environment.complete(spec.argv[0], {**record.env, **spec.env}, user.home, terminal=spec.terminal)
-    scope = spec.scope_in(above)
-    launched = SpawnSpec(
-        spec.argv,
+    user = users.look_up(record.rootfs or "/", request.user or record.user)
+    programs, env = complete(request.cmd[0], {**record.env, **request.env}, user.home, terminal=terminal)
+    scope = above.child(name)
+    spec = SpawnSpec(
+        request.cmd,
         programs=programs,
         env=env,
-        cwd=spec.cwd or record.working_dir or "/",
+        cwd=request.working_dir or record.working_dir or "/",
         root=record.rootfs or None,
         ids=user.ids,
-        terminal=spec.terminal,
+        terminal=terminal,
     )
     try:
         if record.mounts:
-            launched.join_fd = _open_mount_namespace(pid, start_time)
+            spec.join_fd = _open_mount_namespace(pid, start_time)
         # Without parents: nobody would remove the scope of a container that has ended.
         scope.create(parents=False)
         if scope.frozen():
             raise frozen(f"container {record.id}")
-        launched.cgroup_fd = scope.open()
+        spec.cgroup_fd = scope.open()
     except BaseException as error:
-        launched.close()
+        spec.close()
         scope.remove()
         if isinstance(error, (FileNotFoundError, ProcessLookupError)):
             raise not_running(record.id) from None
         raise
-    return launched, scope
+    return spec, scope
 
 
 def _open_mount_namespace(pid: int, start_time: int) -> int:

@@ -7,8 +7,8 @@ import os
 from arcbox_agent.agent.containers.output.stdio import ContainerStdio
 from arcbox_agent.agent.containers.runtimes.process import mounts, pid_file
 from arcbox_agent.agent.containers.runtimes.protocol import frozen
-from arcbox_agent.agent.processes import environment, users
-from arcbox_agent.agent.processes.spec import SpawnSpec
+from arcbox_agent.agent.processes import users
+from arcbox_agent.agent.processes.spec import SpawnSpec, complete
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Preparation:
         path = store.run_path(record.id)
         os.makedirs(path, mode=0o700, exist_ok=True)
         user = users.look_up(record.rootfs or "/", record.user)
-        programs, env = environment.complete(record.command[0], record.env, user.home, terminal=record.tty)
+        programs, env = complete(record.command[0], record.env, user.home, terminal=record.tty)
         steps = mounts.steps(
             [(kind, source, target, readonly) for kind, source, target, readonly in record.mounts],
             store.volumes_dir,

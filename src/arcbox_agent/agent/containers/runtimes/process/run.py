@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.containers.output.capture import CaptureHandle
     from arcbox_agent.agent.containers.record import Record
     from arcbox_agent.agent.containers.runtimes.process.parts import Parts
-    from arcbox_agent.agent.containers.runtimes.protocol import CommandSpec
     from arcbox_agent.agent.processes.children import Process
     from arcbox_agent.agent.processes.scopes import Scope
     from arcbox_agent.agent.processes.spec import SpawnSpec
+    from arcbox_agent.wire import ExecRequest
 
 
 class ProcessRun:
@@ -49,10 +49,10 @@ class ProcessRun:
     def ended(self) -> bool:
         return self._process is None or self._process.pidfd < 0
 
-    def command(self, spec: CommandSpec) -> tuple[SpawnSpec, Scope]:
+    def command(self, request: ExecRequest, name: str, terminal: bool) -> tuple[SpawnSpec, Scope]:
         if self.ended:
             raise commands.not_running(self._record.id)
-        return commands.launch(self._record, self.pid, self.start_time, self.scope, spec)
+        return commands.prepare(self._record, self.pid, self.start_time, self.scope, request, name, terminal)
 
     def take_back(self, scope: Scope) -> bool:
         # The container's own end is what a spare scope would have to survive.

@@ -1,0 +1,66 @@
+"""_messages: each class on any bytes.  google.protobuf and the plain rules are the judges.
+
+data: which class, then a message's bytes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from google.protobuf.message import DecodeError as GoogleDecodeError
+
+from arcbox_agent import wire
+from tests.reference import messages as plain
+from tests.reference.google import GOOGLE, to_plain
+from tests.wire.test_vectors import VECTORS
+from tools.fuzz.target import Target
+
+#: Error has a layout of its own: it is tried with _wire.
+CLASSES = [getattr(wire, name) for name in GOOGLE if name != "Error"]
+
+
+def corpus() -> list[bytes]:
+    return [
+        bytes([CLASSES.index(type(message))]) + bytes.fromhex(encoded)
+        for message, encoded in VECTORS
+        if type(message) in CLASSES
+    ]
+
+
+def run(data: bytes, thorough: bool) -> Hashable:
+    if not data:
+        return None
+    which = data[0] % len(CLASSES)
+    cls, body = CLASSES[which], data[1:]
+    try:
+        theirs = GOOGLE[cls.__name__].FromString(body)
+    except GoogleDecodeError:
+        theirs = None
+    try:
+        message = cls.decode(body)
+    except wire.DecodeError as error:
+        assert theirs is None, f"google.protobuf takes it: {error}"
+        assert error.path.partition(".")[0] == cls.__name__
+        if thorough:
+            assert refused(cls, body)
+        return which, len(error.path), str(error)[-12:]
+    assert theirs is not None, "google.protobuf refuses it"
+    # NaN is not equal to itself, so bytes are compared.
+    encoded = message.encode()
+    assert cls.decode(encoded).encode() == encoded
+    if thorough:
+        assert plain.decode(cls, body).encode() == encoded
+        assert to_plain(message) == to_plain(theirs)
+        assert cls.decode(bytearray(body)).encode() == cls.decode(memoryview(b"x" + body)[1:]).encode() == encoded
+    return which, len(body).bit_length(), len(encoded).bit_length(), len(encoded) < len(body)
+
+
+def refused(cls: type[wire.Message], body: bytes) -> bool:
+    try:
+        plain.decode(cls, body)
+    except plain.Broken:
+        return True
+    return False
+
+
+TARGET = Target(run, corpus, share=24)
