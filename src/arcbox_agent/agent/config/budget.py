@@ -106,6 +106,11 @@ CONNECTION_CLOSED = _time_out(
 SPAWNED = _time_out(
     "SPAWNED", BESIDE, 10.0, "A start or a command to come to its program; then it is killed, and its client told."
 )
+HANGING_START = _time_out("HANGING_START", BESIDE, 1.0, "A start under way, when a Stop or a Remove by force comes.")
+CGROUPS_LOOKED_THROUGH = _time_out(
+    "CGROUPS_LOOKED_THROUGH", BESIDE, 5.0, "One walk through the cgroups that a container has made below its own."
+)
+CGROUPS_REMOVED = _time_out("CGROUPS_REMOVED", BESIDE, 10.0, "The removal of a cgroup and all that is below it.")
 LOOK = _time_out("LOOK", BESIDE, 5.0, "What /proc says of the processes of a container, for top and stats.")
 COMMAND_QUIET = _time_out(
     "COMMAND_QUIET", BESIDE, 0.1, "Output of a command that ended: silence of those that still have its pipes open."

@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
 log = Logger("containers")
 
-#: Seconds that a Stop, or a Remove by force, waits for a start that hangs.
-START_PATIENCE = 1.0
-
 #: Seconds between two looks whether anything of a run is left: at first, and at most.
 FIRST_LOOK, LAST_LOOK = 0.002, 0.05
 
@@ -46,11 +43,11 @@ class Stopper:
         self._give_up_start = give_up_start
 
     async def lock(self, container: Container) -> None:
-        """Take the container's lock.  A start that is under way has START_PATIENCE, and is given up then."""
+        """Take the container's lock.  A start that is under way has HANGING_START, and is given up then."""
         timer = None
         if container.life.state is State.STARTING:
             loop = asyncio.get_running_loop()
-            timer = loop.call_later(START_PATIENCE, self._give_up_start, container.record)
+            timer = loop.call_later(budget.HANGING_START, self._give_up_start, container.record)
         try:
             await container.lock.acquire()
         finally:
