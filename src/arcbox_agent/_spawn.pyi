@@ -18,6 +18,8 @@ class Attempt:
 
     #: Of the child; 0: it is not known, or there is none.
     pid: int
+    #: It is with the kernel, or over.
+    begun: bool
     #: Where it stands: one of STEPS, or `preparation` before.
     step: str
     def may_own(self, pid: int) -> bool:

@@ -187,7 +187,7 @@ cdef class Attempt:
     # The plan lies on the stack of `spawn`, which sets and takes back this pointer with the GIL held.
     cdef spawn_plan *plan
     cdef bint cancelled
-    cdef bint begun
+    cdef readonly bint begun
     cdef int last_pid
 
     @property

@@ -298,7 +298,7 @@ def test_a_start_that_hangs_is_ended_by_a_stop_and_by_a_removal(
         else:
             with pytest.raises(AgentFailedError, match="failed to stop: container is not running"):
                 client.stop_container("x")
-        assert "it hangs at the step `exec` and is killed" in starting.result(HANGS)
+        assert "it hangs at the step `mount or exec` and is killed" in starting.result(HANGS)
     client.start_container("x")
     assert client.exec(["true"], container="x").exit_code == 0
     client.remove_container("x", force=True)

@@ -1,8 +1,6 @@
-"""_entries: the scan of passwd and group files.
+"""_entries: passwd and group files of a container's making, and who is in them.
 
-    data: how many columns, the name, then the file
-
-The judge: what a simple scan by split() finds.
+data: how many columns, a name, then the file.  The judge splits the lines.
 """
 
 from __future__ import annotations
@@ -13,40 +11,46 @@ from arcbox_agent import _entries
 from tools.fuzz.draw import Draw
 from tools.fuzz.target import Target
 
-MOST_COLUMNS = 7
+NO_GROUP = (1 << 32) - 1
+PASSWD = b"root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1000::/home/web:/bin/a:b\n#web\n\nshort:x\n0:x:5:5::/:\n"
+GROUP = b"root:x:0:\nadm:x:4:web,root\nbig:x:4294967295:web\nstaff:x:50:web,,x\nadm:x:4:web\nbad:x:5z:web\nlast:x:7:web"
 
 
 def corpus() -> list[bytes]:
-    passwd = b"root:x:0:0:root:/root:/bin/sh\nal:x:41:42::/home/al:/bin/sh\n41:x:43:44::/odd:/bin/sh"
-    group = b"root:x:0:\none:x:51:al\ntwo:x:52:bob,al\ntwice:x:51:al\n-:x:4294967295:al\n:x:99999999999:al,"
-    return [b"\3\1\2al" + passwd, b"\3\0\00241" + passwd, b"\0\1\2al" + group, b"\1\1\0" + group]
+    return [
+        *(bytes([columns, len(name)]) + name + PASSWD for columns in (0, 4) for name in (b"web", b"0", b"", b"1000")),
+        *(bytes([9, len(name)]) + name + GROUP for name in (b"web", b"root", b"")),
+        bytes([12, 3]) + b"web" + GROUP,
+    ]
 
 
 def run(data: bytes, thorough: bool) -> Hashable:
     draw = Draw(data)
-    columns = 3 + draw.byte() % 5
-    by_number = bool(draw.byte() % 2)
-    name = draw.block()
-    file = draw.rest()
-    rows = [line.split(b":", MOST_COLUMNS - 1) for line in file.split(b"\n")]
-    whole = [row for row in rows if len(row) >= columns]
-    wanted = [row for row in whole if row[0] == name] or [row for row in whole if by_number and row[2] == name]
-    found = _entries.find(file, name, columns, by_number)
-    assert found == (wanted[0] if wanted else None)
-    groups = _entries.groups_of(file, name, 65536)
-    assert groups == tuple(
-        dict.fromkeys(
-            int(row[2])
-            for row in rows
-            if len(row) >= 4
-            and row[2].isdigit()
-            and len(row[2]) <= 10
-            and int(row[2]) < 0xFFFFFFFF
-            and name in row[3].split(b",")
-        )
-    )
-    assert _entries.groups_of(file, name, 1) == groups[:1]
-    return found is not None, min(len(groups), 3), columns
+    bits, name, file = draw.byte() % 16, draw.block(), draw.rest()
+    lines = file.split(b"\n")
+    if lines[-1] == b"":
+        lines.pop()
+    entries = [line.split(b":", 6) for line in lines]
+    if bits < 8:
+        columns, by_number = 3 + bits % 5, bool(bits & 1)
+        whole = [entry for entry in entries if len(entry) >= columns]
+        named = [entry for entry in whole if entry[0] == name]
+        numbered = [entry for entry in whole if by_number and entry[2] == name]
+        found = _entries.find(file, name, columns, by_number)
+        assert found == next(iter(named or numbered), None)
+        return "find", found is not None, bool(named), min(len(lines), 5)
+    most = (1, 2, 3, 65536)[bits & 3]
+    groups = [
+        int(entry[2])
+        for entry in entries
+        if len(entry) >= 4 and is_number(entry[2]) and int(entry[2]) < NO_GROUP and name in entry[3].split(b",")
+    ]
+    assert _entries.groups_of(file, name, most) == tuple(dict.fromkeys(groups[:most]))
+    return "groups", min(len(groups), 5), most
 
 
-TARGET = Target(run, corpus)
+def is_number(text: bytes) -> bool:
+    return 1 <= len(text) <= 10 and all(48 <= digit <= 57 for digit in text)
+
+
+TARGET = Target(run, corpus, words=[b"\n", b":", b":x:", b",web", b"web:x:7:7:::\n", b"4294967294"], share=20)

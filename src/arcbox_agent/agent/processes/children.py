@@ -19,14 +19,20 @@ from arcbox_agent._spawn import SpawnError, exit_status, take_status
 from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.observe.rate import OncePerMinute
-from arcbox_agent.agent.processes.spawning import HungError, Spawning
-from arcbox_agent.agent.processes.stat_line import is_stopped, start_time_of, zombie_status, zombies
+from arcbox_agent.agent.processes.spawning import HungError, SpawnUnderWay
+from arcbox_agent.agent.processes.stat_line import (
+    is_stopped,
+    start_time_of,
+    stopped_before_exec,
+    zombie_status,
+    zombies,
+)
 from arcbox_agent.agent.processes.status import LOST, ExitStatus
 from arcbox_agent.errors import BusyError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Coroutine
     from typing import Protocol
 
     from arcbox_agent._spawn import Attempt
@@ -50,10 +56,19 @@ ADOPTED_STATUS_STEP = 0.01
 class Process:
     """A process that was started or adopted here."""
 
-    __slots__ = ("_ended", "_owner", "child", "pid", "pidfd", "start_time", "status")
+    __slots__ = ("_ask", "_ended", "_owner", "child", "pid", "pidfd", "start_time", "status")
 
-    def __init__(self, owner: Processes, pid: int, pidfd: int, start_time: int, child: bool) -> None:
+    def __init__(
+        self,
+        owner: Processes,
+        pid: int,
+        pidfd: int,
+        start_time: int,
+        child: bool,
+        ask: Callable[[int], Awaitable[int | None]] | None,
+    ) -> None:
         self._owner = owner
+        self._ask = ask
         self._ended: asyncio.Future[ExitStatus] = owner.loop.create_future()
         self.pid = pid
         #: -1 once its status is taken.
@@ -94,11 +109,31 @@ class Process:
             taken = take_status(self.pidfd)
         except ChildProcessError:
             self._owner._forget(self)
-            self._ask_kernel(self._owner.loop.time() + budget.ADOPTED_STATUS)
+            if self._ask is not None:
+                self._owner._begin_asking(self._ask_parent(self._ask))
+            else:
+                self._ask_kernel(self._owner.loop.time() + budget.ADOPTED_STATUS)
             return
         if taken is not None:
             self._owner._forget(self)
             self._finish(ExitStatus(*taken))
+
+    async def _ask_parent(self, ask: Callable[[int], Awaitable[int | None]]) -> None:
+        """Find the status of a process that is another's child, which can be asked."""
+        status: ExitStatus | None = None
+        try:
+            status = zombie_status(self.pid, self.start_time)
+        except OSError:
+            pass  # no descriptor is left to look with
+        # /proc shows 0 to whom it does not show the truth.
+        if status is None or status.wait_status == 0:
+            told = await ask(self.pid)
+            if told is not None:
+                status = ExitStatus.of_wait_status(told)
+        if status is not None:
+            self._finish(status)
+        else:
+            self._ask_kernel(self._owner.loop.time() + budget.ADOPTED_STATUS)
 
     def _ask_kernel(self, deadline: float) -> None:
         """Find the status of an adopted process that is another's child.
@@ -115,7 +150,10 @@ class Process:
             known = False
         if status is None:
             # While it is a zombie /proc has the status too, on any kernel.
-            status = zombie_status(self.pid, self.start_time)
+            try:
+                status = zombie_status(self.pid, self.start_time)
+            except OSError:
+                known = True  # no descriptor is left to look with: there may be one soon
         if status is None and known and self._owner.loop.time() < deadline:
             self._owner.loop.call_later(ADOPTED_STATUS_STEP, self._ask_kernel, deadline)
             return
@@ -138,7 +176,7 @@ class Processes:
         self._metrics = metrics
         self._owned: dict[int, Process] = {}
         #: The spawns under way, by their tickets.
-        self._in_flight: dict[int, Spawning] = {}
+        self._in_flight: dict[int, SpawnUnderWay] = {}
         self._tickets = 0
         self._hung_log = OncePerMinute()
         self._look_timer: asyncio.TimerHandle | None = None
@@ -146,6 +184,9 @@ class Processes:
         self._doubtful: dict[int, set[int]] = {}
         self._watching = False
         self._closed = False
+        #: Other processes that spawn for this one, by pid.
+        self.spawners: set[int] = set()
+        self._asking: set[asyncio.Task[None]] = set()
         _fill_standard_descriptors()
 
     def __len__(self) -> int:
@@ -163,9 +204,11 @@ class Processes:
         undo: Callable[[], None] | None = None,
         outlives: bool = False,
         *,
+        ask: Callable[[int], Awaitable[int | None]] | None = None,
         key: str | None = None,
         limit: float = budget.SPAWNED,
         late: Late | None = None,
+        kill: Callable[[], None] | None = None,
     ) -> Process:
         """Start a process for container `key`, or for the guest.  SpawnError: nothing of it is left.
 
@@ -173,6 +216,8 @@ class Processes:
         HungError: it had not started within `limit` seconds.  It is killed, and `late` is called when
         nothing of it runs any more.  BusyError: too much waits for that container.
         `undo`: called where `run` is not.  `outlives`: the process goes on where the agent ends meanwhile.
+        `kill`: kills the child that another process has made for `run`, without blocking.
+        `ask`: the wait status of a pid that has ended, from the parent that it has instead of this process.
         """
         if self._closed:
             if undo is not None:
@@ -180,7 +225,8 @@ class Processes:
             raise SpawnError(errno.ESHUTDOWN, "clone")
         self._tickets += 1
         ticket = self._tickets
-        spawning = self._in_flight[ticket] = Spawning(key, self.loop.time(), limit, outlives, late)
+        spawning = self._in_flight[ticket] = SpawnUnderWay(key, self.loop.time(), limit, outlives, late)
+        spawning.kill = kill
         if self._look_timer is None:
             self._look_timer = self.loop.call_later(LOOK, self._look, context=Context())
 
@@ -216,7 +262,7 @@ class Processes:
         finally:
             if timer is not None:
                 timer.cancel()
-        process = self._own(pid, pidfd, start_time)
+        process = self._own(pid, pidfd, start_time, ask=ask)
         self._landed(ticket)
         self._count("processes_spawned")
         return process
@@ -227,8 +273,13 @@ class Processes:
             if spawning.key == key:
                 self._give_up(spawning)
 
-    def adopt(self, pid: int, start_time: int) -> Process | None:
-        """Own a process of a former agent; None: it is gone.  OSError: that cannot be found out."""
+    def adopt(
+        self, pid: int, start_time: int, ask: Callable[[int], Awaitable[int | None]] | None = None
+    ) -> Process | None:
+        """Own a process of a former agent; None: it is gone.  OSError: that cannot be found out.
+
+        `ask`: as in spawn_by.
+        """
         try:
             pidfd = os.pidfd_open(pid)
         except OSError as error:
@@ -245,7 +296,7 @@ class Processes:
         if not same:
             os.close(pidfd)
             return None
-        return self._own(pid, pidfd, start_time, child=False)
+        return self._own(pid, pidfd, start_time, child=False, ask=ask)
 
     def release(self, process: Process) -> None:
         """Disown a process, which goes on."""
@@ -299,6 +350,13 @@ class Processes:
             self._look_timer.cancel()
         for process in list(self._owned.values()):
             self.release(process)
+        for task in self._asking:
+            task.cancel()
+
+    def _begin_asking(self, work: Coroutine[None, None, None]) -> None:
+        task = self.loop.create_task(work, context=Context())
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
 
     def _look(self) -> None:
         """Look at the spawns that take long, and give up those that take too long.
@@ -318,36 +376,40 @@ class Processes:
                     log.debug("cannot look at a spawn", error=error)
         self._look_timer = self.loop.call_later(LOOK, self._look, context=Context())
 
-    def _look_at(self, spawning: Spawning, now: float) -> None:
+    def _look_at(self, spawning: SpawnUnderWay, now: float) -> None:
         attempt = spawning.attempt
         if spawning.given_up:
-            attempt.cancel()  # once more: it may have been between two children
+            spawning.end()  # once more: it may have been between two children
             if not spawning.told:
                 spawning.told = True
                 since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(spawning.since))
                 log.error(
                     "a spawn hangs and cannot be ended: it keeps a thread",
                     container=spawning.key or "",
-                    step=attempt.step,
+                    step=spawning.step,
                     pid=attempt.pid,
                     since=since,
                 )
         elif now - spawning.began >= spawning.limit:
             self._give_up(spawning)
+        elif spawning.kill is not None:
+            # One of these processes may have the child, of which no more is known.
+            parents = [os.getpid(), *self.spawners]
+            self._lanes.signals.submit(None, _kill_stopped, parents).add_done_callback(_take_failure)
         elif attempt.pid and is_stopped(attempt.pid):
             log.warning("a process was stopped before it ran its program: killed", pid=attempt.pid)
             attempt.kill()
 
-    def _give_up(self, spawning: Spawning) -> None:
+    def _give_up(self, spawning: SpawnUnderWay) -> None:
         future = spawning.future
         if future is None or future.done():
             return
         seconds = self.loop.time() - spawning.began
         waits = self._lanes.spawn.waits(future)
-        error = HungError(spawning.key, "" if waits else spawning.attempt.step, round(seconds, 1))
+        error = HungError(spawning.key, "" if waits else spawning.step, round(seconds, 1))
         spawning.given_up = True
         future.set_exception(error)
-        spawning.attempt.cancel()
+        spawning.end()
         self._count("spawns_given_up")
         self._hung_log.log(
             log.warning,
@@ -358,8 +420,15 @@ class Processes:
             reason=error,
         )
 
-    def _own(self, pid: int, pidfd: int, start_time: int, child: bool = True) -> Process:
-        process = Process(self, pid, pidfd, start_time, child)
+    def _own(
+        self,
+        pid: int,
+        pidfd: int,
+        start_time: int,
+        child: bool = True,
+        ask: Callable[[int], Awaitable[int | None]] | None = None,
+    ) -> Process:
+        process = Process(self, pid, pidfd, start_time, child, ask)
         self._owned[pid] = process
         self.loop.add_reader(pidfd, process._readable)
         return process
@@ -405,6 +474,23 @@ class Processes:
     def _count(self, name: str, n: int = 1) -> None:
         if self._metrics is not None:
             self._metrics.add(name, n)
+
+
+def _kill_stopped(parents: list[int]) -> None:
+    """Kill the children of these processes that were stopped before they executed their program.  For a thread."""
+    for pid in [pid for parent in parents for pid in stopped_before_exec(parent)]:
+        pidfd = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        finally:
+            os.close(pidfd)
+        log.warning("a process was stopped before it ran its program: killed", pid=pid)
+
+
+def _take_failure(look: asyncio.Future[None]) -> None:
+    error = None if look.cancelled() else look.exception()
+    if error is not None:  # most likely no descriptor is left: the next look may have one
+        log.debug("cannot look for stopped processes", error=error)
 
 
 def _fill_standard_descriptors() -> None:

@@ -31,13 +31,15 @@ class HungError(Exception):
         self.step = step
 
 
-class Spawning:
+class SpawnUnderWay:
     """A spawn that is under way: its thread may have made a child that has no owner yet."""
 
-    __slots__ = ("attempt", "began", "future", "given_up", "key", "late", "limit", "outlives", "since", "told")
+    __slots__ = ("attempt", "began", "future", "given_up", "key", "kill", "late", "limit", "outlives", "since", "told")
 
     def __init__(self, key: str | None, began: float, limit: float, outlives: bool, late: Late | None) -> None:
         self.attempt = Attempt()
+        #: Kills the child where another process has it.
+        self.kill: Callable[[], None] | None = None
         self.key = key
         self.began = began
         self.limit = limit
@@ -47,3 +49,16 @@ class Spawning:
         self.given_up = False
         self.told = False
         self.future: asyncio.Future[tuple[int, int, int]] | None = None
+
+    @property
+    def step(self) -> str:
+        """Where it stands, as far as that is known."""
+        if self.kill is not None and not self.attempt.begun:
+            return "mount or exec"  # in another process
+        return self.attempt.step
+
+    def end(self) -> None:
+        """Kill the child, and make none any more."""
+        self.attempt.cancel()
+        if self.kill is not None:
+            self.kill()

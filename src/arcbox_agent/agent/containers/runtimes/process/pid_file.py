@@ -11,10 +11,18 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import time
 
 from arcbox_agent._spawn import STEPS
+from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.containers.runtimes.protocol import NotStarted
 from arcbox_agent.agent.processes.stat_line import START_TIME, fields_of, start_time_of
+
+#: In the run directory of the container.
+NAME = "pid"
+
+#: Seconds between two attempts to take the lock.
+_PAUSE = 0.002
 
 
 def create(path: str) -> int:
@@ -48,6 +56,19 @@ def read(path: str) -> tuple[int, int] | NotStarted | None:
     if words[:1] == [b"failed"] and len(words) == 3:
         return NotStarted(f"{STEPS[int(words[2])]}: {os.strerror(int(words[1]))}")
     return int(line.split()[0]), int(fields[START_TIME])
+
+
+def wait(path: str) -> tuple[int, int] | NotStarted | None:
+    """As `read`, once a spawn under way is over; it has FORMER_SPAWN for that.  For a thread."""
+    give_up = time.monotonic() + budget.FORMER_SPAWN
+    while True:
+        try:
+            return read(path)
+        except BlockingIOError:
+            if time.monotonic() > give_up:
+                kill(path)
+                raise
+        time.sleep(_PAUSE)
 
 
 def kill(path: str) -> None:
