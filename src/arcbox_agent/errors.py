@@ -27,7 +27,8 @@
     ├── UnsupportedError              the agent is too old for what was asked: bring it up to date
     ├── LogFileError              a file that is not read as a log: a symbolic link (also OSError)
     ├── CommandFailedError            a command failed that was run with check=True
-    └── OutputLimitError              a command wrote more than `exec` may keep: exec_stream
+    ├── OutputLimitError              a command wrote more than `exec` may keep: exec_stream
+    └── ReplyLimitError               the replies to a call are more than the client keeps: ask for less
 
 The agent's handlers raise RequestError classes; the client raises the same
 classes for the Error frames it receives.  All of them pickle.
@@ -348,3 +349,16 @@ class OutputLimitError(ArcboxError):
     def __init__(self, cmd: list[str], limit: int) -> None:
         super().__init__(f"command {cmd!r} wrote more than {limit} bytes: raise output_limit, or use exec_stream")
         self.cmd, self.limit = cmd, limit
+
+
+class ReplyLimitError(ArcboxError):
+    """The replies to one call are more than the client keeps in memory.
+
+    `limit`: bytes.
+    """
+
+    limit: int
+
+    def __init__(self, what: str, limit: int, advice: str) -> None:
+        super().__init__(f"{what} is longer than {limit} bytes: {advice}")
+        self.limit = limit

@@ -28,6 +28,8 @@ ARGUMENTS = {
     "RequestError": ("what it says", 418),
     "CommandFailedError": (["ls", "é"], 2, b"\xff", b"no luck"),
     "OutputLimitError": (["yes"], 100),
+    "ReplyLimitError": ("the list", 100, "ask for less"),
+    "TooManyItemsError": ("Message.field", 7, "items"),
 }
 
 
