@@ -22,13 +22,14 @@ MUTANTS_ARGS ?=
 FUZZ_ARGS ?=
 EXECUTIONS ?=
 SECONDS ?= 120
+KILLS ?= 600
 SEED ?=
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test test-quick coverage vm-test vm vm-bench vm-soak check check-sanitized fuzz mutants bench soak build install clean
+.PHONY: help demo test test-quick coverage vm-test vm vm-bench vm-soak check check-sanitized fuzz mutants bench soak faults build install clean
 
 help: ## this list
 	@echo 'make TARGET [PYTHON=python3.12]'; echo
@@ -92,6 +93,10 @@ bench: $(STAMPS)/test ## the figures, each with its rival in the same run (BENCH
 
 soak: $(STAMPS)/test ## mixed load with faults at random (SECONDS=600 SEED=7)
 	@$(BIN)/python -m tools.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(SOAK_ARGS)
+
+faults: $(STAMPS)/test ## agent, keeper or both killed at random moments: nothing may be lost (KILLS=600 SECONDS=600 SEED=7)
+	@$(BIN)/python -m tools.faults --kills $(KILLS) $(if $(filter command line,$(origin SECONDS)),--seconds $(SECONDS)) \
+	    $(if $(SEED),--seed $(SEED))
 
 mutants: $(STAMPS)/test ## small faults put into the code, each of which a test must catch (SECONDS=600 SEED=7 MUTANTS_ARGS="--files agent/serving/")
 	@$(BIN)/python -m tools.mutants --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(MUTANTS_ARGS)

@@ -625,7 +625,7 @@ class WaitContainerResponse(Message):
     error: str
     signal: int
     output_cut: bool
-    """what passed its output on was ended before all of it was in the log"""
+    """its last output may be missing: what passed it on was killed, or nobody held it"""
     def __init__(
         self,
         *,

@@ -1488,7 +1488,7 @@ cdef class WaitContainerResponse(Message):
     """status_code: int  # 128 + signal where a signal ended it
     error: str
     signal: int
-    output_cut: bool  # what passed its output on was ended before all of it was in the log
+    output_cut: bool  # its last output may be missing: what passed it on was killed, or nobody held it
     """
 
     TYPE = 0x1016

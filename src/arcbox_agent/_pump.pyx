@@ -15,7 +15,8 @@ from libc.stdlib cimport free, malloc
 from arcbox_agent._lines cimport STDERR, STDOUT
 from arcbox_agent._log_file cimport CaptureLog, Log
 from arcbox_agent._spool cimport (
-    HEADER, HOLD, INPUT, OUTPUT, Spool, Work, close_spool, deliver, drop, empty, lose, open_spool, recover_spool,
+    HEADER, HOLD, INPUT, OUTPUT, Spool, Work,
+    close_spool, deliver, drop, empty, into_memory, lose, open_spool, recover_spool,
 )
 
 import os
@@ -132,6 +133,8 @@ cdef ssize_t take_pty(Stream* s, Work* work) noexcept nogil:
     while written < <size_t> n:
         rc = pwrite(spool.fd, work.data + written, n - written, HEADER + spool.size + <int64_t> written)
         if rc < 0:
+            if into_memory(spool):
+                continue
             break
         written += rc
     spool.size += written
@@ -157,6 +160,10 @@ cdef ssize_t take(Stream* s, Work* work) noexcept nogil:
         n = arcbox_splice(s.source, spool.fd, HEADER + spool.size, TAKE)
     if n < 0:
         n = -errno
+    if n < 0 and n != -EAGAIN and n != -EINTR and into_memory(spool):
+        n = arcbox_splice(s.source, spool.fd, HEADER + spool.size, TAKE)
+        if n < 0:
+            n = -errno
     if n > 0:
         spool.size += n
         work.totals.bytes += n

@@ -26,6 +26,7 @@ cdef struct Spool:
     int64_t lost_bytes  # not yet reported in the log
     int64_t lost_lines
     bint cut  # the lost bytes end inside a line, whose rest is lost with it
+    bint in_memory  # the file is one in memory, which ends with the agent
 
 
 cdef struct Totals:
@@ -46,6 +47,7 @@ cdef int open_spool(Spool* spool, str path) except -1
 cdef int recover_spool(Spool* spool, CaptureLog log, str path) except -1
 cdef void close_spool(Spool* spool) noexcept
 cdef void empty(Spool* spool) noexcept nogil
+cdef bint into_memory(Spool* spool) noexcept nogil
 cdef int deliver(Spool* spool, Work* work, bint parts, bint last) noexcept nogil
 cdef void drop(Spool* spool, Work* work) noexcept nogil
 cdef void lose(Spool* spool, const char* lost, size_t n, Work* work) noexcept nogil

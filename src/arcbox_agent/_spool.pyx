@@ -33,8 +33,19 @@ import os
 cdef extern from *:
     """
     #include <stdint.h>
+    #include <fcntl.h>
+    #include <sys/mman.h>
     #include <time.h>
     #include <unistd.h>
+
+    static int arcbox_memory_file(void) {
+        return memfd_create("spool", MFD_CLOEXEC);
+    }
+
+    /* `to` becomes what `from` is, and stays close-on-exec. */
+    static int arcbox_replace(int from, int to) {
+        return dup3(from, to, O_CLOEXEC);
+    }
 
     static int64_t arcbox_realtime(void) {
         struct timespec t;
@@ -43,6 +54,8 @@ cdef extern from *:
     }
     """
     int64_t arcbox_realtime() nogil
+    int arcbox_memory_file() nogil
+    int arcbox_replace(int from_fd, int to_fd) nogil
     int close(int fd) nogil
     int ftruncate(int fd, int64_t size) nogil
     ssize_t pread(int fd, void* to, size_t n, int64_t at) nogil
@@ -89,6 +102,35 @@ cdef void empty(Spool* spool) noexcept nogil:
     if save_mark(spool, spool.size) == 0 and ftruncate(spool.fd, HEADER) == 0:
         save_mark(spool, 0)
         spool.size = spool.done = spool.searched = 0
+
+
+cdef bint into_memory(Spool* spool) noexcept nogil:
+    """Go on in a file in memory, where the spool's file system has no room; False: there is none either.
+
+    The next agent finds the old file empty, and loses of the output only what has not come into the
+    log until then: far less than what the container would write in vain.
+    """
+    cdef char copied[4096]
+    cdef ssize_t got
+    cdef int64_t at = 0
+    cdef int fd
+    if spool.in_memory:
+        return False
+    fd = arcbox_memory_file()
+    if fd < 0:
+        return False
+    while True:
+        got = pread(spool.fd, copied, sizeof(copied), at)
+        if got == 0:
+            break
+        if got < 0 or pwrite(fd, copied, got, at) != got:
+            close(fd)
+            return False
+        at += got
+    # What is there goes into the log by this file alone: found again, it would be there twice.
+    spool.in_memory = ftruncate(spool.fd, 0) == 0 and arcbox_replace(fd, spool.fd) >= 0
+    close(fd)
+    return spool.in_memory
 
 
 cdef inline ssize_t read_output(Spool* spool, char* data) noexcept nogil:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from arcbox_agent.agent.config.invocation import load
-from arcbox_agent.agent.config.table import TABLE, Settings
+from arcbox_agent.agent.config.table import KEEPER_SOCKET, TABLE, Settings
 from arcbox_agent.agent.config.text import show, usage
 from arcbox_agent.errors import ConfigError
 from tests.conftest import REPOSITORY
@@ -101,6 +102,11 @@ MODES = "full, no-exec, read-only"
             "max_queued_total: 1MiB is below max_frame_size, 16MiB: no such frame could ever arrive",
         ),
         (["--state-dir=/x", "--run-dir=/x"], "run_dir: /x is the state_dir too: they must differ"),
+        (
+            ["--run-dir=/" + "d" * 93],
+            f"run_dir: /{'d' * 93} is longer than 93 bytes: the kernel takes no socket in it; "
+            "name a shorter directory (--run-dir DIR)",
+        ),
         (["--no-listen"], "unknown argument '--no-listen': see --help"),
         (["--help=x"], "--help takes no value"),
         (["--no-set-clock=1"], "--no-set-clock takes no value"),
@@ -174,3 +180,10 @@ def test_every_setting_is_an_option_a_key_an_attribute_and_a_line_of_the_help() 
 def test_the_page_of_the_settings_has_the_table_as_it_is() -> None:
     page = (REPOSITORY / "docs" / "configuration.md").read_text()
     assert table() in page, "put the output of `python -m tools.settings_page` into docs/configuration.md"
+
+
+def test_the_longest_run_dir_takes_the_keepers_socket(tmp_path: Path) -> None:
+    run_dir = "/" + "d" * 92
+    assert load([f"--run-dir={run_dir}"]).settings.run_dir == run_dir
+    with socket.socket(socket.AF_UNIX) as taken, pytest.raises(FileNotFoundError):  # not "path too long"
+        taken.bind(f"{run_dir}/{KEEPER_SOCKET}")

@@ -22,7 +22,7 @@ from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.processes.children import Processes
 from arcbox_agent.agent.processes.keeper import Keeper
 from arcbox_agent.agent.processes.lanes import Lanes
-from tests.containers.support import eventually
+from tests.containers.support import alive, eventually
 from tools.stress.agent import PATIENCE, AgentProcess
 
 
@@ -37,7 +37,7 @@ async def agents() -> AsyncIterator[tuple[Callable[[], Awaitable[Keeper]], Proce
         async def next_agent() -> Keeper:
             if keepers:
                 await keepers[-1].close()
-            keepers.append(Keeper(str(Path(directory) / "keeper.sock"), processes, lanes))
+            keepers.append(Keeper(str(Path(directory) / "keeper-2.sock"), processes, lanes))
             return keepers[-1]
 
         try:
@@ -303,7 +303,7 @@ async def _outlived(agent: AgentProcess, many: int) -> None:
         pids = [each.pid for each in await client.list_containers()]
     agent.kill()
     go.touch()
-    await until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
+    await until(lambda: not any(map(alive, pids)))
     agent.start()
     agent.wait_until_it_answers()
     async with connect(agent.address, timeout=PATIENCE) as client:
@@ -330,7 +330,7 @@ def test_the_exit_code_of_a_run_is_not_that_of_one_before_it(start_agent: Callab
     agent.kill()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as keeper:
         keeper.settimeout(PATIENCE)
-        keeper.connect(str(agent.run_dir / "keeper.sock"))
+        keeper.connect(str(agent.run_dir / "keeper-2.sock"))
         socket.send_fds(keeper, [b"kc"], [pidfd])
         assert keeper.recv(100) == b"ok"
     os.close(pidfd)
@@ -340,7 +340,7 @@ def test_the_exit_code_of_a_run_is_not_that_of_one_before_it(start_agent: Callab
         (info,) = [each for each in client.list_containers() if each.id == "c"]
     agent.kill()
     go.touch()
-    eventually(lambda: not os.path.exists(f"/proc/{info.pid}"))
+    eventually(lambda: not alive(info.pid))
     agent.restart()
     with sync.connect(agent.address) as client:
         assert client.wait_container("c").status_code == 9

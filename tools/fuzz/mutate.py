@@ -52,8 +52,8 @@ class Mutator:
         draw = self._random
         data = bytearray(self.corpus[int(draw() * len(self.corpus))])
         changes = self._changes
-        # 1 to 8, fewer more often.
-        for _ in range(1 + int(draw() * draw() * 8)):
+        # 1 to 8, mostly one or two: of what is changed much, most is refused by its first bytes.
+        for _ in range(1 + int(draw() * draw() * draw() * 8)):
             changes[int(draw() * len(changes))](data)
         return bytes(data) if len(data) <= MOST else bytes(data[:MOST])
 

@@ -96,5 +96,9 @@ class Outages:
     def add(self, killed: float, answered: float) -> None:
         self._spans.append((killed, answered))
 
+    def since(self, moment: float) -> bool:
+        """Whether one began after `moment`, or is not over then."""
+        return any(moment <= end for _, end in self._spans)
+
     def cover(self, moment: float) -> bool:
         return any(begin - self.BEFORE <= moment <= end for begin, end in self._spans)

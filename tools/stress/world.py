@@ -52,6 +52,9 @@ class World:
         self.faults: list[str] = []
         self.counts: Counter[str] = Counter()
         self.outages = Outages()
+        #: When neither agent nor keeper was there to see an end: with it, only then may a code or a last line be
+        #: lost, and it must be told.
+        self.blind: Outages | None = None
         #: May a call be refused for a reason of the machine's (full disk, no descriptors)?
         self.trouble = False
         #: The agent is being stopped in order: it may say so instead of answering.
@@ -293,7 +296,11 @@ class World:
     def _code_faults(self, asked: Asked, run: Run, code: int, error: str) -> list[str]:
         if code in asked.codes(run):
             return []
-        if code == LOST and "lost" in error:
+        if code == LOST and "lost" in error and self.blind is not None:
+            if self._unseen(run):
+                self.counts["codes lost with both"] += 1
+                return []
+        elif code == LOST and "lost" in error:
             unseen = asked.interrupted or run.exit_code is None or self.outages.cover(run.exit_time)
             if unseen:
                 self.counts["lost codes"] += 1
@@ -302,6 +309,12 @@ class World:
             f"{asked.id} ended with {run.exit_code} (signalled: {asked.signalled}), "
             f"and is said to have ended with {code} {error!r}"
         ]
+
+    def _unseen(self, run: Run) -> bool:
+        """Whether it ended while neither agent nor keeper was there, as far as it can say when it ended."""
+        if self.blind is None:
+            return False
+        return self.blind.since(run.started) if run.exit_code is None else self.blind.cover(run.exit_time)
 
     def _judge_code(self, asked: Asked, code: int, error: str) -> None:
         runs = self.runs().get(asked.id, [])
@@ -334,7 +347,7 @@ class World:
                     else:
                         break
                     at += 1
-                least = 0 if run.alive else run.written[stream]
+                least = 0 if run.alive or self._unseen(run) else run.written[stream]
                 # A line that was intended may be in the pipe though its writer was
                 # killed before it could say so.
                 if not least <= number <= run.intended[stream]:

@@ -70,7 +70,7 @@ class Agent:
         self._processes = Processes(self._loop, self._lanes, metrics)
         self._capture = Capture(settings, metrics)
         store = Store(settings.state_dir, settings.run_dir)
-        runtimes = Runtimes(settings, store, self._processes, self._lanes, self._capture)
+        runtimes = Runtimes(settings, metrics, store, self._processes, self._lanes, self._capture)
         self._containers = Containers(settings, metrics, self._lanes, store, runtimes)
         self._commands = Commands(settings, metrics, self._processes, self._lanes)
         self._followers = Followers(settings, metrics)

@@ -37,6 +37,7 @@ COUNTERS: dict[str, str] = {
     "processes_spawned": "Processes started, containers and commands alike.",
     "spawn_failures": "Processes that could not be started.",
     "orphans_reaped": "Processes of others that the agent reaped as their init.",
+    "keeper_deaths": "Keepers that were killed while they held something.",
     "exits_lost": "Ends of containers whose exit code could not be known.",
     "commands_started": "Commands run for clients.",
     "commands_timed_out": "Commands ended because of their time-out.",

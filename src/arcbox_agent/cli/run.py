@@ -94,7 +94,7 @@ async def _stay(invocation: Invocation, client: Client, container: str) -> int:
         if result.error:
             warn(result.error)
         if result.output_cut:
-            warn("the output is cut off: what passed it on did not end in time, and was killed")
+            warn("the output is cut off: its end was not seen, or what passed it on did not end in time and was killed")
         return result.status_code
     finally:
         ended.cancel()

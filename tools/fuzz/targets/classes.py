@@ -167,4 +167,4 @@ def same(one: wire.Message, other: wire.Message) -> bool:
     return repr(one) == repr(other)
 
 
-TARGET = Target(run, corpus, share=5)
+TARGET = Target(run, corpus, share=8)

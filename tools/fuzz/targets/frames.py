@@ -92,4 +92,4 @@ def run(data: bytes, thorough: bool) -> Hashable:
     return at_once[1], min(len(at_once[0]), 5), version, len(whole).bit_length()
 
 
-TARGET = Target(run, corpus, words=[stream()[:40], b"\0\0\0\4\0\0\0\1", b"\0\0\0\6\0\0\0\1\0\0"], share=12)
+TARGET = Target(run, corpus, words=[stream()[:40], b"\0\0\0\4\0\0\0\1", b"\0\0\0\6\0\0\0\1\0\0"], share=35)

@@ -55,4 +55,4 @@ def run(data: bytes, thorough: bool) -> Hashable:
     raise AssertionError("a call of init's was made")
 
 
-TARGET = Target(run, corpus, share=6, prepare=prepare)
+TARGET = Target(run, corpus, share=20, prepare=prepare)

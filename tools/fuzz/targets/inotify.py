@@ -74,4 +74,4 @@ def watch(data: bytes) -> None:
         os.close(fd)
 
 
-TARGET = Target(run, corpus, words=[event(1, 2), event(1, 256, b"a")], share=10)
+TARGET = Target(run, corpus, words=[event(1, 2), event(1, 256, b"a")], share=40)

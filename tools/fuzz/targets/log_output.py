@@ -91,4 +91,4 @@ def retraced(trace: bytes, frames: bytes) -> Hashable:
     return "retraced", min(count, 4), len(trace).bit_length()
 
 
-TARGET = Target(run, corpus, words=[b"\n", b"\0\0\0\x06\0\0\x10\x21\0\0"], share=8)
+TARGET = Target(run, corpus, words=[b"\n", b"\0\0\0\x06\0\0\x10\x21\0\0"], share=20)

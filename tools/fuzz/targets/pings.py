@@ -84,4 +84,4 @@ def judge(whole: bytes, found: list[plain.PlainFrame | None], failure: str, out:
     assert out == answers
 
 
-TARGET = Target(run, corpus, words=[pings()[:20], b"\0\0\0\4\0\0\0\1", b"\x0a\x02hi"], share=10)
+TARGET = Target(run, corpus, words=[pings()[:20], b"\0\0\0\4\0\0\0\1", b"\x0a\x02hi"], share=25)

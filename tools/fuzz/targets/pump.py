@@ -26,7 +26,7 @@ STREAMS = ("stdout", "stderr")
 FILES = 60
 CALLS = 24
 _GAP = re.compile(rb"\[output lost: (\d+) bytes, (\d+) lines: the log could not be written: [^\]]*\]")
-_LINE = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z (stdout|stderr) (F|P|F:end|F:gap) (.*)", re.DOTALL)
+_LINE = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z) (stdout|stderr) (F|P|F:end|F:gap) (.*)", re.DOTALL)
 #: The longest line that a reader takes whole.
 WINDOW = 262144
 MARK = struct.Struct("<8xQq")
@@ -69,6 +69,7 @@ def content(log: Path) -> tuple[dict[str, bytes], dict[str, int]]:
     """Of each stream: what the log says it wrote, and how many bytes the log says are lost."""
     said = {"stdout": bytearray(), "stderr": bytearray()}
     lost = dict.fromkeys(STREAMS, 0)
+    latest = b""
     for file in files(log):
         lines = file.split(b"\n")
         assert lines.pop() == b"", "a log ends with a whole line"
@@ -76,13 +77,15 @@ def content(log: Path) -> tuple[dict[str, bytes], dict[str, int]]:
             assert len(line) < WINDOW, "a reader takes no such line whole"
             match = _LINE.fullmatch(line)
             assert match is not None, line
-            name, text = match[1].decode(), match[3]
-            if match[2] == b"F:gap":
+            stamp, name, tag, text = match[1], match[2].decode(), match[3], match[4]
+            assert stamp > latest, "a reader goes on behind the time of the last line"
+            latest = stamp
+            if tag == b"F:gap":
                 gap = _GAP.fullmatch(text)
                 assert gap is not None, text
                 lost[name] += int(gap[1])
             else:
-                said[name] += text + (b"\n" if match[2] == b"F" else b"")
+                said[name] += text + (b"\n" if tag == b"F" else b"")
     return {name: bytes(text) for name, text in said.items()}, lost
 
 

@@ -167,4 +167,4 @@ def plans(draw: Draw) -> dict[str, Any]:
     return plan
 
 
-TARGET = Target(run, corpus, share=3)
+TARGET = Target(run, corpus, share=8)

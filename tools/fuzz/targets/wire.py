@@ -182,4 +182,4 @@ def error(body: bytes) -> Hashable:
     return size.bit_length()
 
 
-TARGET = Target(run, corpus, words=[b"\x0b", b"\x0c", b"\x13", b"\x14"], share=14)
+TARGET = Target(run, corpus, words=[b"\x0b", b"\x0c", b"\x13", b"\x14"], share=50)

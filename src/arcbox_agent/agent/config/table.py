@@ -11,13 +11,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from arcbox_agent.address import UnixAddress, parse_listen
+from arcbox_agent.address import MAX_UNIX_PATH, UnixAddress, parse_listen
 from arcbox_agent.agent.config.access import MODES
 from arcbox_agent.errors import AddressError, ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+#: The keepers' sockets in the run directory, by what they can be asked: a former one was no parent.
+KEEPER_SOCKET, FORMER_KEEPER_SOCKET = "keeper-2.sock", "keeper.sock"
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -487,6 +490,13 @@ class Settings:
             )
         if self.state_dir == self.run_dir:
             raise ConfigError("run_dir", f"{self.run_dir} is the state_dir too: they must differ")
+        longest = MAX_UNIX_PATH - 1 - len(KEEPER_SOCKET)
+        if len(os.fsencode(self.run_dir)) > longest:
+            raise ConfigError(
+                "run_dir",
+                f"{self.run_dir} is longer than {longest} bytes: the kernel takes no socket in it; "
+                "name a shorter directory (--run-dir DIR)",
+            )
 
     def __repr__(self) -> str:
         return f"Settings({', '.join(f'{name}={getattr(self, name)!r}' for name in TABLE)})"

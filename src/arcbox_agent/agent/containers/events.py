@@ -27,7 +27,7 @@ RING = 1024
 class Exit:
     """How a container ended: `code` is 128 + `signal` where a signal ended it; `lost`: the agent did not see it.
 
-    `output_cut`: what passed its output on was killed before it had ended by itself.
+    `output_cut`: its last output may be missing: what passed it on was killed, or nobody held it.
     """
 
     __slots__ = ("code", "error", "lost", "output_cut", "signal")

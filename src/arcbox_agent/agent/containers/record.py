@@ -75,7 +75,7 @@ FIELDS: dict[str, tuple[type, Any]] = {
     "signal": (int, 0),
     "stopped": (bool, False),  # by a Stop: shown as `Stopped`, not `Exited`
     "lost": (bool, False),  # it ended while no agent was there to see how
-    "output_cut": (bool, False),  # what passed its output on was killed before it had ended by itself
+    "output_cut": (bool, False),  # what passed its output on was killed, or nobody held its last output
     "error": (str, ""),
 }
 

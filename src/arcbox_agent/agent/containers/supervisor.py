@@ -137,7 +137,7 @@ class Supervisor:
             log.warning("what passed a container's output on was killed: raise late_output", container=container.id)
         async with container.lock:
             _note_end(container.record, status, finished_ns, stopped=container.life.state is State.STOPPING_ENDING)
-            container.record.output_cut = not helped
+            container.record.output_cut = not helped or run.output_cut
             written = await self._writer.write(container, container.move(Trigger.ALL_ENDED).write)
             recorded = container.move(Trigger.END_RECORDED)
             container.run = container.stop = None

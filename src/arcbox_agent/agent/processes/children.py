@@ -22,7 +22,7 @@ from arcbox_agent.agent.processes.status import LOST, ExitStatus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Coroutine
     from typing import Protocol
 
     from arcbox_agent.agent.processes.lanes import Lanes
@@ -44,10 +44,19 @@ ADOPTED_STATUS_STEP = 0.01
 class Process:
     """A process that was started or adopted here."""
 
-    __slots__ = ("_ended", "_owner", "child", "pid", "pidfd", "start_time", "status")
+    __slots__ = ("_ask", "_ended", "_owner", "child", "pid", "pidfd", "start_time", "status")
 
-    def __init__(self, owner: Processes, pid: int, pidfd: int, start_time: int, child: bool) -> None:
+    def __init__(
+        self,
+        owner: Processes,
+        pid: int,
+        pidfd: int,
+        start_time: int,
+        child: bool,
+        ask: Callable[[int], Awaitable[int | None]] | None,
+    ) -> None:
         self._owner = owner
+        self._ask = ask
         self._ended: asyncio.Future[ExitStatus] = owner.loop.create_future()
         self.pid = pid
         #: -1 once its status is taken.
@@ -88,11 +97,31 @@ class Process:
             taken = take_status(self.pidfd)
         except ChildProcessError:
             self._owner._forget(self)
-            self._ask_kernel(self._owner.loop.time() + budget.ADOPTED_STATUS)
+            if self._ask is not None:
+                self._owner._begin_asking(self._ask_parent(self._ask))
+            else:
+                self._ask_kernel(self._owner.loop.time() + budget.ADOPTED_STATUS)
             return
         if taken is not None:
             self._owner._forget(self)
             self._finish(ExitStatus(*taken))
+
+    async def _ask_parent(self, ask: Callable[[int], Awaitable[int | None]]) -> None:
+        """Find the status of a process that is another's child, which can be asked."""
+        status: ExitStatus | None = None
+        try:
+            status = zombie_status(self.pid, self.start_time)
+        except OSError:
+            pass  # no descriptor is left to look with
+        # /proc shows 0 to whom it does not show the truth.
+        if status is None or status.wait_status == 0:
+            told = await ask(self.pid)
+            if told is not None:
+                status = ExitStatus.of_wait_status(told)
+        if status is not None:
+            self._finish(status)
+        else:
+            self._ask_kernel(self._owner.loop.time() + budget.ADOPTED_STATUS)
 
     def _ask_kernel(self, deadline: float) -> None:
         """Find the status of an adopted process that is another's child.
@@ -109,7 +138,10 @@ class Process:
             known = False
         if status is None:
             # While it is a zombie /proc has the status too, on any kernel.
-            status = zombie_status(self.pid, self.start_time)
+            try:
+                status = zombie_status(self.pid, self.start_time)
+            except OSError:
+                known = True  # no descriptor is left to look with: there may be one soon
         if status is None and known and self._owner.loop.time() < deadline:
             self._owner.loop.call_later(ADOPTED_STATUS_STEP, self._ask_kernel, deadline)
             return
@@ -141,6 +173,9 @@ class Processes:
         self._doubtful: dict[int, set[int]] = {}
         self._watching = False
         self._closed = False
+        #: Other processes that spawn for this one, by pid.
+        self.spawners: set[int] = set()
+        self._asking: set[asyncio.Task[None]] = set()
         _fill_standard_descriptors()
 
     def __len__(self) -> int:
@@ -151,11 +186,16 @@ class Processes:
         return await self.spawn_by(spec.run, spec.close, spec.pid_fd >= 0)
 
     async def spawn_by(
-        self, run: Callable[[], tuple[int, int, int]], undo: Callable[[], None] | None = None, outlives: bool = False
+        self,
+        run: Callable[[], tuple[int, int, int]],
+        undo: Callable[[], None] | None = None,
+        outlives: bool = False,
+        ask: Callable[[int], Awaitable[int | None]] | None = None,
     ) -> Process:
         """As `spawn`: `run` prepares a SpawnSpec and runs it, so one thread switch does both.
 
         `undo`: called where `run` is not.  `outlives`: the process goes on where the agent ends meanwhile.
+        `ask`: the wait status of a pid that has ended, from the parent that it has instead of this process.
         """
         if self._closed:
             if undo is not None:
@@ -185,13 +225,18 @@ class Processes:
             self._landed(ticket)
             self._count("spawn_failures")
             raise
-        process = self._own(pid, pidfd, start_time)
+        process = self._own(pid, pidfd, start_time, ask=ask)
         self._landed(ticket)
         self._count("processes_spawned")
         return process
 
-    def adopt(self, pid: int, start_time: int) -> Process | None:
-        """Own a process of a former agent; None: it is gone.  OSError: that cannot be found out."""
+    def adopt(
+        self, pid: int, start_time: int, ask: Callable[[int], Awaitable[int | None]] | None = None
+    ) -> Process | None:
+        """Own a process of a former agent; None: it is gone.  OSError: that cannot be found out.
+
+        `ask`: as in spawn_by.
+        """
         try:
             pidfd = os.pidfd_open(pid)
         except OSError as error:
@@ -208,7 +253,7 @@ class Processes:
         if not same:
             os.close(pidfd)
             return None
-        return self._own(pid, pidfd, start_time, child=False)
+        return self._own(pid, pidfd, start_time, child=False, ask=ask)
 
     def release(self, process: Process) -> None:
         """Disown a process, which goes on."""
@@ -261,6 +306,13 @@ class Processes:
             self._look_timer.cancel()
         for process in list(self._owned.values()):
             self.release(process)
+        for task in self._asking:
+            task.cancel()
+
+    def _begin_asking(self, work: Coroutine[None, None, None]) -> None:
+        task = self.loop.create_task(work, context=Context())
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
 
     def _look_for_stopped(self) -> None:
         """Kill children that were stopped before they executed their program.
@@ -273,7 +325,8 @@ class Processes:
             return
         if min(self._in_flight) <= self._looked_at:
             try:
-                for pid in stopped_before_exec():
+                stopped = [pid for parent in (os.getpid(), *self.spawners) for pid in stopped_before_exec(parent)]
+                for pid in stopped:
                     pidfd = os.pidfd_open(pid)
                     try:
                         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -285,8 +338,15 @@ class Processes:
         self._looked_at = self._tickets
         self._look_timer = self.loop.call_later(STOPPED_LOOK, self._look_for_stopped, context=Context())
 
-    def _own(self, pid: int, pidfd: int, start_time: int, child: bool = True) -> Process:
-        process = Process(self, pid, pidfd, start_time, child)
+    def _own(
+        self,
+        pid: int,
+        pidfd: int,
+        start_time: int,
+        child: bool = True,
+        ask: Callable[[int], Awaitable[int | None]] | None = None,
+    ) -> Process:
+        process = Process(self, pid, pidfd, start_time, child, ask)
         self._owned[pid] = process
         self.loop.add_reader(pidfd, process._readable)
         return process

@@ -8,11 +8,12 @@ import resource
 import signal
 
 from arcbox_agent._spawn import SpawnError, spawn
-from arcbox_agent.agent.processes.stat_line import START_TIME, fields_of, start_time_of
+from arcbox_agent.agent.processes.stat_line import start_time_in, start_time_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from typing import Any
 
 # The limits that the agent was started with.  The agent raises its own; its children get these, because
 # programs that use select(), or close every possible descriptor, rely on a low limit.
@@ -100,7 +101,7 @@ class SpawnSpec:
         self.keep_fd = keep_fd
         self.pid_fd = pid_fd
         self.cgroup_fd = cgroup_fd
-        #: The child keeps the limits of the agent: for a part of the agent.
+        #: The child keeps the limits of the agent, and its protection from the OOM killer: for a part of the agent.
         self.own_limits = own_limits
 
     def descriptors(self) -> set[int]:
@@ -128,7 +129,7 @@ class SpawnSpec:
                 join_fd=self.join_fd,
                 new_namespace=self.new_namespace,
                 terminal=self.terminal,
-                reset_oom=_has_oom_score_adj(),
+                reset_oom=not self.own_limits and _has_oom_score_adj(),
                 root=self.root,
                 cwd=self.cwd,
                 mounts=self.mounts,
@@ -137,8 +138,7 @@ class SpawnSpec:
             )
             if self.pid_fd >= 0:
                 # The child has written its stat line there, so no file has to be opened.
-                fields = fields_of(os.pread(self.pid_fd, 4096, 0))
-                start_time = int(fields[START_TIME]) if len(fields) > START_TIME else 0
+                start_time = start_time_in(os.pread(self.pid_fd, 4096, 0))
         finally:
             self.close()
         if start_time or not dated:
@@ -153,6 +153,34 @@ class SpawnSpec:
             os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
             os.close(pidfd)
             raise SpawnError(error.errno or errno.EIO, "clone") from error
+
+    def plan(self) -> tuple[dict[str, Any], list[int]]:
+        """The arguments of `spawn` for the keeper, as marshal takes them, and descriptors, which stay this spec's.
+
+        A descriptor is given by its index among the keeper's, of which the first two are not the spec's.
+        """
+        fds = sorted(self.descriptors())
+        index = {-1: -1, **{fd: at for at, fd in enumerate(fds, 2)}}
+        uid, gid, groups = self.ids or (0, 0, ())
+        plan = {
+            "programs": [os.fsencode(each) for each in self.programs],
+            "argv": [os.fsencode(each) for each in self.argv],
+            "env": [os.fsencode(each) for each in self.env],
+            "stdio": tuple(index[fd] for fd in self.stdio),
+            "keep_fd": index[self.keep_fd],
+            "pid_fd": index[self.pid_fd],
+            "cgroup_fd": index[self.cgroup_fd],
+            "join_fd": index[self.join_fd],
+            "new_namespace": self.new_namespace,
+            "terminal": self.terminal,
+            "root": self.root,
+            "cwd": self.cwd,
+            "mounts": [tuple(each) for each in self.mounts],
+            "ids": (uid, gid, list(groups)) if self.ids is not None else None,
+            # The keeper may have those of another agent.
+            "rlimits": [(resource.RLIMIT_NOFILE, *_NOFILE), (resource.RLIMIT_CORE, *_CORE)],
+        }
+        return plan, fds
 
     def close(self) -> None:
         for fd in self.descriptors():

@@ -35,6 +35,12 @@ def stat_fields(pid: int | str) -> list[bytes] | None:
     return fields_of(line)
 
 
+def start_time_in(line: bytes) -> int:
+    """When a process began, from its stat line; 0: it is not whole."""
+    fields = fields_of(line)
+    return int(fields[START_TIME]) if len(fields) > START_TIME else 0
+
+
 def start_time_of(pid: int) -> int | None:
     """When a process began, in clock ticks since boot; None: there is no such process."""
     fields = stat_fields(pid)
@@ -58,25 +64,25 @@ def zombies() -> list[int]:
     if first is None:
         return []
     # WNOWAIT always shows the same child, which may have an owner: look at all of them.
-    return _children_in(b"Z")
+    return _children_in(b"Z", os.getpid())
 
 
-def stopped_before_exec() -> list[int]:
-    """Children that were stopped before they executed their program: their memory is still this process's."""
-    mine = stat_fields("self")
-    if not mine:
+def stopped_before_exec(parent: int) -> list[int]:
+    """Children that were stopped before they executed their program: their memory is still their parent's."""
+    spawner = stat_fields(parent)
+    if not spawner:
         return []
     found = []
-    for pid in _children_in(b"T"):
+    for pid in _children_in(b"T", parent):
         fields = stat_fields(pid)
-        if fields and fields[STATE] == b"T" and fields[_MEMORY] == mine[_MEMORY]:
+        if fields and fields[STATE] == b"T" and fields[_MEMORY] == spawner[_MEMORY]:
             found.append(pid)
     return found
 
 
-def _children_in(state: bytes) -> list[int]:
+def _children_in(state: bytes, parent: int) -> list[int]:
     found = []
-    me = str(os.getpid()).encode()
+    me = str(parent).encode()
     for name in os.listdir("/proc"):
         if name.isdigit():
             fields = stat_fields(name)

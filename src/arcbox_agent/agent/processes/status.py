@@ -36,6 +36,11 @@ class ExitStatus(_Fields):
         return cls(os.WEXITSTATUS(status))
 
     @property
+    def wait_status(self) -> int:
+        """The number that wait(2) gives."""
+        return self.signal or self.code << 8
+
+    @property
     def shell_code(self) -> int:
         """One number for both, as a shell gives it."""
         return 128 + self.signal if self.signal else self.code

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from arcbox_agent.agent.config.table import FORMER_KEEPER_SOCKET, KEEPER_SOCKET
 from arcbox_agent.agent.containers.runtimes.guest import GuestRun
 from arcbox_agent.agent.containers.runtimes.process.parts import Parts
 from arcbox_agent.agent.containers.runtimes.process.runtime import ProcessRuntime
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.containers.record import Record
     from arcbox_agent.agent.containers.runtimes.protocol import Runtime
     from arcbox_agent.agent.containers.store import Store
+    from arcbox_agent.agent.metrics import Metrics
     from arcbox_agent.agent.processes.children import Processes
     from arcbox_agent.agent.processes.lanes import Lanes
 
@@ -36,10 +38,24 @@ class Runtimes:
     `boot_id`: the guest's present boot; what ran in another one does not run any more.
     """
 
-    def __init__(self, settings: Settings, store: Store, processes: Processes, lanes: Lanes, capture: Capture) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        store: Store,
+        processes: Processes,
+        lanes: Lanes,
+        capture: Capture,
+    ) -> None:
         self._lanes = lanes
         self._scopes = Scopes(settings.state_dir)
-        self._keeper = Keeper(os.path.join(settings.run_dir, "keeper.sock"), processes, lanes)
+        self._keeper = Keeper(
+            os.path.join(settings.run_dir, KEEPER_SOCKET),
+            processes,
+            lanes,
+            metrics,
+            former_path=os.path.join(settings.run_dir, FORMER_KEEPER_SOCKET),
+        )
         self._kept: set[str] = set()
         self.boot_id = _read_boot_id()
         self.guest = GuestRun(self._scopes, lanes)

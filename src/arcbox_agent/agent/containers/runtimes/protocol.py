@@ -66,6 +66,8 @@ class Run(CommandHost, Protocol):
     start_time: int
     #: Everything the container started, commands of clients included.
     scope: Scope
+    #: It has ended, and its last output with it: nobody held that.
+    output_cut: bool
 
     async def wait(self) -> ExitStatus:
         """Until the main process has ended."""

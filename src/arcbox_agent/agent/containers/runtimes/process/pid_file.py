@@ -17,6 +17,9 @@ from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.containers.runtimes.protocol import NotStarted
 from arcbox_agent.agent.processes.stat_line import START_TIME, fields_of
 
+#: In the run directory of the container.
+NAME = "pid"
+
 #: Seconds between two attempts to take the lock.
 _PAUSE = 0.002
 

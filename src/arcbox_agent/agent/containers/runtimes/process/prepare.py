@@ -53,7 +53,7 @@ class Preparation:
             ids=user.ids,
             terminal=record.tty,
         )
-        spec.pid_fd = pid_file.create(os.path.join(path, "pid"))
+        spec.pid_fd = pid_file.create(os.path.join(path, pid_file.NAME))
         self.stdio.open(path, user.uid, terminal=record.tty, stdin=record.open_stdin)
         spec.stdio = self.stdio.for_child()
         self.scope = scopes.new_container(record.id)

@@ -11,6 +11,7 @@ from arcbox_agent._spawn import exit_status
 from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.containers.record import STARTING
 from arcbox_agent.agent.containers.runtimes.process import pid_file
+from arcbox_agent.agent.containers.runtimes.process.held import Held
 from arcbox_agent.agent.containers.runtimes.process.run import ProcessRun
 from arcbox_agent.agent.containers.runtimes.protocol import NotStarted
 from arcbox_agent.agent.observe.log import Logger
@@ -51,7 +52,7 @@ async def _recover(parts: Parts, record: Record) -> ProcessRun | NotStarted:
     try:
         if record.boot_id != parts.boot_id:
             return ProcessRun(parts, record, 0, 0, None, ProcessSession(), None)
-        found = await parts.lanes.disk(pid_file.read, os.path.join(path, "pid"))
+        found = await parts.lanes.disk(pid_file.read, os.path.join(path, pid_file.NAME))
         if found is None and record.state == STARTING:
             found = NotStarted("the agent was killed while it started the container")
         if isinstance(found, NotStarted):
@@ -59,27 +60,59 @@ async def _recover(parts: Parts, record: Record) -> ProcessRun | NotStarted:
             return found
         pid, start_time = found or (record.pid, record.start_time)
         handle = await _attach_again(parts, record, path, fds)
+        held: Held | None = None
         try:
-            process = parts.processes.adopt(pid, start_time) if pid else None
+            held = Held(_fifos(record, path).values(), _master(fds))
+            process = None
+            if pid:
+                process = parts.processes.adopt(pid, start_time, lambda pid: parts.keeper.exit_of(record.id, pid))
         except OSError:
+            if held is not None:
+                held.close()
             await parts.capture.forget(record.id)
             raise
-        status = None if process is not None else _kept_status(fds)
+        status = None
+        if process is None:
+            told = await parts.keeper.exit_of(record.id, pid)
+            status = ExitStatus.of_wait_status(told) if told is not None else _kept_status(fds)
+        else:
+            held.follow(process)
+        parts.keeper.hold(record.id, held)
+        if not fds and process is not None:
+            # The keeper was killed while there was no agent.
+            await _keep_again(parts, record, held)
         scope = parts.scopes.adopted_container(record.id, pid, start_time)
-        return ProcessRun(parts, record, pid, start_time, process, scope, handle, status)
+        # Without the keeper nobody held what was in its FIFOs, or its terminal.
+        cut = process is None and not fds
+        return ProcessRun(parts, record, pid, start_time, process, scope, handle, status, output_cut=cut)
     finally:
         for fd in fds:
             os.close(fd)
 
 
+async def _keep_again(parts: Parts, record: Record, held: Held) -> None:
+    try:
+        await parts.keeper.keep(record.id, held.descriptors(), anew=True)
+    except OSError as error:
+        # The container goes on: this matters only if the agent is killed.
+        log.error("what a container needs cannot be kept again", container=record.id, error=error)
+
+
+def _fifos(record: Record, path: str) -> dict[str, str]:
+    return {} if record.tty else {name: os.path.join(path, name) for name in ("stdout", "stderr")}
+
+
+def _master(fds: Sequence[int]) -> int | None:
+    return next((fd for fd in fds if _is_terminal_master(fd)), None)
+
+
 async def _attach_again(parts: Parts, record: Record, path: str, fds: Sequence[int]) -> CaptureHandle | None:
     """Capture the output from where the former agent stood.  OSError: no descriptors are left for it."""
-    master = next((fd for fd in fds if _is_terminal_master(fd)), None)
-    fifos = {} if record.tty else {name: os.path.join(path, name) for name in ("stdout", "stderr")}
+    master = _master(fds)
     try:
         if record.tty and master is None:
             raise FileNotFoundError(errno.ENOENT, "its terminal is gone")
-        handle = parts.attach(record.id, fifos, master)
+        handle = parts.attach(record.id, _fifos(record, path), master)
     except OSError as error:
         if error.errno in SHORT_OF:
             raise

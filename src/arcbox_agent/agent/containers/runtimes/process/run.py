@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class ProcessRun:
     """See the module.  `process` None: it ended while there was no agent, with `status` if that is known."""
 
-    __slots__ = ("_handle", "_parts", "_process", "_record", "_status", "pid", "scope", "start_time")
+    __slots__ = ("_handle", "_parts", "_process", "_record", "_status", "output_cut", "pid", "scope", "start_time")
 
     def __init__(
         self,
@@ -34,6 +34,7 @@ class ProcessRun:
         scope: Scope,
         handle: CaptureHandle | None,
         status: ExitStatus | None = None,
+        output_cut: bool = False,
     ) -> None:
         self._parts = parts
         self._record = record
@@ -43,6 +44,7 @@ class ProcessRun:
         self.scope = scope
         self._handle = handle
         self._status = status
+        self.output_cut = output_cut
 
     @property
     def ended(self) -> bool:

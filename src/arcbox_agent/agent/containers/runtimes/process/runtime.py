@@ -12,10 +12,12 @@ import asyncio
 import os
 
 from arcbox_agent._spawn import SpawnError
-from arcbox_agent.agent.containers.runtimes.process import mounts
+from arcbox_agent.agent.containers.runtimes.process import mounts, pid_file
+from arcbox_agent.agent.containers.runtimes.process.held import Held
 from arcbox_agent.agent.containers.runtimes.process.prepare import Preparation
 from arcbox_agent.agent.containers.runtimes.process.recover import recover
 from arcbox_agent.agent.containers.runtimes.process.run import ProcessRun
+from arcbox_agent.agent.containers.runtimes.process.spawning import EndedUnseenError, Spawning
 from arcbox_agent.agent.containers.runtimes.protocol import StartError, reason, system_reason
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.processes import users
@@ -89,17 +91,23 @@ class ProcessRuntime:
         parts = self._parts
         handle: CaptureHandle | None = None
         spawned = False
+        spawning = Spawning(parts.keeper, record.id, spec, os.path.join(parts.store.run_path(record.id), pid_file.NAME))
         try:
             handle = parts.attach(record.id, preparation.stdio.fifos, preparation.stdio.master)
             await handle.ready()
+            held = Held(preparation.stdio.fifos.values(), preparation.stdio.master)
+            parts.keeper.hold(record.id, held)
             # Before the spawn: the container could write and end while no agent is there.
             await parts.keeper.keep(record.id, preparation.stdio.for_keeper(), anew=True)
             spawned = True
-            process = await parts.processes.spawn(spec)
+            process = await spawning.run(parts.processes)
         except asyncio.CancelledError:
             # The agent ends.  Nothing is undone: a spawn may be under way, and the pid file tells
             # the next agent what became of it.
             raise
+        except EndedUnseenError as ended:
+            preparation.close(spawned)
+            return ProcessRun(parts, record, ended.pid, ended.start_time, None, preparation.scope, handle)
         except BaseException as error:
             preparation.close(spawned)
             if handle is not None:
@@ -111,7 +119,9 @@ class ProcessRuntime:
             raise
         preparation.close(spawned)
         preparation.scope.bind(process.pid, process.start_time)
-        if process.pidfd >= 0:  # else it has ended already
+        held.follow(process)
+        if process.pidfd >= 0 and spawning.generation != parts.keeper.generation:
+            # The keeper is not its parent.
             try:
                 await parts.keeper.keep(record.id, [os.dup(process.pidfd)])
             except OSError as error:
