@@ -23,6 +23,7 @@
     │   ├── NotFoundError             404: no such container
     │   ├── ConflictError             409: not in the container's present state
     │   ├── BusyError                 429: a limit was reached, try again later
+    │   ├── UnavailableError          503: the guest is short of memory, try again later
     │   └── AgentFailedError          500: all else; the agent's log says more
     ├── UnsupportedError              the agent is too old for what was asked: bring it up to date
     ├── ClockNotSetError              the guest's clock differs, and its agent does not set it
@@ -270,6 +271,12 @@ class BusyError(RequestError):
     code = 429
 
 
+class UnavailableError(RequestError):
+    """The guest is short of memory, and the request a large one."""
+
+    code = 503
+
+
 class AgentFailedError(RequestError):
     """The agent failed; its log says more."""
 
@@ -284,6 +291,7 @@ _BY_CODE: dict[int, type[RequestError]] = {
         NotFoundError,
         ConflictError,
         BusyError,
+        UnavailableError,
         AgentFailedError,
     )
 }
