@@ -76,7 +76,7 @@ async def world() -> AsyncIterator[World]:
         try:
             yield world
         finally:
-            for key in await world.keeper.start() if world.keeper._socket is None else ["first", "c"]:
+            for key in await world.keeper.start() if not world.keeper.line.open else ["first", "c"]:
                 await world.keeper.drop(key)
             await world.keeper.close()
             await world.processes.close()
@@ -121,6 +121,25 @@ def test_a_later_agent_learns_how_it_ended(script: str, status: int) -> None:
             adopted = w.processes.adopt(process.pid, process.start_time, lambda pid: w.keeper.exit_of("c", pid))
             assert adopted is not None
             assert (await adopted.wait()).wait_status == status
+
+    run(main())
+
+
+def test_a_child_whose_key_is_given_anew_is_still_known() -> None:
+    """As by an agent that took a slow keeper for a dead one."""
+
+    async def main() -> None:
+        async with world() as w:
+            await w.begin()
+            process = await w.spawn("sh", "-c", "exit 7", programs=["/bin/sh"])
+            reading, writing = os.pipe()
+            await w.keeper.keep("c", [reading, writing], anew=True)
+            assert (await process.wait()).code == 7
+            assert await w.keeper.exit_of("c", process.pid) == 7 << 8
+            later = await w.spawn("sh", "-c", "exit 8", programs=["/bin/sh"])
+            assert (await later.wait()).code == 8
+            assert await w.keeper.exit_of("c", process.pid) is None
+            await until(lambda: not os.path.exists(f"/proc/{process.pid}"))
 
     run(main())
 
@@ -283,7 +302,7 @@ def test_one_of_an_older_release_keeps_what_it_holds_until_that_is_over() -> Non
             await former.keep("old", [reading, writing])
             former_pid = former._pid
             await former.close()
-            w.keeper = Keeper(w.keeper._path, w.processes, w.lanes, former_path=path)
+            w.keeper = Keeper(w.keeper.line._path, w.processes, w.lanes, former_path=path)
             assert await w.keeper.start() == ["old"]
             await w.begin()
             assert w.keeper._pid != former_pid

@@ -96,7 +96,7 @@ class Spawning:
             os.close(file)
             return None
         try:
-            reply, _ = self._keeper.exchange(b"s" + self._key.encode(), [file, theirs.detach()], fds)
+            reply, _ = self._keeper.line.exchange(b"s" + self._key.encode(), [file, theirs.detach()], fds)
         except OSError:
             # Perhaps it has the order all the same: the other end of the socket tells.
             return ours
