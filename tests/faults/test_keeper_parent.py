@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
 import signal
 import tempfile
 import time
@@ -176,6 +177,21 @@ def test_a_child_that_is_dropped_before_its_end_is_reaped_after_it() -> None:
             await w.keeper.drop("c")
             process.send_signal(signal.SIGKILL)
             await until(lambda: not os.path.exists(f"/proc/{process.pid}"))
+
+    run(main())
+
+
+def test_a_child_has_the_limits_of_its_agent_and_not_those_of_the_keeper() -> None:
+    async def main() -> None:
+        async with world() as w:
+            await w.begin()
+            mine = {which: resource.getrlimit(which) for which in range(16)}
+            for which in (resource.RLIMIT_NOFILE, resource.RLIMIT_STACK, resource.RLIMIT_FSIZE):
+                resource.prlimit(w.keeper.pid, which, (1 << 20, mine[which][1]))
+            process = await w.spawn("sleep", "1000", programs=["/bin/sleep"])
+            assert {which: resource.prlimit(process.pid, which) for which in range(16)} == mine
+            process.send_signal(signal.SIGKILL)
+            await process.wait()
 
     run(main())
 
@@ -388,7 +404,7 @@ def test_a_code_is_known_whenever_the_agent_is_killed_during_a_start(start_agent
         client.start_container("first")
         usual = time.monotonic() - before
     ran = 0
-    for attempt in range(25):
+    for attempt in range(15):
         with sync.connect(agent.address) as client:
             client.create_container(id=f"c{attempt}", cmd=["/bin/sh", "-c", f"echo line; exit {attempt + 1}"])
 

@@ -83,7 +83,7 @@ class Keeper:
         self._held: dict[str, Held] = {}
         #: Changes with every keeper.
         self.generation = 0
-        #: The keeper that answers: its number, and its pidfd (-1: none), which becomes readable when it ends.
+        #: The keeper that answers: its number (0: none), and its pidfd (-1: none), which becomes readable when it ends.
         self._pid = 0
         self._pidfd = -1
         #: One change of what is kept at a time: what a killed keeper held, and what comes meanwhile.
@@ -115,6 +115,11 @@ class Keeper:
         if self._former is not None and not self._former_keys:
             await self._former.close()
             self._former = None
+
+    @property
+    def pid(self) -> int:
+        """The keeper's; 0: there was none yet, or it is not known."""
+        return self._pid
 
     def hold(self, key: str, held: Held) -> None:
         """Until `drop`, a keeper that replaces another one is given `held`."""

@@ -85,7 +85,10 @@ class Spawning:
 
     def _order(self) -> socket.socket | None:
         """Have the keeper spawn; where the outcome comes.  None: it does not."""
-        plan, fds = self._spec.plan()
+        try:
+            plan, fds = self._spec.plan(self._keeper.pid)
+        except OSError:
+            return None  # the keeper is gone
         try:
             file = _in_memory(marshal.dumps(plan))
         except OSError:
