@@ -67,7 +67,7 @@ ALLOWED: dict[str, set[str]] = {
     "agent.observe": {"errors"},
     "agent.config": {"errors", "address", "agent.observe"},
     "agent.metrics": set(),
-    "agent.clock": _GROUND,
+    "agent.clock": {*_GROUND, "_guest"},
     "agent.processes": {*_GROUND, "_spawn", "_entries"},
     "agent.serving": {*_GROUND, "wire", "address", "readiness", "agent.processes"},
     "agent.containers": {*_GROUND, "wire", "_spawn", "_log_file", "_pump", "agent.processes"},

@@ -6,5 +6,8 @@ def mount(source: str, target: str, type: str, flags: int, data: str) -> None:
 def reboot(command: int) -> None:
     """reboot(2); `command` is one of its RB_ commands.  For RB_POWER_OFF it does not return."""
 
+def slew_clock(microseconds: int) -> None:
+    """adjtime(3): speeds the clock up or slows it down until it is so much ahead; less than a second."""
+
 def load_module(fd: int, flags: int) -> None:
     """finit_module(2), without parameters: loads the module in an open file."""

@@ -6,6 +6,12 @@ cdef extern from "<sys/mount.h>" nogil:
     int c_mount "mount" (const char *source, const char *target, const char *type,
                          unsigned long flags, const void *data)
 
+cdef extern from "<sys/time.h>" nogil:
+    struct timeval:
+        long tv_sec
+        long tv_usec
+    int c_adjtime "adjtime" (const timeval *delta, timeval *former)
+
 cdef extern from "<sys/reboot.h>" nogil:
     int c_reboot "reboot" (int command)
 
@@ -45,6 +51,14 @@ def reboot(int command):
         result = c_reboot(command)
     if result < 0:
         raise _failed("reboot")
+
+
+def slew_clock(long microseconds):
+    cdef timeval delta
+    delta.tv_sec = 0
+    delta.tv_usec = microseconds
+    if c_adjtime(&delta, NULL) < 0:
+        raise _failed("adjtime")
 
 
 def load_module(int fd, int flags):

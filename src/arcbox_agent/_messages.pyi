@@ -109,36 +109,62 @@ class Timestamp(Message):
 class PingRequest(Message):
     TYPE: ClassVar[int]
     FRAME_VERSION: ClassVar[None]
-    __match_args__: ClassVar[tuple[str, str, str]]
+    __match_args__: ClassVar[tuple[str, str, str, str, str, str, str, str]]
     message: str
     timestamp_secs: int
     """The host's clock, Unix seconds. Over 0, the agent may set the guest's."""
     detail: bool
-    """fill the fields of the response from 100 up"""
+    """fill the fields of the response from 100 up, those of the clock aside"""
+    timed: bool
+    """fill time_ns and monotonic_ns of the response"""
+    timestamp_ns: int
+    """The host's clock in Unix ns, when the agent's monotonic clock was `monotonic_ns` as a response told it; with 0 there, now. Over 0, the agent may set the guest's clock."""
+    monotonic_ns: int
+    least_ns: int
+    """a smaller difference is left alone; 0: 100 ms"""
+    slew: bool
+    """a difference below half a second is brought in bit by bit"""
     def __init__(
         self,
         *,
         message: str = ...,
         timestamp_secs: int = ...,
         detail: bool = ...,
+        timed: bool = ...,
+        timestamp_ns: int = ...,
+        monotonic_ns: int = ...,
+        least_ns: int = ...,
+        slew: bool = ...,
     ) -> None: ...
 
 @final
 class PingResponse(Message):
     TYPE: ClassVar[int]
     FRAME_VERSION: ClassVar[None]
-    __match_args__: ClassVar[tuple[str, str, str]]
+    __match_args__: ClassVar[tuple[str, str, str, str, str, str, str]]
     message: str
     """`pong`, or `pong: ` and the request's message"""
     version: str
     features: list[str]
     """The calls that the agent has, as in AgentInfo. An agent that names any has all of this file's fields too."""
+    time_ns: int
+    """Where `timed` or `timestamp_ns` is in the request. the agent's clock, Unix ns"""
+    monotonic_ns: int
+    """its monotonic clock"""
+    behind_ns: int
+    """Where `timestamp_ns` is in the request. how far the guest's clock was behind the host's"""
+    clock: str
+    """What was done about it: `left`, `step`, `slew`, `ptp` (a step to the hypervisor's own clock), `refused` (by the kernel), `forbidden` (to this peer, or by set_clock)."""
     def __init__(
         self,
         *,
         message: str = ...,
         version: str = ...,
         features: list[str] = ...,
+        time_ns: int = ...,
+        monotonic_ns: int = ...,
+        behind_ns: int = ...,
+        clock: str = ...,
     ) -> None: ...
 
 @final

@@ -168,18 +168,38 @@ cdef MessageClass* _PingRequest
 cdef class PingRequest(Message):
     """message: str
     timestamp_secs: int  # The host's clock, Unix seconds. Over 0, the agent may set the guest's.
-    detail: bool  # fill the fields of the response from 100 up
+    detail: bool  # fill the fields of the response from 100 up, those of the clock aside
+    timed: bool  # fill time_ns and monotonic_ns of the response
+    timestamp_ns: int  # The host's clock in Unix ns, when the agent's monotonic clock was `monotonic_ns` as a response told it; with 0 there, now. Over 0, the agent may set the guest's clock.
+    monotonic_ns: int
+    least_ns: int  # a smaller difference is left alone; 0: 100 ms
+    slew: bool  # a difference below half a second is brought in bit by bit
     """
 
     TYPE = 0x0001
     FRAME_VERSION = None
-    __match_args__ = ("message", "timestamp_secs", "detail")
+    __match_args__ = ("message", "timestamp_secs", "detail", "timed", "timestamp_ns", "monotonic_ns", "least_ns", "slew")
 
     cdef object message
     cdef object timestamp_secs
     cdef object detail
+    cdef object timed
+    cdef object timestamp_ns
+    cdef object monotonic_ns
+    cdef object least_ns
+    cdef object slew
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.slew != Py_False:
+            p = write_bool(w, p, 0x348, <PyObject*>self.slew)
+        if <PyObject*>self.least_ns != default_int:
+            p = write_int64(w, p, 0x340, <PyObject*>self.least_ns)
+        if <PyObject*>self.monotonic_ns != default_int:
+            p = write_int64(w, p, 0x338, <PyObject*>self.monotonic_ns)
+        if <PyObject*>self.timestamp_ns != default_int:
+            p = write_int64(w, p, 0x330, <PyObject*>self.timestamp_ns)
+        if <PyObject*>self.timed != Py_False:
+            p = write_bool(w, p, 0x328, <PyObject*>self.timed)
         if <PyObject*>self.detail != Py_False:
             p = write_bool(w, p, 0x320, <PyObject*>self.detail)
         if <PyObject*>self.timestamp_secs != default_int:
@@ -198,6 +218,16 @@ cdef class PingRequest(Message):
                 self.timestamp_secs = read_int64(location, 0x10, &p, end)
             elif tag == 0x320:
                 self.detail = read_bool(location, 0x320, &p, end)
+            elif tag == 0x328:
+                self.timed = read_bool(location, 0x328, &p, end)
+            elif tag == 0x330:
+                self.timestamp_ns = read_int64(location, 0x330, &p, end)
+            elif tag == 0x338:
+                self.monotonic_ns = read_int64(location, 0x338, &p, end)
+            elif tag == 0x340:
+                self.least_ns = read_int64(location, 0x340, &p, end)
+            elif tag == 0x348:
+                self.slew = read_bool(location, 0x348, &p, end)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -212,17 +242,33 @@ cdef class PingResponse(Message):
     """message: str  # `pong`, or `pong: ` and the request's message
     version: str
     features: list[str]  # The calls that the agent has, as in AgentInfo. An agent that names any has all of this file's fields too.
+    time_ns: int  # Where `timed` or `timestamp_ns` is in the request. the agent's clock, Unix ns
+    monotonic_ns: int  # its monotonic clock
+    behind_ns: int  # Where `timestamp_ns` is in the request. how far the guest's clock was behind the host's
+    clock: str  # What was done about it: `left`, `step`, `slew`, `ptp` (a step to the hypervisor's own clock), `refused` (by the kernel), `forbidden` (to this peer, or by set_clock).
     """
 
     TYPE = 0x1001
     FRAME_VERSION = None
-    __match_args__ = ("message", "version", "features")
+    __match_args__ = ("message", "version", "features", "time_ns", "monotonic_ns", "behind_ns", "clock")
 
     cdef object message
     cdef object version
     cdef object features
+    cdef object time_ns
+    cdef object monotonic_ns
+    cdef object behind_ns
+    cdef object clock
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.clock != default_str:
+            p = prepend_short_str(p, w.short_start, 0x342, <PyObject*>self.clock) or write_str(w, p, 0x342, <PyObject*>self.clock)
+        if <PyObject*>self.behind_ns != default_int:
+            p = write_int64(w, p, 0x338, <PyObject*>self.behind_ns)
+        if <PyObject*>self.monotonic_ns != default_int:
+            p = write_int64(w, p, 0x330, <PyObject*>self.monotonic_ns)
+        if <PyObject*>self.time_ns != default_int:
+            p = write_int64(w, p, 0x328, <PyObject*>self.time_ns)
         if not is_empty_list(<PyObject*>self.features):
             p = write_str_list(w, p, 0x322, <PyObject*>self.features)
         if <PyObject*>self.version != default_str:
@@ -243,6 +289,14 @@ cdef class PingResponse(Message):
                 if <PyObject*>self.features == unset:
                     self.features = []
                 p = read_str_item(location, 0x322, p, end, <list>self.features, 4096)
+            elif tag == 0x328:
+                self.time_ns = read_int64(location, 0x328, &p, end)
+            elif tag == 0x330:
+                self.monotonic_ns = read_int64(location, 0x330, &p, end)
+            elif tag == 0x338:
+                self.behind_ns = read_int64(location, 0x338, &p, end)
+            elif tag == 0x342:
+                self.clock = read_str(location, 0x342, &p, end)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -2937,13 +2991,13 @@ _Timestamp = register_message(
 )
 _PingRequest = register_message(
     PingRequest,
-    ("", 0, False),
-    {1: ("message", None), 2: ("timestamp_secs", None), 100: ("detail", None)},
+    ("", 0, False, False, 0, 0, 0, False),
+    {1: ("message", None), 2: ("timestamp_secs", None), 100: ("detail", None), 101: ("timed", None), 102: ("timestamp_ns", None), 103: ("monotonic_ns", None), 104: ("least_ns", None), 105: ("slew", None)},
 )
 _PingResponse = register_message(
     PingResponse,
-    ("", "", []),
-    {1: ("message", None), 2: ("version", None), 100: ("features", None)},
+    ("", "", [], 0, 0, 0, ""),
+    {1: ("message", None), 2: ("version", None), 100: ("features", None), 101: ("time_ns", None), 102: ("monotonic_ns", None), 103: ("behind_ns", None), 104: ("clock", None)},
 )
 _GetSystemInfoRequest = register_message(
     GetSystemInfoRequest,

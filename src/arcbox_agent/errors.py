@@ -25,6 +25,7 @@
     │   ├── BusyError                 429: a limit was reached, try again later
     │   └── AgentFailedError          500: all else; the agent's log says more
     ├── UnsupportedError              the agent is too old for what was asked: bring it up to date
+    ├── ClockNotSetError              the guest's clock differs, and its agent does not set it
     ├── LogFileError              a file that is not read as a log: a symbolic link (also OSError)
     ├── CommandFailedError            a command failed that was run with check=True
     └── OutputLimitError              a command wrote more than `exec` may keep: exec_stream
@@ -298,6 +299,26 @@ class UnsupportedError(ArcboxError):
     def __init__(self, what: str) -> None:
         super().__init__(f"the agent in the guest is too old for {what}")
         self.what = what
+
+
+class ClockNotSetError(ArcboxError):
+    """The guest's clock differs from this host's, and the agent did not set it.
+
+    `reason`: `forbidden` (by set_clock = false, or to this peer by its listener) or `refused` (by the
+    guest's kernel).  `ahead`: how many seconds the guest's clock is ahead of this host's.
+    """
+
+    reason: str
+    ahead: float
+
+    def __init__(self, reason: str, ahead: float) -> None:
+        why = {
+            "forbidden": "its agent may not set it, by set_clock = false or mode=read-only",
+            "refused": "the guest's kernel does not let its agent set it; the agent's log says more",
+        }[reason]
+        super().__init__(f"the guest's clock is {ahead:+.3f} s off: {why}")
+        self.reason = reason
+        self.ahead = ahead
 
 
 class LogFileError(ArcboxError, OSError):

@@ -249,12 +249,16 @@ def test_help_imports_neither_asyncio_nor_the_client() -> None:
     assert done.stdout == f"arcboxctl {VERSION}\n[]\n"
 
 
-def test_sync_time_sends_this_hosts_time(ctl: Arcboxctl) -> None:
-    before = round(time.time())
-    sent = json.loads(ctl("sync-time", "--json").stdout)["sent"]
-    assert before <= sent <= round(time.time())
+def test_sync_time_tells_how_far_the_clock_is_off(ctl: Arcboxctl) -> None:
+    # The agent's clock is this one.
+    told = json.loads(ctl("sync-time", "--json").stdout)
+    assert told["how"] == "left"
+    assert told["before_seconds"] == told["after_seconds"]
+    assert abs(told["after_seconds"]) <= told["round_trip_seconds"] / 2
     assert re.fullmatch(
-        rf"sent \d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ to {re.escape(ctl.address)}\n", ctl("sync-time").stdout
+        rf"{re.escape(ctl.address)}: the clock is \d+\.\d ms (ahead|behind), and was left alone "
+        r"\(to within \d+\.\d ms\)\n",
+        ctl("sync-time", "--slew").stdout,
     )
 
 

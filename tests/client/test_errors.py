@@ -26,6 +26,7 @@ ARGUMENTS = {
     "ConnectError": ("unix:///x", "why"),
     "CallTimeoutError": ("Ping", 1.5),
     "RequestError": ("what it says", 418),
+    "ClockNotSetError": ("forbidden", -1.5),
     "CommandFailedError": (["ls", "é"], 2, b"\xff", b"no luck"),
     "OutputLimitError": (["yes"], 100),
 }

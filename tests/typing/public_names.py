@@ -14,7 +14,7 @@ from typing import assert_type
 import arcbox_agent
 from arcbox_agent import Client, connect, errors, sync, wire
 from arcbox_agent import conect as misspelt  # type: ignore  # noqa: F401
-from arcbox_agent.client import ExecResult, ReplyStream
+from arcbox_agent.client import ClockSync, ExecResult, ReplyStream
 from arcbox_agent.sync import BlockingStream
 from arcbox_agent.wire import (
     ContainerInfo,
@@ -72,7 +72,7 @@ def the_blocking_client(client: sync.Client, request: PingRequest) -> None:
     with sync.connect("vsock://3:1024", wait=30) as connected:
         assert_type(connected, sync.Client)
     assert_type(client.ping("hello", timeout=1), PingResponse)
-    assert_type(client.sync_time(), PingResponse)
+    assert_type(client.sync_time(), ClockSync)
     assert_type(client.system_info(), SystemInfo)
     assert_type(client.agent_info(), wire.AgentInfo)
     assert_type(client.ensure_runtime(start_if_needed=False), wire.RuntimeEnsureResponse)

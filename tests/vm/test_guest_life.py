@@ -13,7 +13,7 @@ import pytest
 
 import arcbox_agent
 from arcbox_agent import wire
-from arcbox_agent.client import Client
+from arcbox_agent.client import Client, ClockSync
 from arcbox_agent.errors import BadRequestError, TransportError
 from tests.vm.conftest import with_client
 from tests.vm.machine import Machine, agent_command, guest_environment
@@ -102,6 +102,48 @@ def test_a_ping_with_the_hosts_time_repairs_a_wrong_clock(guest: Machine) -> Non
     assert len(re.findall("clock: clock set by the host behind=[0-9]", lines)) == 1
     assert len(re.findall("clock: clock set by the host behind=-[0-9]", lines)) == 1
     assert lines.count("random pool reseeded") == 2
+
+
+@pytest.mark.parametrize("off", [3.0, -3.0, 0.3, -0.3, 0.05])
+def test_sync_time_sets_a_clock_to_within_ten_milliseconds(guest: Machine, off: float) -> None:
+    async def work(client: Client) -> tuple[ClockSync, ClockSync]:
+        await client.sync_time()
+        move = f"import time; time.clock_settime(time.CLOCK_REALTIME, time.time() + {off})"
+        await client.exec([sys.executable, "-c", move], check=True)
+        return await client.sync_time(), await client.sync_time()
+
+    sync, again = with_client(guest, work)
+    print(sync, again)
+    assert sync.how in ("step", "ptp")
+    assert sync.before is not None
+    assert abs(sync.before - off) < 0.02 + sync.round_trip
+    for measured in (sync, again):
+        assert measured.after is not None
+        assert abs(measured.after) <= 0.01
+        assert measured.round_trip < 0.05
+
+
+def test_a_slew_brings_a_small_difference_in_bit_by_bit(guest: Machine) -> None:
+    async def work(client: Client) -> tuple[ClockSync, list[float]]:
+        await client.sync_time()
+        move = "import time; time.clock_settime(time.CLOCK_REALTIME, time.time() - 0.3)"
+        await client.exec([sys.executable, "-c", move], check=True)
+        sync = await client.sync_time(slew=True)
+        offs = []
+        for _ in range(2):
+            measured = await client.sync_time(slew=True)
+            assert measured.before is not None
+            offs.append(measured.before)
+            await asyncio.sleep(10)
+        # Nothing of it is left for the tests that follow.
+        await client.sync_time()
+        return sync, offs
+
+    sync, (first, second) = with_client(guest, work)
+    assert sync.how == "slew"
+    assert first < -0.25
+    # 500 millionths are 5 ms in ten seconds.
+    assert 0.002 < second - first < 0.05
 
 
 def test_a_small_difference_leaves_the_clock_alone(guest: Machine) -> None:

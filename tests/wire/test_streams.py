@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -187,3 +188,40 @@ def test_the_short_way_answers_as_the_long_way_does(
     out = bytearray()
     assert wire.serve_pings(fed(stream), out, "1.2") == plain
     assert bytes(out) == expected
+
+
+@pytest.mark.parametrize("trace", [None, "t"])
+@pytest.mark.parametrize("text", ["", "hi", "\xe8\6\1", "x" * 300])
+def test_a_timed_ping_is_answered_with_the_clocks(text: str, trace: str | None) -> None:
+    ping = wire.PingRequest(message=text, timed=True)
+    plain = wire.PingRequest(message=text)
+    stream = b"".join(wire.encode_message(each, trace) for each in (ping, plain, ping))
+    before = time.time_ns(), time.monotonic_ns()
+    out = bytearray()
+    assert wire.serve_pings(fed(stream), out, "1.2") == 3
+    after = time.time_ns(), time.monotonic_ns()
+    decoder = fed(bytes(out))
+    replies = []
+    while (frame := decoder.next_frame()) is not None:
+        reply = wire.PingResponse.decode(frame.payload)
+        assert wire.encode_message(reply, trace) == wire.encode_frame(frame.type, frame.payload, trace)
+        replies.append(reply)
+    first, second, third = replies
+    for reply in (first, third):
+        assert before[0] <= reply.time_ns <= after[0]
+        assert before[1] <= reply.monotonic_ns <= after[1]
+        assert (reply.message, reply.version) == (f"pong: {text}" if text else "pong", "1.2")
+    assert (second.time_ns, second.monotonic_ns) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "rest", [b"\xa8\6\0", b"\xa8\6\2", b"\xa8\6", b"\xa8\6\1\xa8\6\1", b"\xa8\6\1\x10\1", b"\xb0\6\1", b"\xa8\7\1"]
+)
+@pytest.mark.parametrize("text", [b"", b"\x0a\2hi"])
+def test_what_is_not_quite_a_timed_ping_goes_the_long_way(rest: bytes, text: bytes) -> None:
+    decoder = fed(wire.encode_frame(wire.PingRequest.TYPE, text + rest))
+    out = bytearray()
+    assert (wire.serve_pings(decoder, out, "1.2"), bytes(out)) == (0, b"")
+    frame = decoder.next_frame()
+    assert frame is not None
+    assert frame.payload == text + rest

@@ -1,11 +1,11 @@
 """The guest's clock, set by the host's: after a restore from a snapshot it is wrong.
 
-A ping may carry the host's time, in whole seconds.  A difference that rounding and a
-slow connection explain is left to whatever keeps the guest's clock; a larger one is
-a step, forwards or backwards.  A guest whose clock had to be set may have been
-restored, perhaps for the second time from one snapshot, and then its random numbers
-are those of its twin: so the kernel's pool is to be reseeded as well, before the ping
-is answered.
+A ping may carry the host's time, in whole seconds or in nanoseconds.  A difference that
+rounding and a slow connection explain is left to whatever keeps the guest's clock; a larger
+one is a step, forwards or backwards, or is brought in bit by bit where that is asked.  A
+guest whose clock had to be set may have been restored, perhaps for the second time from one
+snapshot, and then its random numbers are those of its twin: so the kernel's pool is to be
+reseeded as well, before the ping is answered.
 """
 
 from __future__ import annotations
@@ -27,6 +27,15 @@ log = Logger("clock")
 
 #: Seconds.  Twice what rounding to a whole second and a busy guest can make of no difference.
 STEP = 2.0
+
+#: Nanoseconds.  The same for a host that sends nanoseconds, unless it names a difference of its own.
+LEAST_NS = 100_000_000
+
+#: Nanoseconds: a difference that is larger is not brought in bit by bit, which takes 2000 times as long.
+MOST_SLEWED_NS = 500_000_000
+
+#: Nanoseconds.  The hypervisor's clock is taken for the host's where the two differ by less.
+SAME_HOST_NS = 1_000_000_000
 
 #: The years 2000 and 2200: beyond lies a broken host, and what the kernel cannot hold.
 EARLIEST, LATEST = 946_684_800, 7_258_118_400
@@ -56,6 +65,82 @@ def follow_host(timestamp: int, metrics: Metrics) -> bool:
     metrics.add("clock_set")
     log.warning("clock set by the host", behind=f"{behind:.3f}")
     return True
+
+
+class Outcome:
+    """How far behind the host's clock the guest's was, in ns, and what was done: see PingResponse.clock."""
+
+    __slots__ = ("behind_ns", "done")
+
+    def __init__(self, behind_ns: int, done: str) -> None:
+        self.behind_ns = behind_ns
+        self.done = done
+
+    @property
+    def stepped(self) -> bool:
+        return self.done in ("step", "ptp")
+
+
+def compare(timestamp_ns: int, monotonic_ns: int) -> int:
+    """How many ns the clock is behind one that was at `timestamp_ns` when ours was at `monotonic_ns`, or now with 0.
+
+    The monotonic clock makes it the same however long the request was under way.  Raises
+    BadRequestError for times that no host can mean.
+    """
+    now = time.monotonic_ns()
+    if not 0 <= monotonic_ns <= now:
+        raise BadRequestError(f"monotonic_ns {monotonic_ns} was never told by this agent: its clock is at {now}")
+    if not EARLIEST * 1_000_000_000 <= timestamp_ns < LATEST * 1_000_000_000:
+        raise BadRequestError(f"timestamp_ns {timestamp_ns} is no time that a clock can be set to")
+    return timestamp_ns + (now - monotonic_ns if monotonic_ns else 0) - time.time_ns()
+
+
+def follow_host_exactly(behind_ns: int, least_ns: int, slew: bool, metrics: Metrics) -> Outcome:
+    """Sets a clock that is `behind_ns` behind the host's, from `least_ns` on (0: LEAST_NS), by step or slew."""
+    if abs(behind_ns) < (least_ns or LEAST_NS):
+        return Outcome(behind_ns, "left")
+    done = "step"
+    try:
+        if slew and abs(behind_ns) < MOST_SLEWED_NS:
+            from arcbox_agent import _guest  # which an agent that is no init has no other use for
+
+            _guest.slew_clock(behind_ns // 1000)
+            done = "slew"
+        else:
+            wanted = time.time_ns() + behind_ns
+            hypervisors = hypervisor_time()
+            if abs(hypervisors - wanted) < SAME_HOST_NS:
+                wanted, done = hypervisors, "ptp"
+            time.clock_settime_ns(time.CLOCK_REALTIME, wanted)
+    except OSError as error:
+        behind = f"{behind_ns / 1e9:.6f}"
+        _refused_log.log(log.warning, "cannot set the clock", "also_refused", behind=behind, error=error)
+        metrics.add("clock_refused")
+        return Outcome(behind_ns, "refused")
+    metrics.add("clock_set")
+    log.warning("clock set by the host", behind=f"{behind_ns / 1e9:.6f}", how=done)
+    return Outcome(behind_ns, done)
+
+
+#: What the driver ptp_kvm calls its clock, which is the host's CLOCK_REALTIME.
+_HYPERVISOR = "KVM virtual PTP"
+
+
+def hypervisor_time(classes: str = "/sys/class/ptp", devices: str = "/dev") -> int:
+    """The host's Unix time in ns by the hypervisor's own clock; 0 where the guest has none."""
+    try:
+        for name in os.listdir(classes):
+            with open(f"{classes}/{name}/clock_name", encoding="ascii", errors="replace") as file:
+                if file.read().strip() != _HYPERVISOR:
+                    continue
+            fd = os.open(f"{devices}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return time.clock_gettime_ns(~fd << 3 | 3)  # the clock behind a descriptor: clock_gettime(2)
+            finally:
+                os.close(fd)
+    except OSError:
+        pass  # no driver, or one that is being unloaded
+    return 0
 
 
 _RNDADDENTROPY = 0x40085203

@@ -81,7 +81,7 @@ def start_command(invocation: Invocation, containers: tuple[str, ...]) -> int:
 @several
 @pass_invocation
 def stop_command(invocation: Invocation, containers: tuple[str, ...], seconds: int | None) -> int:
-    """Stop containers with SIGTERM, or their own stop signal, and after a time with SIGKILL."""
+    """Stop containers: their stop signal, then SIGKILL."""
     return _each(
         invocation,
         containers,

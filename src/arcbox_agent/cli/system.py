@@ -153,21 +153,44 @@ def _yes_no(value: bool) -> str:
     return "yes" if value else "no"
 
 
+_CLOCK = {
+    "left": "the clock is {after}, and was left alone",
+    "step": "the clock was {before}, was set, and is {after}",
+    "ptp": "the clock was {before}, was set by the hypervisor's, and is {after}",
+    "slew": "the clock is {before}, and is brought in bit by bit",
+}
+
+
+def _off(seconds: float) -> str:
+    """How far a clock is off: `3.2 ms ahead`."""
+    size = f"{abs(seconds) * 1000:.1f} ms" if abs(seconds) < 10 else f"{abs(seconds):.1f} s"
+    return f"{size} {'ahead' if seconds >= 0 else 'behind'}"
+
+
 @click.command("sync-time")
+@click.option("--slew", is_flag=True, help="Bring a difference below half a second in bit by bit.")
 @json_option
 @pass_invocation
-def sync_time_command(invocation: Invocation) -> int:
-    """Set the guest's clock from this host's clock.
+def sync_time_command(invocation: Invocation, slew: bool) -> int:
+    """Set the guest's clock to this host's clock.
 
-    The agent sets it only if the two differ much.
+    Shown is how far it was off before and afterwards.  A difference below 5 ms is left alone.
     """
 
     async def work(client: Client, _: Signals) -> int:
-        sent = time.time()
-        await client.sync_time()
+        sync = await client.sync_time(slew=slew)
+        line = "sent this host's time; the agent does not tell what it did"
+        if sync.before is not None and sync.after is not None:
+            done = _CLOCK[sync.how].format(before=_off(sync.before), after=_off(sync.after))
+            line = f"{done} (to within {sync.round_trip * 500:.1f} ms)"
         invocation.show(
-            {"sent": round(sent)},
-            f"sent {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(round(sent)))} to {invocation.address}",
+            {
+                "how": sync.how,
+                "before_seconds": sync.before,
+                "after_seconds": sync.after,
+                "round_trip_seconds": sync.round_trip,
+            },
+            printable(f"{invocation.address}: {line}"),
         )
         return 0
 

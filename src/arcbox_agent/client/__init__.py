@@ -4,6 +4,7 @@ transport    from an address to a connected socket
 connection   frames over the socket, one call at a time
 pool         the connections of a client
 keywords     keyword arguments that several calls share
+clock        how far the guest's clock is off
 calls        requests and replies, without any connection
 stream       a call with many replies
 caller       a call from its request to its reply
@@ -16,7 +17,8 @@ blocking     the client for code without an event loop
 
 from arcbox_agent.client.calls import ExecResult, exit_code
 from arcbox_agent.client.client import Client
+from arcbox_agent.client.clock import ClockSync
 from arcbox_agent.client.opening import connect
 from arcbox_agent.client.stream import ReplyStream
 
-__all__ = ["Client", "ExecResult", "ReplyStream", "connect", "exit_code"]
+__all__ = ["Client", "ClockSync", "ExecResult", "ReplyStream", "connect", "exit_code"]

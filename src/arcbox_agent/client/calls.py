@@ -106,6 +106,7 @@ _ALPHA1_KNOWS_IN_A_FOLLOW = ("stdout", "stderr", "since", "until", "timestamps")
 #: Fields that only our agent knows.
 _OURS: dict[type[wire.Message], tuple[str, ...]] = {
     wire.ListContainersRequest: ("filter",),
+    wire.PingRequest: ("timestamp_ns",),
     wire.CreateContainerRequest: ("stop_signal", "stop_timeout_ms"),
     wire.ExecRequest: ("timeout_ms", "detach", "stdin"),
     wire.ShutdownRequest: ("reboot",),

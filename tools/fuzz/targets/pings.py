@@ -15,10 +15,13 @@ from tools.fuzz.targets.frames import corpus as frames
 
 VERSION = "0.1.0"
 
+#: Bytes of the two times in a reply, at most.
+TIMES = 24
+
 
 def pings() -> bytes:
     return b"".join(
-        wire.encode_message(wire.PingRequest(message=text, timestamp_secs=clock), trace)
+        wire.encode_message(wire.PingRequest(message=text, timestamp_secs=clock, timed=len(text) % 3 == 2), trace)
         for text in ("", "hi", "h\u00e9llo", "x" * 130)
         for trace in (None, "", "trace")
         for clock in (0, 0, 7)
@@ -62,7 +65,7 @@ def run(data: bytes, thorough: bool) -> Hashable:
         failure = FAILURES[type(error)]
     served = found.count(None)
     # What goes out is what came in, and at most so much more.
-    assert out.startswith(b"before") and len(out) <= 6 + len(whole) + served * (len(VERSION) + 16)
+    assert out.startswith(b"before") and len(out) <= 6 + len(whole) + served * (len(VERSION) + 16 + TIMES)
     if thorough:
         judge(whole, found, failure, bytes(out[6:]))
     return failure, min(served, 4), min(len(found), 6)
@@ -72,16 +75,23 @@ def judge(whole: bytes, found: list[plain.PlainFrame | None], failure: str, out:
     """The frames of the plain rules; to each ping, and to no other frame, its answer."""
     frames, wrong = plain.split(whole, LIMIT)
     assert failure == wrong and len(found) == len(frames)
-    answers = b""
+    answers = plain.split(out, 1 << 30)[0]
+    expected = b""
     for frame, taken in zip(frames, found, strict=True):
         if taken is not None:
             assert taken == frame
             continue
         request = wire.PingRequest.decode(frame.payload)
         text = f"pong: {request.message}" if request.message else "pong"
-        assert frame.type == wire.PingRequest.TYPE and request == wire.PingRequest(message=request.message)
-        answers += wire.encode_message(wire.PingResponse(message=text, version=VERSION), frame.trace_id)
-    assert out == answers
+        asked = wire.PingRequest(message=request.message, timed=request.timed)
+        assert frame.type == wire.PingRequest.TYPE and request == asked
+        told = wire.PingResponse.decode(answers.pop(0).payload)
+        answer = wire.PingResponse(message=text, version=VERSION)
+        if request.timed:
+            answer.time_ns, answer.monotonic_ns = told.time_ns, told.monotonic_ns
+            assert told.time_ns > 0 and told.monotonic_ns > 0
+        expected += wire.encode_message(answer, frame.trace_id)
+    assert out == expected
 
 
 TARGET = Target(run, corpus, words=[pings()[:20], b"\0\0\0\4\0\0\0\1", b"\x0a\x02hi"], share=25)

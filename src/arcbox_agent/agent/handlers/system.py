@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 
 from arcbox_agent.agent import clock
 from arcbox_agent.agent.config.access import Access
@@ -34,12 +35,28 @@ class System:
         """Pings with nothing but a message are answered in compiled code and do not come here."""
         text = f"pong: {request.message}" if request.message else "pong"
         reply = PingResponse(message=text, version=self._version, features=[*self._features] if request.detail else [])
+        if request.timed or request.timestamp_ns:
+            return self._timed_ping(request, reply, call)
         host_time = request.timestamp_secs
         # A host sends its time with every ping: who may only look is answered all the same.
         if host_time > 0 and self._settings.set_clock and call.allows(Access.CONTROL):
             if clock.follow_host(host_time, self._metrics):
                 return _once_reseeded(host_time, reply)
         return reply
+
+    def _timed_ping(
+        self, request: PingRequest, reply: PingResponse, call: Call
+    ) -> PingResponse | Coroutine[Any, Any, PingResponse]:
+        stepped = False
+        if request.timestamp_ns:
+            reply.behind_ns = clock.compare(request.timestamp_ns, request.monotonic_ns)
+            reply.clock = "forbidden"
+            if self._settings.set_clock and call.allows(Access.CONTROL):
+                outcome = clock.follow_host_exactly(reply.behind_ns, request.least_ns, request.slew, self._metrics)
+                reply.clock = outcome.done
+                stepped = outcome.stepped
+        reply.time_ns, reply.monotonic_ns = time.time_ns(), time.monotonic_ns()
+        return _once_reseeded(time.time_ns(), reply) if stepped else reply
 
     def info(self, request: None, call: Call) -> SystemInfo:
         kernel = os.uname()

@@ -6,10 +6,12 @@ import time
 from typing import TYPE_CHECKING
 
 from arcbox_agent import wire
-from arcbox_agent.client import calls
+from arcbox_agent.client import calls, clock
 from arcbox_agent.client.caller import Caller
+from arcbox_agent.errors import ClockNotSetError
 
 if TYPE_CHECKING:
+    from arcbox_agent.client.clock import ClockSync
     from arcbox_agent.wire import (
         AgentInfo,
         PingResponse,
@@ -30,9 +32,39 @@ class SystemCalls(Caller):
         request = wire.PingRequest(message=message, timestamp_secs=now)
         return await self.call(request, wire.PingResponse, timeout=timeout, repeatable=True)
 
-    async def sync_time(self, *, timeout: float | None = None) -> PingResponse:
-        """Send this host's time, by which the agent may set the guest's clock."""
-        return await self.ping(set_clock=True, timeout=timeout)
+    async def sync_time(self, *, slew: bool = False, timeout: float | None = None) -> ClockSync:
+        """Set the guest's clock to this host's, and tell how far it was off and is now.
+
+        `slew`: bring a difference below half a second in bit by bit, so that no time is met twice;
+        it takes 2000 times as long.  The agent sets its clock only for a peer that may change
+        something, and where its settings allow it.  An agent that does not tell its time is sent
+        this host's in whole seconds.  `timeout`: of each ping.  Raises ClockNotSetError where the
+        clocks differ and the agent does not set its own.
+        """
+
+        async def ping() -> PingResponse:
+            return await self.call(wire.PingRequest(timed=True), wire.PingResponse, timeout=timeout, repeatable=True)
+
+        found = before = await clock.measure(ping)
+        if found is None or before is None:
+            sent = time.monotonic()
+            await self.ping(set_clock=True, timeout=timeout)
+            return clock.ClockSync("sent", None, None, time.monotonic() - sent)
+        how = "left"
+        for _ in range(clock.TRIES):
+            if not found.differs:
+                break
+            request = wire.PingRequest(
+                timestamp_ns=found.host, monotonic_ns=found.monotonic, least_ns=int(clock.LEAST * 1e9), slew=slew
+            )
+            how = (await self.call(request, wire.PingResponse, timeout=timeout)).clock
+            if how in ("refused", "forbidden"):
+                raise ClockNotSetError(how, before.ahead / 1e9)
+            again = await clock.measure(ping)
+            if again is None or how == "slew":
+                break
+            found = again
+        return clock.ClockSync(how, before.ahead / 1e9, found.ahead / 1e9, found.round_trip / 1e9)
 
     async def system_info(self, *, timeout: float | None = None) -> SystemInfo:
         """The guest: kernel, memory in bytes, processors, load, addresses."""
