@@ -186,8 +186,8 @@ def test_a_child_has_the_limits_of_its_agent_and_not_those_of_the_keeper() -> No
         async with world() as w:
             await w.begin()
             mine = {which: resource.getrlimit(which) for which in range(16)}
-            for which in (resource.RLIMIT_NOFILE, resource.RLIMIT_STACK, resource.RLIMIT_FSIZE):
-                resource.prlimit(w.keeper.pid, which, (1 << 20, mine[which][1]))
+            for which, soft in ((resource.RLIMIT_NOFILE, 200), (resource.RLIMIT_STACK, 1 << 20)):
+                resource.prlimit(w.keeper.pid, which, (soft, mine[which][1]))
             process = await w.spawn("sleep", "1000", programs=["/bin/sleep"])
             assert {which: resource.prlimit(process.pid, which) for which in range(16)} == mine
             process.send_signal(signal.SIGKILL)
