@@ -99,9 +99,9 @@ def test_a_ping_with_the_hosts_time_repairs_a_wrong_clock(guest: Machine) -> Non
     seen = len(guest.console())
     with_client(guest, work)
     lines = guest.console()[seen:]
-    assert len(re.findall("clock: clock set by the host behind=[0-9]", lines)) == 1
-    assert len(re.findall("clock: clock set by the host behind=-[0-9]", lines)) == 1
-    assert lines.count("random pool reseeded") == 2
+    assert len(re.findall("clock: clock set by the host behind=[0-9]{4}", lines)) == 1
+    assert len(re.findall("clock: clock set by the host behind=-[0-9]{4}", lines)) == 1
+    assert lines.count("random pool reseeded") >= 2
 
 
 @pytest.mark.parametrize("off", [3.0, -3.0, 0.3, -0.3, 0.05])
