@@ -38,23 +38,19 @@ help: ## this list
 demo: $(STAMPS)/run ## the agent and arcboxctl at work: a container's life, its log followed, a command in it
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/demo.py
 
-test: $(STAMPS)/test $(STAMPS)/debian ## every test (PYTEST_ARGS=... goes to pytest)
-	@$(BIN)/python -m pytest --durations=15 $(PYTEST_ARGS)
+test: $(STAMPS)/test $(STAMPS)/debian ## every test, two files at a time where that is possible (PYTEST_ARGS=... goes to pytest)
+	@$(BIN)/python -m tools.suite $(PYTEST_ARGS)
 
 # Fewer kills, examples and seconds of the tests that go by chance; nothing that is marked slow.
 QUICK := ARCBOX_WIRE_EXAMPLES=5 ARCBOX_LOGS_EXAMPLES=20 ARCBOX_LOGS_SOAK_SECONDS=1 ARCBOX_CAPTURE_KILLS=1 \
-    ARCBOX_FUZZ_SECONDS=1
+    ARCBOX_FUZZ_SECONDS=1 ARCBOX_FOLLOW_LINES=100000
 
 test-quick: $(STAMPS)/test ## the tests without virtual machines and without the slow ones, two at a time
 	@$(QUICK) $(BIN)/python -m pytest --ignore=tests/vm -m 'not slow' -n 2 --dist loadfile \
 	    --durations=15 $(PYTEST_ARGS)
 
-coverage: $(STAMPS)/test ## what test-quick reaches of the Python code, its processes included: build/coverage/html
-	@rm -rf build/coverage && mkdir -p build/coverage
-	@$(QUICK) $(BIN)/python -m coverage run -m pytest --ignore=tests/vm -m 'not slow' $(PYTEST_ARGS)
-	@$(BIN)/python -m coverage combine --quiet
-	@$(BIN)/python -m coverage html --quiet
-	@$(BIN)/python -m coverage report
+coverage: $(STAMPS)/test ## what test-quick reaches of the Python and Cython code, its processes included: build/coverage/html
+	@$(QUICK) $(BIN)/python -m tools.covered --ignore=tests/vm -m 'not slow' $(PYTEST_ARGS)
 
 vm-test: $(STAMPS)/test $(STAMPS)/debian ## the tests in a virtual machine alone
 	@$(BIN)/python -m pytest tests/vm --durations=15 $(PYTEST_ARGS)

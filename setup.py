@@ -2,6 +2,7 @@
 
 ARCBOX_WIRE_DEBUG=1 builds with bounds checks and assertions, and without optimisation.
 ARCBOX_SANITIZE=1 builds with AddressSanitizer and UndefinedBehaviorSanitizer: tools/sanitized.py.
+ARCBOX_COVERAGE=1 builds modules that tell coverage.py which of their lines run: tools/covered.py.
 ARCBOX_PREBUILT=1 takes the modules as `setup.py build_ext --inplace` left them.
 """
 
@@ -12,6 +13,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 DEBUG = os.environ.get("ARCBOX_WIRE_DEBUG") == "1"
+COVERAGE = os.environ.get("ARCBOX_COVERAGE") == "1"
 SANITIZE = os.environ.get("ARCBOX_SANITIZE") == "1"
 PREBUILT = os.environ.get("ARCBOX_PREBUILT") == "1"
 PACKAGE = "src/arcbox_agent"
@@ -56,6 +58,8 @@ LDFLAGS: list[str] = []
 if SANITIZE:
     LDFLAGS = ["-fsanitize=address,undefined"]
     CFLAGS += [*LDFLAGS, "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-O1", "-g1"]
+elif COVERAGE:
+    CFLAGS += ["-O1", "-g0", "-Wno-maybe-uninitialized"]  # which the tracing code hides from the compiler
 elif DEBUG:
     CFLAGS += ["-O0", "-g", "-UNDEBUG"]
 else:
@@ -69,6 +73,8 @@ def modules() -> list[Extension]:
             [f"{PACKAGE}/{name}.pyx"],
             include_dirs=[PACKAGE],
             depends=HEADERS.get(name, []),
+            # Lines without the interpreter lock count too: they take it to tell.  Generated lines do not.
+            define_macros=[("CYTHON_TRACE_NOGIL", "1")] if COVERAGE and name != "_messages" else [],
             extra_compile_args=CFLAGS + NO_ASAN.get(name, []) if SANITIZE else CFLAGS,
             extra_link_args=LDFLAGS,
         )
@@ -81,7 +87,8 @@ setup(
     ext_modules=cythonize(
         modules(),
         # A .c beside its .pyx is never a source here: always made anew from the .pyx.
-        build_dir="build/cython",
+        # For coverage.py beside it all the same, which reads there what a line of it is.
+        build_dir=None if COVERAGE else "build/cython",
         compiler_directives={
             "language_level": 3,
             "boundscheck": DEBUG,
@@ -89,6 +96,7 @@ setup(
             "initializedcheck": DEBUG,
             "cdivision": not DEBUG,
             "embedsignature": True,
+            "linetrace": COVERAGE,
         },
     ),
     # Each module is one translation unit: as many at once as there are cores.

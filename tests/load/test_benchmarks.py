@@ -5,9 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from tools.compiled import ROOT
 
 
+@pytest.mark.slow
 def test_each_benchmark_runs_one_round_and_checks_its_answers() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--benchmark-disable", "benchmarks"],

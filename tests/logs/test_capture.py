@@ -597,8 +597,9 @@ def test_where_the_spool_has_no_room_either_the_order_stays_and_the_gap_is_told(
                 while ballast.write(bytes(4096)):
                     pass
             lines = 90_000  # more than the spool holds in memory, too
-            for number in range(lines):
-                await asyncio.to_thread(os.write, fd, b"%099d\n" % number)
+            for first in range(0, lines, 40):  # 4,000 bytes, which a pipe takes whole
+                some = b"".join(b"%099d\n" % number for number in range(first, first + 40))
+                await asyncio.to_thread(os.write, fd, some)
             await until(lambda: box.metrics.value("capture_dropped_bytes") > 0)
             (disk / "ballast").unlink()
             os.write(fd, b"%099d\n" % lines)

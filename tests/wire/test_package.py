@@ -36,6 +36,7 @@ def imported_by(module: str) -> set[str]:
     return set(done.stdout.split())
 
 
+@pytest.mark.slow  # and make check runs it
 def test_the_stubs_agree_with_the_compiled_modules() -> None:
     done = run("-m", "mypy.stubtest", *(f"arcbox_agent.{name}" for name in COMPILED))
     assert done.returncode == 0, done.stdout + done.stderr
