@@ -30,6 +30,7 @@ MODULES = {
     "_logs": False,
     "_logscan": False,
     "_log_file": True,
+    "_log_history": True,
     "_spool": True,
     "_pump": True,
     "_inotify": True,

@@ -51,7 +51,8 @@ ALLOWED: dict[str, set[str]] = {
     "_logs": {"_file_read", "_lines", "_log_output"},
     "_logscan": {"_file_read", "_lines"},
     # Compiled, for Linux only: of these the agent alone knows.
-    "_log_file": {"_lines"},
+    "_log_history": set(),
+    "_log_file": {"_lines", "_log_history"},
     "_spool": {"_lines", "_log_file"},
     "_pump": {"_lines", "_log_file", "_spool"},
     "_spawn": set(),
@@ -70,8 +71,8 @@ ALLOWED: dict[str, set[str]] = {
     "agent.clock": {*_GROUND, "_guest"},
     "agent.processes": {*_GROUND, "_spawn", "_entries"},
     "agent.serving": {*_GROUND, "wire", "address", "readiness", "agent.processes"},
-    "agent.containers": {*_GROUND, "wire", "_spawn", "_log_file", "_pump", "agent.processes"},
-    "agent.logs": {*_GROUND, "wire", "logs", "_logs", "_log_output", "_inotify", "agent.processes"},
+    "agent.containers": {*_GROUND, "wire", "_spawn", "_log_file", "_log_history", "_pump", "agent.processes"},
+    "agent.logs": {*_GROUND, "wire", "logs", "_logs", "_log_history", "_log_output", "_inotify", "agent.processes"},
     "agent.guest": {*_GROUND, "_guest", "agent.processes"},
     "agent.commands": {*_GROUND, "wire", "_spawn", "agent.processes", "agent.containers"},
     "agent.handlers": {

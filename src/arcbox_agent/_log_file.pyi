@@ -1,7 +1,9 @@
+from arcbox_agent._log_history import LogHistory
+
 class CaptureLog:
     """One container's log file, written by its streams."""
 
-    def __init__(self, path: str, max_size: int, max_files: int) -> None: ...
+    def __init__(self, path: str, max_size: int, max_files: int, history: LogHistory | None = None) -> None: ...
     @property
     def path(self) -> str: ...
     @property

@@ -12,6 +12,7 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc
 from libc.string cimport memchr, memcpy, memmove
+from arcbox_agent._log_history cimport LogHistory, file_begins, is_held
 from arcbox_agent._lines cimport LINE_WINDOW, Line, Minute, parse_line
 
 import os
@@ -70,16 +71,17 @@ cdef int open_log(Log* log) noexcept nogil:
     if rc < 0:
         close(fd)
         return rc
-    go_on_in(log, fd, inode, size)
+    go_on_in(log, fd, inode, size, size == 0)
     return 0
 
 
-cdef void go_on_in(Log* log, int fd, uint64_t inode, int64_t size) noexcept nogil:
-    """From here on the log is this file."""
+cdef void go_on_in(Log* log, int fd, uint64_t inode, int64_t size, bint known) noexcept nogil:
+    """From here on the log is this file.  known: all that it has before was counted."""
     if log.fd >= 0:
         close(log.fd)
     log.fd = fd
     log.inode = inode
+    file_begins(log.past, inode, known)
     go_on_at(log, size)
 
 
@@ -112,7 +114,7 @@ cdef int rotate(Log* log) noexcept nogil:
     if rc < 0:
         close(fd)
         return rc
-    go_on_in(log, fd, inode, size)
+    go_on_in(log, fd, inode, size, True)
     return 0
 
 
@@ -172,7 +174,7 @@ cdef int append_lines(Log* log, const char* data, size_t n, size_t* kept) noexce
 
 
 cdef int prepare_log(Log* log, size_t n, int64_t now, int64_t* rotations) noexcept nogil:
-    """Have an open log with room for n bytes under its maximum size; 0 or -errno."""
+    """Have an open log with room for n bytes under its maximum size; 0, -errno or HELD."""
     cdef uint64_t inode = 0
     cdef int64_t size = 0
     cdef int rc
@@ -191,6 +193,9 @@ cdef int prepare_log(Log* log, size_t n, int64_t now, int64_t* rotations) noexce
         elif size != log.size:
             go_on_at(log, size)
     if log.size > 0 and log.size + <int64_t> n > log.max_size and now >= log.rotate_at:
+        if is_held(log.past, log.max_files):
+            # A log over its size is better than a container that cannot end.
+            return 0 if log.last else HELD
         if rotate(log) < 0:
             # A log over its size is better than none; the rotation is tried again later.
             log.rotate_at = now + SECOND
@@ -248,7 +253,9 @@ cdef int count_output(
 cdef class CaptureLog:
     """One container's log file, written by its streams."""
 
-    def __cinit__(self, str path, int64_t max_size, int max_files):
+    def __cinit__(self, str path, int64_t max_size, int max_files, LogHistory history=None):
+        self.history = history if history is not None else LogHistory()
+        self.log.past = &self.history.past
         cdef bytes raw = os.fsencode(path)
         if len(raw) >= 500:
             raise ValueError(f"the path of a log has at most 499 bytes: {path}")
@@ -268,6 +275,12 @@ cdef class CaptureLog:
 
     def open(self):
         """Open the log, without the line that a crash has left half written.  OSError: it cannot be opened."""
+        if self.log.past.newest < 0:
+            for number in range(self.log.max_files, 0, -1):
+                try:
+                    self.history.begin(os.stat(f"{self.path}.{number}").st_ino, False)
+                except OSError:
+                    continue
         cdef int rc = open_log(&self.log)
         if rc < 0:
             raise OSError(-rc, os.strerror(-rc), self.path)
@@ -289,6 +302,7 @@ cdef class CaptureLog:
         # The kernel remembers which of these names there are: the first reader needs no disk to find out.
         for number in range(1, SIBLINGS_LOOKED_FOR + 1):
             os.path.exists(f"{self.path}.{number}")
+            os.path.exists(f"{self.path}.{number}.gz")
 
     cdef int output_since(
         self, uint64_t inode, int64_t offset, int stream, int64_t* content, bint* open_, bint* gap) except -1:

@@ -8,7 +8,7 @@ the caller may choose the thread that waits.
 """
 
 from libc.errno cimport EAGAIN, ENOMEM, errno
-from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t
+from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memmove
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -17,7 +17,9 @@ from arcbox_agent._lines cimport (
     LINE_WINDOW, PART_LIMIT, STDERR, STDOUT, STREAMS, UNNAMED, Line, Minute, leading_nuls, parse_line,
 )
 
-from arcbox_agent._log_output cimport ENTRIES, FRAMES_V1, FRAMES_V2, TEXT, Form, Output, append_entry, split_entries
+from arcbox_agent._log_output cimport (
+    CURSOR_LIMIT, ENTRIES, FRAMES_V1, FRAMES_V2, TEXT, Form, Lost, Output, append_entry, append_gap, split_entries,
+)
 
 import os
 
@@ -37,8 +39,16 @@ cdef enum:
     # The cached part of a file ends with a page; the size of every page is a multiple of it.
     PAGE = 4096
 
+# A place in a log: bytes of the text of the line that begins at an offset of a file.
+cdef struct Place:
+    uint64_t file
+    int64_t offset
+    int64_t taken
+
+
 # A text whose end has not been seen yet.
 cdef struct Chain:
+    Place start  # of `data`
     char* data
     size_t length
     size_t capacity
@@ -66,6 +76,12 @@ cdef struct State:
     size_t part_limit
     Position here  # of the first byte not yet used up
     int64_t skip[STREAMS]  # lines of this stream that begin before it are left out
+    int64_t leave_out[STREAMS]  # bytes of the text of the stream's next line
+    bint eager  # at the end of what there is, a text that has not ended is given as far as it goes
+    # The line at hand, or the last one: where it begins, how much of its text is used up, whether all of it is.
+    Place line_place
+    int64_t stamp
+    bint whole
     int64_t entries
     int64_t last_stamp
     # The engine is inside a line longer than LINE_WINDOW, which flows through in pieces.
@@ -87,12 +103,62 @@ cdef struct State:
 # -------------------------------------------------------------------- chains
 
 
+cdef inline char* put_hex(char* out, uint64_t value) noexcept nogil:
+    cdef int shift = 60
+    while shift and (value >> shift) == 0:
+        shift -= 4
+    while shift >= 0:
+        out[0] = b"0123456789abcdef"[(value >> shift) & 15]
+        out += 1
+        shift -= 4
+    return out
+
+
+cdef size_t put_cursor(const State* state, int stream, bint open_, bint whole, char* out) noexcept nogil:
+    """Write the place behind an entry of a stream, at most CURSOR_LIMIT bytes; their number.
+
+        FILE-OFFSET-STAMP[tTAKEN][o][OFILE.OFFSET.TAKEN][e][E...][u][U...]   (hexadecimal)
+
+    The line that begins at FILE and OFFSET and has this time was the last one; tTAKEN: only so
+    many bytes of its text.  o (e, u): stdout (stderr, plain text) is inside a text.  O: what of
+    stdout was read and not given begins there.
+
+    open_: the entry's text goes on.  whole: the line at hand ends with the entry.
+    """
+    cdef char* p = put_hex(out, state.line_place.file)
+    cdef const Chain* chain
+    cdef int s
+    p[0] = c"-"
+    p = put_hex(p + 1, <uint64_t> state.line_place.offset)
+    p[0] = c"-"
+    p = put_hex(p + 1, <uint64_t> state.stamp)
+    if not whole:
+        p[0] = c"t"
+        p = put_hex(p + 1, <uint64_t> (state.line_place.taken if stream == state.stream else 0))
+    for s in range(STREAMS):
+        chain = &state.chains[s]
+        if (open_ if s == stream else chain.open and chain.begun):
+            p[0] = b"oeu"[s]
+            p += 1
+        if s != stream and chain.open and (chain.length or not chain.begun):
+            p[0] = b"OEU"[s]
+            p = put_hex(p + 1, chain.start.file)
+            p[0] = c"."
+            p = put_hex(p + 1, <uint64_t> chain.start.offset)
+            p[0] = c"."
+            p = put_hex(p + 1, <uint64_t> chain.start.taken)
+    return p - out
+
+
 cdef int emit(
     State* state, Output* out, int stream, bint stamped, int64_t stamp, const char* canonical,
-    const char* text, size_t n, bint partial, bint first,
+    const char* text, size_t n, bint partial, bint first, bint open_, bint whole,
 ) noexcept nogil:
-    """Append one entry and count it; 0 or -ENOMEM."""
-    cdef int rc = append_entry(&state.form, out, stream, stamp, canonical, text, n, stamped and first, partial)
+    """Append one entry and count it; 0 or -ENOMEM.  open_, whole: see put_cursor."""
+    cdef char cursor[CURSOR_LIMIT]
+    cdef size_t length = put_cursor(state, stream, open_, whole, cursor) if state.form.detail else 0
+    cdef int rc = append_entry(
+        &state.form, out, stream, stamp, canonical, text, n, stamped and first, partial, cursor, length)
     if rc == 0:
         state.entries += 1
         state.last_stamp = stamp
@@ -108,11 +174,13 @@ cdef int chain_add(State* state, Output* out, int stream, const char* text, size
     while n:
         if chain.length == state.part_limit:
             rc = emit(state, out, stream, chain.stamped, chain.stamp, NULL,
-                      chain.data, chain.length, True, not chain.begun)
+                      chain.data, chain.length, True, not chain.begun, True, False)
             if rc:
                 return rc
             chain.begun = True
             chain.length = 0
+        if chain.length == 0:
+            chain.start = state.line_place
         take = state.part_limit - chain.length
         if take > n:
             take = n
@@ -127,15 +195,30 @@ cdef int chain_add(State* state, Output* out, int stream, const char* text, size
             chain.capacity = capacity
         memcpy(chain.data + chain.length, text, take)
         chain.length += take
+        state.line_place.taken += take
         text += take
         n -= take
     return 0
 
 
-cdef int chain_end(State* state, Output* out, int stream, bint partial) noexcept nogil:
+cdef int chain_flush(State* state, Output* out, int stream) noexcept nogil:
+    """Give what there is of a text that goes on."""
+    cdef Chain* chain = &state.chains[stream]
+    cdef int rc
+    if not chain.open or chain.length == 0:
+        return 0
+    rc = emit(state, out, stream, chain.stamped, chain.stamp, NULL,
+              chain.data, chain.length, True, not chain.begun, True, state.whole)
+    chain.begun = True
+    chain.length = 0
+    return rc
+
+
+cdef int chain_end(State* state, Output* out, int stream, bint partial, bint open_, bint whole) noexcept nogil:
+    """Give the last of a text.  open_, whole: see put_cursor."""
     cdef Chain* chain = &state.chains[stream]
     cdef int rc = emit(state, out, stream, chain.stamped, chain.stamp, NULL,
-                       chain.data, chain.length, partial, not chain.begun)
+                       chain.data, chain.length, partial, not chain.begun, open_, whole)
     free(chain.data)  # idle followers hold nothing
     chain.data = NULL
     chain.length = chain.capacity = 0
@@ -157,20 +240,78 @@ cdef inline void chain_open(State* state, Line* line) noexcept nogil:
     if not chain.open:
         chain.open = True
         chain.begun = False
+        chain.start = state.line_place
         chain.stamp = line.stamp
         chain.stamped = line.stamped
+    elif not chain.stamped:
+        # Its first parts were given before a cursor.
+        chain.stamp = line.stamp
+        chain.stamped = line.stamped
+
+
+cdef inline const char* number_at(const char* p, const char* end, uint64_t* value) noexcept nogil:
+    value[0] = 0
+    while p < end and c"0" <= p[0] <= c"9":
+        value[0] = value[0] * 10 + <uint64_t> (p[0] - c"0")
+        p += 1
+    return p
+
+
+cdef const char* word_at(const char* p, const char* end, const char* word, size_t n) noexcept nogil:
+    """Behind the word at p; NULL: it is not there."""
+    return p + n if p is not NULL and <size_t> (end - p) >= n and memcmp(p, word, n) == 0 else NULL
+
+
+cdef int take_note(State* state, Output* out, Line* line) noexcept nogil:
+    """What the capture says of lost output (`_spool.report_gap`), as a gap."""
+    cdef const char* end = line.text + line.length
+    cdef const char* p = word_at(line.text, end, b"[output lost: ", 14)
+    cdef char cursor[CURSOR_LIMIT]
+    cdef Lost lost
+    lost.bytes = lost.lines = 0
+    if p is not NULL:
+        p = word_at(number_at(p, end, &lost.bytes), end, b" bytes, ", 8)
+    if p is not NULL:
+        p = word_at(number_at(p, end, &lost.lines), end, b" lines: ", 8)
+    lost.at_least = p is NULL
+    if p is NULL:
+        p = line.text
+    elif end > p and (end - 1)[0] == c"]":
+        end -= 1
+    lost.reason = p
+    lost.reason_length = end - p
+    state.entries += 1
+    state.last_stamp = line.stamp
+    return append_gap(&state.form, out, line.stream, line.stamp, &lost,
+                      cursor, put_cursor(state, line.stream, False, True, cursor))
+
+
+cdef inline void leave_out(State* state, Line* line) noexcept nogil:
+    """The beginning of this text was given before a cursor."""
+    cdef size_t n = <size_t> state.leave_out[line.stream]
+    if n > line.length:
+        n = line.length
+    line.text += n
+    line.length -= n
+    line.canonical = NULL
+    state.line_place.taken = <int64_t> n
+    state.leave_out[line.stream] = 0
 
 
 cdef int take_line(State* state, Output* out, Line* line) noexcept nogil:
     """A whole line that is wanted."""
     cdef int rc
+    if state.leave_out[line.stream]:
+        leave_out(state, line)
+    if line.note and state.form.detail:
+        return take_note(state, out, line)
     if not line.more and not state.chains[line.stream].open and line.length <= state.part_limit:
         return emit(state, out, line.stream, line.stamped, line.stamp, line.canonical,
-                    line.text, line.length, line.unended, True)
+                    line.text, line.length, line.unended, True, False, True)
     chain_open(state, line)
     rc = chain_add(state, out, line.stream, line.text, line.length)
     if rc == 0 and not line.more:
-        rc = chain_end(state, out, line.stream, line.unended)
+        rc = chain_end(state, out, line.stream, line.unended, False, True)
     return rc
 
 
@@ -198,6 +339,14 @@ cdef void remember(Position* position, const Position* start, const Input* inp) 
     memcpy(position.overlap, inp.data + inp.start - back, position.overlap_length)
 
 
+cdef inline void begin_line(State* state, Line* line, int64_t offset) noexcept nogil:
+    state.line_place.offset = offset
+    state.line_place.taken = 0
+    state.stamp = line.stamp
+    state.stream = line.stream
+    state.whole = False
+
+
 cdef int take_lines(State* state, Input* inp, Output* out, size_t target) noexcept nogil:
     """Use up the whole lines of the input, until there is no more or target bytes came out.
 
@@ -205,7 +354,7 @@ cdef int take_lines(State* state, Input* inp, Output* out, size_t target) noexce
     """
     cdef const char* p
     cdef const char* newline
-    cdef size_t n, nuls
+    cdef size_t n, nuls, left
     cdef Line line
     cdef int rc
     cdef int64_t base = state.here.offset - <int64_t> inp.start  # of inp.data[0]
@@ -235,18 +384,24 @@ cdef int take_lines(State* state, Input* inp, Output* out, size_t target) noexce
                 continue
         if state.inside:
             if not state.dropped:
-                rc = chain_add(state, out, state.stream, p, n)
+                left = <size_t> state.leave_out[state.stream]
+                if left > n:
+                    left = n
+                state.leave_out[state.stream] -= left
+                state.line_place.taken += left
+                rc = chain_add(state, out, state.stream, p + left, n - left)
                 if rc == 0 and newline is not NULL and not state.more:
-                    rc = chain_end(state, out, state.stream, state.unended)
+                    rc = chain_end(state, out, state.stream, state.unended, False, True)
             state.inside = newline is NULL
         elif newline is not NULL and n < LINE_WINDOW:
             parse_line(p, n, True, &state.minute, inp.scratch, &line)
+            begin_line(state, &line, base + <int64_t> inp.start)
             if wanted(state, &line, base + <int64_t> inp.start):
                 rc = take_line(state, out, &line)
         else:
             parse_line(p, n, False, &state.minute, inp.scratch, &line)
+            begin_line(state, &line, base + <int64_t> inp.start)
             state.dropped = not wanted(state, &line, base + <int64_t> inp.start)
-            state.stream = line.stream
             state.more = line.more
             state.unended = line.unended
             state.inside = newline is NULL
@@ -258,11 +413,16 @@ cdef int take_lines(State* state, Input* inp, Output* out, size_t target) noexce
                 state.line_entries = state.entries
             if not state.dropped:
                 chain_open(state, &line)
+                left = <size_t> state.leave_out[line.stream]
+                if left:
+                    leave_out(state, &line)
+                    state.leave_out[line.stream] = <int64_t> left - state.line_place.taken
                 rc = chain_add(state, out, line.stream, line.text, line.length)
                 if rc == 0 and newline is not NULL and not line.more:
-                    rc = chain_end(state, out, line.stream, line.unended)
+                    rc = chain_end(state, out, line.stream, line.unended, False, True)
         if rc:
             return rc
+        state.whole = newline is not NULL
         inp.last = <ssize_t> inp.start
         inp.start += n + (newline is not NULL)
         state.here.offset = base + <int64_t> inp.start
@@ -275,7 +435,7 @@ cdef int run(
     """Read from state.here.offset on; how it ended (_MORE.._CHANGED), or -errno."""
     cdef size_t want, keep
     cdef ssize_t got
-    cdef int rc
+    cdef int rc, stream
     cdef bint first = True, last = False, cut
     cdef int64_t at = state.here.offset - state.here.back  # of the next byte to read
     inp.start = inp.stop = 0
@@ -328,6 +488,10 @@ cdef int run(
             rc = _MORE
             break
     remember(&state.here, &state.here, inp)
+    if rc == _END and state.eager:
+        for stream in range(STREAMS):
+            if chain_flush(state, out, stream):
+                return -ENOMEM
     return rc
 
 
@@ -369,7 +533,8 @@ cdef class Engine:
     `output`: `v1` or `v2` LogEntry frames (with `trace`), `text` (each line and
     a newline), or `entries`.  `since`, `until`: Unix ns, both inclusive, None:
     unbounded; they are judged line by line of the file, parts too.
-    `part_limit`: the longest text of one entry.
+    `part_limit`: the longest text of one entry.  `detail`: with cursors and gaps.  `eager`: at the end of a read, what there is of a text whose end is missing
+    is given too.
     """
 
     cdef State state
@@ -377,8 +542,11 @@ cdef class Engine:
     def __init__(
         self, str output="entries", *, bytes trace=b"", bint stdout=True, bint stderr=True,
         since=None, until=None, bint timestamps=False, size_t part_limit=PART_LIMIT,
+        bint detail=False, bint eager=False,
     ):
         self.state.form.mode = MODES[output]
+        self.state.form.detail = detail
+        self.state.eager = eager
         if len(trace) > 0xFFFF:
             raise ValueError("a trace id has at most 65535 bytes")
         if part_limit < 1 or part_limit > 1 << 30:
@@ -431,14 +599,76 @@ cdef class Engine:
             or self.state.chains[STDERR].open or self.state.chains[UNNAMED].open
         )
 
-    def seek(self, int64_t offset, skip=None):
+    @property
+    def cursor(self):
+        """The place behind what was given."""
+        cdef char cursor[CURSOR_LIMIT]
+        return cursor[:put_cursor(&self.state, -1, False, self.state.whole, cursor)].decode("ascii")
+
+    @property
+    def wants(self):
+        """Whether lines of stdout and of stderr are given."""
+        return bool(self.state.want[STDOUT]), bool(self.state.want[STDERR])
+
+    def is_like(self, Engine other):
+        """Whether both stand at one offset, and would go on there in the same way."""
+        cdef int stream
+        cdef const Chain* mine
+        cdef const Chain* theirs
+        if self.state.here.offset != other.state.here.offset or self.state.inside or other.state.inside:
+            return False
+        for stream in range(STREAMS):
+            mine = &self.state.chains[stream]
+            theirs = &other.state.chains[stream]
+            if mine.open != theirs.open or mine.open and (mine.length or theirs.length or mine.begun != theirs.begun):
+                return False
+        return True
+
+    def go_on_in_texts(self, began, leave_out):
+        """After `seek`: these streams are inside a text, whose beginning was given before; by stream.
+
+        leave_out: so many bytes of each stream's next line were given too.
+        """
+        cdef int stream
+        for stream in range(STREAMS):
+            self.state.leave_out[stream] = leave_out[stream]
+            if began[stream]:
+                self.state.chains[stream].open = self.state.chains[stream].begun = True
+                self.state.chains[stream].stamped = False
+                self.state.chains[stream].stamp = 0
+
+    def gap(self, str stream, uint64_t lost_bytes, uint64_t lost_lines, bint at_least, str reason):
+        """Output that tells of a gap in this place."""
+        cdef Buffers buffers = acquire_buffers()
+        cdef bytes text = reason.encode("utf-8", "replace")
+        cdef char cursor[CURSOR_LIMIT]
+        cdef size_t length = put_cursor(&self.state, -1, False, self.state.whole, cursor)
+        cdef Lost lost
+        lost.bytes = lost_bytes
+        lost.lines = lost_lines
+        lost.at_least = at_least
+        lost.reason = text
+        lost.reason_length = len(text)
+        buffers.output.length = 0
+        if append_gap(&self.state.form, &buffers.output, STDERR if stream == "stderr" else STDOUT,
+                      self.state.last_stamp, &lost, cursor, length if self.state.line_place.file else 0):
+            release_buffers(buffers)
+            raise MemoryError
+        return self.take(buffers)
+
+    def seek(self, int64_t offset, skip=None, uint64_t file=0):
         """Go on at a line's beginning in a file, which may be another one.
 
         skip: for each of stdout, stderr and plain lines, the offset before which they are left out.
+        file: its inode, for cursors.
         """
         cdef int stream
         if skip is not None and len(skip) != STREAMS:
             raise ValueError(f"skip: expected {STREAMS} offsets, not {len(skip)}")
+        self.state.line_place.file = file
+        self.state.line_place.offset = offset
+        self.state.line_place.taken = self.state.stamp = 0
+        self.state.whole = False
         self.state.here.offset = offset
         self.state.here.back = self.state.here.overlap_length = 0
         self.state.inside = self.state.hole = False
@@ -528,10 +758,10 @@ cdef class Engine:
         cdef Buffers buffers = acquire_buffers()
         cdef int rc = 0, stream
         buffers.output.length = 0
-        self.state.inside = False
         for stream in (STDOUT, STDERR, UNNAMED):
             if rc == 0 and self.state.chains[stream].open:
-                rc = chain_end(&self.state, &buffers.output, stream, False)
+                rc = chain_end(&self.state, &buffers.output, stream, False, False, self.state.whole)
+        self.state.inside = False
         if rc < 0:
             release_buffers(buffers)
             raise MemoryError
@@ -559,10 +789,12 @@ cdef class Engine:
         buffers.output.length = 0
         if fd is not None:
             rc = self.last_line(buffers, fd, INT64_MAX if end is None else end, True)
-        self.state.inside = False
         for stream in (STDOUT, STDERR, UNNAMED):
-            if rc == 0 and self.state.chains[stream].open:
-                rc = chain_end(&self.state, &buffers.output, stream, True)
+            if rc == 0 and self.state.chains[stream].open and (
+                self.state.chains[stream].length or not self.state.chains[stream].begun
+            ):
+                rc = chain_end(&self.state, &buffers.output, stream, True, True, self.state.whole)
+        self.state.inside = False
         if rc < 0:
             release_buffers(buffers)
             raise OSError(-rc, os.strerror(-rc))
@@ -576,7 +808,7 @@ cdef class Engine:
         if self.state.inside:
             self.state.inside = False
             if not more and not self.state.dropped and not self.state.more:
-                return chain_end(&self.state, &buffers.output, self.state.stream, False)
+                return chain_end(&self.state, &buffers.output, self.state.stream, False, False, True)
             return 0
         if size > LINE_WINDOW:
             size = LINE_WINDOW
@@ -587,7 +819,10 @@ cdef class Engine:
             return <int> got
         if got and memchr(buffers.input.data, c"\n", got) is NULL:
             parse_line(buffers.input.data, got, True, &self.state.minute, buffers.input.scratch, &line)
-            if wanted(&self.state, &line, self.state.here.offset):
+            begin_line(&self.state, &line, self.state.here.offset)
+            if wanted(&self.state, &line, self.state.here.offset) and (
+                self.state.leave_out[line.stream] == 0 or self.state.leave_out[line.stream] < <int64_t> line.length
+            ):
                 line.more = line.more or more
                 rc = take_line(&self.state, &buffers.output, &line)
             self.state.here.offset += got
@@ -614,3 +849,36 @@ def open_unlinked(path, bint no_links):
     if fd < 0:
         raise OSError(errno, os.strerror(errno), path)
     return fd
+
+
+def line_at(int fd, int64_t offset):
+    """Of the line that begins at an offset: its time (0: it has none), its stream and where the next line begins.
+
+    None: no line begins there.  The end of the file is taken for the next line's beginning.
+    """
+    cdef Buffers buffers = acquire_buffers()
+    cdef const char* newline = NULL
+    cdef Line line
+    cdef Minute minute
+    cdef ssize_t got
+    cdef int64_t at = offset
+    cdef char before = c"\n"
+    minute.known = minute.second_known = False
+    try:
+        got = read_at(fd, &before, 1, offset - 1, False) if offset else 1
+        if got == 1 and before in (c"\n", 0):
+            got = read_at(fd, buffers.input.data, LINE_WINDOW, offset, False)
+        else:
+            return None
+        if got <= 0:
+            return None
+        newline = <const char*> memchr(buffers.input.data, c"\n", got)
+        parse_line(buffers.input.data, newline - buffers.input.data if newline is not NULL else got,
+                   newline is not NULL or got < LINE_WINDOW, &minute, buffers.input.scratch, &line)
+        while newline is NULL and got > 0:
+            at += got
+            got = read_at(fd, buffers.input.data, LINE_WINDOW, at, False)
+            newline = <const char*> memchr(buffers.input.data, c"\n", got) if got > 0 else NULL
+        return line.stamp, line.stream, at + (newline + 1 - buffers.input.data if newline is not NULL else 0)
+    finally:
+        release_buffers(buffers)

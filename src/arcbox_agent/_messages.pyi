@@ -56,6 +56,7 @@ __all__ = [
     "AttachInput",
     "AttachOutput",
     "LogsRequest",
+    "LogGap",
     "LogEntry",
     "LogEntryV2",
     "ReadFileRequest",
@@ -962,7 +963,7 @@ class AttachOutput(Message):
 class LogsRequest(Message):
     TYPE: ClassVar[int]
     FRAME_VERSION: ClassVar[None]
-    __match_args__: ClassVar[tuple[str, str, str, str, str, str, str, str, str, str, str]]
+    __match_args__: ClassVar[tuple[str, str, str, str, str, str, str, str, str, str, str, str, str, str, str]]
     container_id: str
     follow: bool
     stdout: bool
@@ -980,6 +981,14 @@ class LogsRequest(Message):
     since_nanos: int
     """added to `since`"""
     until_nanos: int
+    detail: bool
+    """Fill the fields of LogEntry from 101 up. With `follow`, show a line that has not ended at once, in parts."""
+    after: str
+    """the cursor of an entry: only what comes behind it"""
+    only_new: bool
+    """only what comes behind the present end of the log"""
+    attach: bool
+    """With `follow`: the container waits rather than lose a line that this connection has not read. The first entry, which is empty, says that it holds; the follow ends with the present run, or with the next one."""
     def __init__(
         self,
         *,
@@ -994,13 +1003,40 @@ class LogsRequest(Message):
         stream: bool = ...,
         since_nanos: int = ...,
         until_nanos: int = ...,
+        detail: bool = ...,
+        after: str = ...,
+        only_new: bool = ...,
+        attach: bool = ...,
+    ) -> None: ...
+
+@final
+class LogGap(Message):
+    """Output that is not in the log any more, or never was."""
+
+    TYPE: ClassVar[None]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[str, str, str, str]]
+    bytes: int
+    """as far as known, newlines included"""
+    lines: int
+    """as far as known"""
+    at_least: bool
+    """more than that may be lost"""
+    reason: str
+    def __init__(
+        self,
+        *,
+        bytes: int = ...,
+        lines: int = ...,
+        at_least: bool = ...,
+        reason: str = ...,
     ) -> None: ...
 
 @final
 class LogEntry(Message):
     TYPE: ClassVar[int]
     FRAME_VERSION: ClassVar[int]
-    __match_args__: ClassVar[tuple[str, str, str, str]]
+    __match_args__: ClassVar[tuple[str, str, str, str, str, str]]
     stream: str
     data: bytes
     """the line, without its newline"""
@@ -1008,6 +1044,10 @@ class LogEntry(Message):
     """Unix ns"""
     partial: bool
     """no newline follows: the line goes on in the next entry of this stream, or ends so"""
+    cursor: str
+    """From here on: only where LogsRequest.detail asks. the place behind this entry, for LogsRequest.after"""
+    gap: LogGap | None
+    """in this place output is lost; there is no data"""
     def __init__(
         self,
         *,
@@ -1015,17 +1055,21 @@ class LogEntry(Message):
         data: bytes = ...,
         timestamp: int = ...,
         partial: bool = ...,
+        cursor: str = ...,
+        gap: LogGap | None = ...,
     ) -> None: ...
 
 @final
 class LogEntryV2(Message):
     TYPE: ClassVar[int]
     FRAME_VERSION: ClassVar[int]
-    __match_args__: ClassVar[tuple[str, str, str, str]]
+    __match_args__: ClassVar[tuple[str, str, str, str, str, str]]
     stream: str
     data: bytes
     timestamp: Timestamp | None
     partial: bool
+    cursor: str
+    gap: LogGap | None
     def __init__(
         self,
         *,
@@ -1033,6 +1077,8 @@ class LogEntryV2(Message):
         data: bytes = ...,
         timestamp: Timestamp | None = ...,
         partial: bool = ...,
+        cursor: str = ...,
+        gap: LogGap | None = ...,
     ) -> None: ...
 
 @final

@@ -66,6 +66,7 @@ __all__ = [
     "AttachInput",
     "AttachOutput",
     "LogsRequest",
+    "LogGap",
     "LogEntry",
     "LogEntryV2",
     "ReadFileRequest",
@@ -2394,11 +2395,15 @@ cdef class LogsRequest(Message):
     stream: bool  # without follow: an entry a line, closed by Empty
     since_nanos: int  # added to `since`
     until_nanos: int
+    detail: bool  # Fill the fields of LogEntry from 101 up. With `follow`, show a line that has not ended at once, in parts.
+    after: str  # the cursor of an entry: only what comes behind it
+    only_new: bool  # only what comes behind the present end of the log
+    attach: bool  # With `follow`: the container waits rather than lose a line that this connection has not read. The first entry, which is empty, says that it holds; the follow ends with the present run, or with the next one.
     """
 
     TYPE = 0x0021
     FRAME_VERSION = None
-    __match_args__ = ("container_id", "follow", "stdout", "stderr", "since", "until", "timestamps", "tail", "stream", "since_nanos", "until_nanos")
+    __match_args__ = ("container_id", "follow", "stdout", "stderr", "since", "until", "timestamps", "tail", "stream", "since_nanos", "until_nanos", "detail", "after", "only_new", "attach")
 
     cdef object container_id
     cdef object follow
@@ -2411,8 +2416,20 @@ cdef class LogsRequest(Message):
     cdef object stream
     cdef object since_nanos
     cdef object until_nanos
+    cdef object detail
+    cdef object after
+    cdef object only_new
+    cdef object attach
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.attach != Py_False:
+            p = write_bool(w, p, 0x350, <PyObject*>self.attach)
+        if <PyObject*>self.only_new != Py_False:
+            p = write_bool(w, p, 0x348, <PyObject*>self.only_new)
+        if <PyObject*>self.after != default_str:
+            p = prepend_short_str(p, w.short_start, 0x342, <PyObject*>self.after) or write_str(w, p, 0x342, <PyObject*>self.after)
+        if <PyObject*>self.detail != Py_False:
+            p = write_bool(w, p, 0x338, <PyObject*>self.detail)
         if <PyObject*>self.until_nanos != default_int:
             p = write_int64(w, p, 0x330, <PyObject*>self.until_nanos)
         if <PyObject*>self.since_nanos != default_int:
@@ -2463,6 +2480,65 @@ cdef class LogsRequest(Message):
                 self.since_nanos = read_int64(location, 0x328, &p, end)
             elif tag == 0x330:
                 self.until_nanos = read_int64(location, 0x330, &p, end)
+            elif tag == 0x338:
+                self.detail = read_bool(location, 0x338, &p, end)
+            elif tag == 0x342:
+                self.after = read_str(location, 0x342, &p, end)
+            elif tag == 0x348:
+                self.only_new = read_bool(location, 0x348, &p, end)
+            elif tag == 0x350:
+                self.attach = read_bool(location, 0x350, &p, end)
+            else:
+                p = skip(location, tag, p, end)
+        return 0
+
+
+cdef MessageClass* _LogGap
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class LogGap(Message):
+    """Output that is not in the log any more, or never was.
+
+    bytes: int  # as far as known, newlines included
+    lines: int  # as far as known
+    at_least: bool  # more than that may be lost
+    reason: str
+    """
+
+    TYPE = None
+    FRAME_VERSION = None
+    __match_args__ = ("bytes", "lines", "at_least", "reason")
+
+    cdef object bytes
+    cdef object lines
+    cdef object at_least
+    cdef object reason
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.reason != default_str:
+            p = prepend_short_str(p, w.short_start, 0x22, <PyObject*>self.reason) or write_str(w, p, 0x22, <PyObject*>self.reason)
+        if <PyObject*>self.at_least != Py_False:
+            p = write_bool(w, p, 0x18, <PyObject*>self.at_least)
+        if <PyObject*>self.lines != default_int:
+            p = write_uint64(w, p, 0x10, <PyObject*>self.lines)
+        if <PyObject*>self.bytes != default_int:
+            p = write_uint64(w, p, 0x8, <PyObject*>self.bytes)
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        cdef uint32_t tag = 0
+        while p < end:
+            p = read_tag(location, p, end, &tag)
+            if tag == 0x8:
+                self.bytes = read_uint64(location, 0x8, &p, end)
+            elif tag == 0x10:
+                self.lines = read_uint64(location, 0x10, &p, end)
+            elif tag == 0x18:
+                self.at_least = read_bool(location, 0x18, &p, end)
+            elif tag == 0x22:
+                self.reason = read_str(location, 0x22, &p, end)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -2478,18 +2554,25 @@ cdef class LogEntry(Message):
     data: bytes  # the line, without its newline
     timestamp: int  # Unix ns
     partial: bool  # no newline follows: the line goes on in the next entry of this stream, or ends so
+    cursor: str  # From here on: only where LogsRequest.detail asks. the place behind this entry, for LogsRequest.after
+    gap: LogGap | None  # in this place output is lost; there is no data
     """
 
     TYPE = 0x1021
     FRAME_VERSION = 1
-    __match_args__ = ("stream", "data", "timestamp", "partial")
+    __match_args__ = ("stream", "data", "timestamp", "partial", "cursor", "gap")
 
     cdef object stream
     cdef object data
     cdef object timestamp
     cdef object partial
+    cdef object cursor
+    cdef object gap
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        p = write_message(w, p, 0x332, <PyObject*>self.gap, _LogGap)
+        if <PyObject*>self.cursor != default_str:
+            p = prepend_short_str(p, w.short_start, 0x32A, <PyObject*>self.cursor) or write_str(w, p, 0x32A, <PyObject*>self.cursor)
         if <PyObject*>self.partial != Py_False:
             p = write_bool(w, p, 0x320, <PyObject*>self.partial)
         if <PyObject*>self.timestamp != default_int:
@@ -2512,6 +2595,12 @@ cdef class LogEntry(Message):
                 self.timestamp = read_int64(location, 0x18, &p, end)
             elif tag == 0x320:
                 self.partial = read_bool(location, 0x320, &p, end)
+            elif tag == 0x32A:
+                self.cursor = read_str(location, 0x32A, &p, end)
+            elif tag == 0x332:
+                if self.gap is None:
+                    self.gap = new_message(_LogGap)
+                p = read_message(location, 0x332, p, end, self.gap)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -2527,18 +2616,25 @@ cdef class LogEntryV2(Message):
     data: bytes
     timestamp: Timestamp | None
     partial: bool
+    cursor: str
+    gap: LogGap | None
     """
 
     TYPE = 0x1021
     FRAME_VERSION = 2
-    __match_args__ = ("stream", "data", "timestamp", "partial")
+    __match_args__ = ("stream", "data", "timestamp", "partial", "cursor", "gap")
 
     cdef object stream
     cdef object data
     cdef object timestamp
     cdef object partial
+    cdef object cursor
+    cdef object gap
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        p = write_message(w, p, 0x332, <PyObject*>self.gap, _LogGap)
+        if <PyObject*>self.cursor != default_str:
+            p = prepend_short_str(p, w.short_start, 0x32A, <PyObject*>self.cursor) or write_str(w, p, 0x32A, <PyObject*>self.cursor)
         if <PyObject*>self.partial != Py_False:
             p = write_bool(w, p, 0x320, <PyObject*>self.partial)
         p = write_message(w, p, 0x1A, <PyObject*>self.timestamp, _Timestamp)
@@ -2562,6 +2658,12 @@ cdef class LogEntryV2(Message):
                 p = read_message(location, 0x1A, p, end, self.timestamp)
             elif tag == 0x320:
                 self.partial = read_bool(location, 0x320, &p, end)
+            elif tag == 0x32A:
+                self.cursor = read_str(location, 0x32A, &p, end)
+            elif tag == 0x332:
+                if self.gap is None:
+                    self.gap = new_message(_LogGap)
+                p = read_message(location, 0x332, p, end, self.gap)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -3221,18 +3323,23 @@ _AttachOutput = register_message(
 )
 _LogsRequest = register_message(
     LogsRequest,
-    ("", False, False, False, 0, 0, False, 0, False, 0, 0),
-    {1: ("container_id", None), 2: ("follow", None), 3: ("stdout", None), 4: ("stderr", None), 5: ("since", None), 6: ("until", None), 7: ("timestamps", None), 8: ("tail", None), 100: ("stream", None), 101: ("since_nanos", None), 102: ("until_nanos", None)},
+    ("", False, False, False, 0, 0, False, 0, False, 0, 0, False, "", False, False),
+    {1: ("container_id", None), 2: ("follow", None), 3: ("stdout", None), 4: ("stderr", None), 5: ("since", None), 6: ("until", None), 7: ("timestamps", None), 8: ("tail", None), 100: ("stream", None), 101: ("since_nanos", None), 102: ("until_nanos", None), 103: ("detail", None), 104: ("after", None), 105: ("only_new", None), 106: ("attach", None)},
+)
+_LogGap = register_message(
+    LogGap,
+    (0, 0, False, ""),
+    {1: ("bytes", None), 2: ("lines", None), 3: ("at_least", None), 4: ("reason", None)},
 )
 _LogEntry = register_message(
     LogEntry,
-    ("", b"", 0, False),
-    {1: ("stream", None), 2: ("data", None), 3: ("timestamp", None), 100: ("partial", None)},
+    ("", b"", 0, False, "", None),
+    {1: ("stream", None), 2: ("data", None), 3: ("timestamp", None), 100: ("partial", None), 101: ("cursor", None), 102: ("gap", LogGap)},
 )
 _LogEntryV2 = register_message(
     LogEntryV2,
-    ("", b"", None, False),
-    {1: ("stream", None), 2: ("data", None), 3: ("timestamp", Timestamp), 100: ("partial", None)},
+    ("", b"", None, False, "", None),
+    {1: ("stream", None), 2: ("data", None), 3: ("timestamp", Timestamp), 100: ("partial", None), 101: ("cursor", None), 102: ("gap", LogGap)},
 )
 _ReadFileRequest = register_message(
     ReadFileRequest,

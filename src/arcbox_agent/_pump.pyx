@@ -13,7 +13,7 @@ from libc.errno cimport EAGAIN, EINTR, EIO, errno
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport free, malloc
 from arcbox_agent._lines cimport STDERR, STDOUT
-from arcbox_agent._log_file cimport CaptureLog, Log
+from arcbox_agent._log_file cimport HELD, CaptureLog, Log
 from arcbox_agent._spool cimport (
     HEADER, HOLD, INPUT, OUTPUT, Spool, Work,
     close_spool, deliver, drop, empty, into_memory, lose, open_spool, recover_spool,
@@ -88,6 +88,8 @@ cdef enum:
     EVENTS = 64
 
 cdef int64_t SECOND = 1000000000
+# After so long a started line (a prompt, a progress bar) is written as a part.
+cdef int64_t PART_AFTER = 50000000
 
 cdef struct Stream:
     Spool spool
@@ -99,27 +101,75 @@ cdef struct Stream:
     bint ended  # end of file was seen
     bint reported  # ... and `run` has returned it
     bint stuck  # what is in the spool could not be written the last time
+    bint held  # the log waits for a reader: nothing is taken, so the container waits in its pipe
+    # A started line is in the spool: where it begins, and when it is written as a part.
+    int64_t started_at
+    int64_t due  # monotonic ns, 0: there is none
+    Stream* before
+    Stream* after
+    Started* all_started
 
 
-cdef void write_out(Stream* s, Work* work, bint last) noexcept nogil:
-    """Deliver, with all that can go wrong."""
+# The streams with a started line, the one that is due first at the front.
+cdef struct Started:
+    Stream* first
+    Stream* last
+
+
+cdef void not_started(Stream* s) noexcept nogil:
+    if s.due == 0:
+        return
+    if s.before is not NULL:
+        s.before.after = s.after
+    else:
+        s.all_started.first = s.after
+    if s.after is not NULL:
+        s.after.before = s.before
+    else:
+        s.all_started.last = s.before
+    s.before = s.after = NULL
+    s.due = 0
+
+
+cdef void started(Stream* s, int64_t now) noexcept nogil:
+    """A line has begun.  One that is longer only keeps its time."""
+    if s.due and s.started_at == s.spool.done:
+        return
+    not_started(s)
+    s.started_at = s.spool.done
+    s.due = now + PART_AFTER
+    s.before = s.all_started.last
+    if s.before is not NULL:
+        s.before.after = s
+    else:
+        s.all_started.first = s
+    s.all_started.last = s
+
+
+cdef void write_out(Stream* s, Work* work, bint parts, bint last) noexcept nogil:
+    """Deliver, with all that can go wrong.  parts, last: see `deliver`."""
     cdef int rc
     cdef Spool* spool = &s.spool
     cdef Log* log = spool.log
     if log.error and work.now < log.retry_at:
         rc = -log.error
     else:
-        rc = deliver(spool, work, spool.size >= SPOOL_FULL, last)
+        rc = deliver(spool, work, parts or spool.size >= SPOOL_FULL, last)
         if rc == 0:
             log.error = 0
         elif rc < 0:
             log.error = -rc
             log.retry_at = work.now + SECOND // 5
     s.stuck = rc < 0
+    s.held = rc == HELD
+    if rc == 0 and spool.done < spool.size and s.all_started is not NULL:
+        started(s, work.now)
+    else:
+        not_started(s)
     if rc == 0:
         if spool.done == spool.size and spool.size >= EMPTY_AT:
             empty(spool)
-    elif spool.size - spool.done >= SPOOL_LIMIT:
+    elif rc < 0 and spool.size - spool.done >= SPOOL_LIMIT:
         drop(spool, work)
 
 
@@ -154,7 +204,7 @@ cdef ssize_t take(Stream* s, Work* work) noexcept nogil:
     n = arcbox_splice(s.source, spool.fd, HEADER + spool.size, TAKE)
     if n < 0 and errno != EAGAIN and errno != EINTR and spool.size:
         # The spool has no room: make some.
-        write_out(s, work, False)
+        write_out(s, work, False, False)
         if spool.size and spool.done == spool.size:
             empty(spool)
         n = arcbox_splice(s.source, spool.fd, HEADER + spool.size, TAKE)
@@ -197,7 +247,10 @@ cdef void serve(int epoll, Stream* s, Work* work) noexcept nogil:
         if s.watched:
             arcbox_watch(epoll, EPOLL_CTL_DEL, s.source, NULL, False)
             s.watched = False
-    write_out(s, work, False)
+    write_out(s, work, False, False)
+    if s.held and s.watched:
+        arcbox_watch(epoll, EPOLL_CTL_DEL, s.source, NULL, False)
+        s.watched = False
 
 
 @cython.no_gc_clear  # the end of a source looks at its log
@@ -271,6 +324,7 @@ cdef class Pump:
     cdef epoll_event* events
     cdef dict sources
     cdef int64_t last_round, last_retry
+    cdef Started started
 
     def __cinit__(self):
         self.sources = {}
@@ -317,6 +371,7 @@ cdef class Pump:
         """Serve it from now on, beginning with what a crash left in its spool."""
         cdef int rc
         self.sources[<uint64_t> &source.stream] = source
+        source.stream.all_started = &self.started
         if not source.stream.ended:
             rc = arcbox_watch(self.epoll, EPOLL_CTL_ADD, source.stream.source, &source.stream, False)
             if rc < 0:
@@ -327,6 +382,7 @@ cdef class Pump:
             self.write_out(&source.stream, False)
 
     def remove(self, Source source):
+        not_started(&source.stream)
         if source.stream.watched:
             arcbox_watch(self.epoll, EPOLL_CTL_DEL, source.stream.source, NULL, False)
             source.stream.watched = False
@@ -337,7 +393,7 @@ cdef class Pump:
         cdef Stream* s = &source.stream
         cdef int64_t before = -1
         cdef int rounds = 0
-        s.last = True
+        s.last = s.spool.log.last = True
         with nogil:
             # A writer that never stops must not keep the thread here: the caller comes again.
             while not s.ended and before != self.work.totals.bytes + self.work.totals.dropped and rounds < 16:
@@ -363,7 +419,10 @@ cdef class Pump:
                 troubled = True
         with nogil:
             self.loop(troubled)
+        # What was held may go on: `wake` is called when a reader has come further.
         for source in self.sources.values():
+            if source.stream.held:
+                self.go_on(&source.stream)
             if source.stream.ended and not source.stream.reported:
                 source.stream.reported = True
                 ended.append(source)
@@ -375,7 +434,39 @@ cdef class Pump:
 
     cdef void write_out(self, Stream* s, bint last) noexcept nogil:
         self.work.now = arcbox_monotonic()
-        write_out(s, &self.work, last)
+        write_out(s, &self.work, False, last)
+
+    cdef int go_on(self, Stream* s) except -1:
+        """Take from a source that was held, if it is no longer."""
+        cdef int rc
+        with nogil:
+            self.write_out(s, False)
+        if s.held or s.ended or s.watched or s.source < 0:
+            return 0
+        rc = arcbox_watch(self.epoll, EPOLL_CTL_ADD, s.source, s, s.hung_up)
+        if rc < 0:
+            raise OSError(-rc, os.strerror(-rc))
+        s.watched = True
+        return 0
+
+    cdef void write_parts(self) noexcept nogil:
+        """Write the started lines that are due."""
+        cdef Stream* s
+        while self.started.first is not NULL and self.started.first.due <= self.work.now:
+            s = self.started.first
+            not_started(s)
+            write_out(s, &self.work, True, False)
+
+    cdef int patience(self, bint troubled) noexcept nogil:
+        """Milliseconds until there is something to do without an event; -1: never."""
+        cdef int64_t left
+        cdef int most = 200 if troubled else -1
+        if self.started.first is NULL:
+            return most
+        left = (self.started.first.due - arcbox_monotonic()) // 1000000 + 1
+        if left < 0:
+            left = 0
+        return <int> left if most < 0 or left < most else most
 
     cdef void loop(self, bint troubled) noexcept nogil:
         cdef int count, i
@@ -384,13 +475,14 @@ cdef class Pump:
         cdef uint64_t value
         cdef bint leave = False
         while not leave:
-            count = epoll_wait(self.epoll, self.events, EVENTS, 200 if troubled else -1)
+            count = epoll_wait(self.epoll, self.events, EVENTS, self.patience(troubled))
             if count < 0:
                 if errno == EINTR:
                     continue
                 return
             self.work.now = arcbox_monotonic()
-            if count == 0 or (troubled and self.work.now - self.last_retry > SECOND // 5):
+            self.write_parts()
+            if troubled and self.work.now - self.last_retry > SECOND // 5:
                 self.last_retry = self.work.now
                 return
             before = self.work.totals.bytes

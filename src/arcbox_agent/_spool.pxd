@@ -43,6 +43,10 @@ cdef struct Work:
     Totals totals
 
 
+cdef enum:
+    UNFINISHED = 2  # of `deliver`; HELD is another
+
+
 cdef int open_spool(Spool* spool, str path) except -1
 cdef int recover_spool(Spool* spool, CaptureLog log, str path) except -1
 cdef void close_spool(Spool* spool) noexcept

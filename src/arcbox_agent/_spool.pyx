@@ -26,7 +26,7 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memchr, memcpy, memset, strerror
 from arcbox_agent._lines cimport NANOSECONDS, STAMP_LENGTH, STDERR, format_stamp, next_nanosecond
-from arcbox_agent._log_file cimport CaptureLog, Log, append_lines, prepare_log
+from arcbox_agent._log_file cimport HELD, CaptureLog, Log, append_lines, prepare_log
 
 import os
 
@@ -149,6 +149,7 @@ cdef struct Batch:
     size_t prefix_length
     size_t taken  # bytes of the window
     size_t used  # bytes of lines in work.out
+    size_t lines  # of output that end in it
     bint started  # what is left of the window is a started line
     bint part  # the last line is a part
 
@@ -177,7 +178,7 @@ cdef inline size_t put_prefix(
 
 
 cdef int deliver(Spool* spool, Work* work, bint parts, bint last) noexcept nogil:
-    """Bring the spool's lines into the log; 0, -errno, or 1: nothing to write yet.
+    """Bring the spool's lines into the log; 0, -errno, HELD (`prepare_log`), or UNFINISHED: nothing to write yet.
 
     parts: write a started line as a part.  last: nothing more will come, so a
     started line is the last one.
@@ -188,13 +189,13 @@ cdef int deliver(Spool* spool, Work* work, bint parts, bint last) noexcept nogil
     cdef bint at_end
     cdef int rc
     if spool.cut and not lose_rest_of_line(spool, work, last):
-        return 1
+        return UNFINISHED
     if spool.lost_bytes:
         # The count is saved before it is reported: after a crash the log has the report
         # (count_output), and nothing is reported twice or added to it.
         save_mark(spool, spool.done)
         rc = report_gap(spool, work)
-        if rc < 0:
+        if rc:
             return rc
     batch.time = take_stamp(spool.log, stamp)
     batch.prefix_length = put_prefix(batch.prefix, stamp, spool.stream, b"F", 1)
@@ -214,7 +215,7 @@ cdef int deliver(Spool* spool, Work* work, bint parts, bint last) noexcept nogil
             add_started_line(&batch, spool.stream, work.data, <size_t> got, work.out, last and at_end)
         spool.log.last_stamp = batch.time
         rc = write_batch(spool, work, &batch)
-        if rc < 0:
+        if rc:
             return rc
     return end_open_line(spool, work) if last and spool.open else 0
 
@@ -234,7 +235,7 @@ cdef bint is_still_started(Spool* spool, char* data) noexcept nogil:
 
 cdef void add_whole_lines(Batch* batch, const char* data, size_t n, char* out) noexcept nogil:
     """The window's whole lines, each with its prefix, as far as `out` has room."""
-    cdef size_t i = 0, used = 0, length
+    cdef size_t i = 0, used = 0, lines = 0, length
     cdef const char* newline
     batch.started = batch.part = False
     while i < n:
@@ -249,7 +250,9 @@ cdef void add_whole_lines(Batch* batch, const char* data, size_t n, char* out) n
         memcpy(out + used + batch.prefix_length, data + i, length)
         used += batch.prefix_length + length
         i += length
+        lines += 1
         next_nanosecond(&batch.time, batch.prefix)
+    batch.lines = lines
     batch.taken = i
     batch.used = used
 
@@ -272,9 +275,15 @@ cdef void add_started_line(
     batch.taken = n
 
 
+cdef void count_written(Spool* spool, int64_t n, int64_t lines) noexcept nogil:
+    spool.log.past.bytes[spool.stream] += n
+    spool.log.past.lines[spool.stream] += lines
+
+
 cdef int write_batch(Spool* spool, Work* work, const Batch* batch) noexcept nogil:
-    """Append the batch to the log and account for it, or for the lines that found room; 0 or -errno."""
-    cdef size_t kept = 0
+    """Append the batch to the log and account for it, or for the lines that found room; 0, -errno or HELD."""
+    cdef size_t kept = 0, lines
+    cdef int64_t content
     cdef int rc = prepare_log(spool.log, batch.used, work.now, &work.totals.rotations)
     if rc == 0:
         rc = append_lines(spool.log, work.out, batch.used, &kept)
@@ -282,9 +291,13 @@ cdef int write_batch(Spool* spool, Work* work, const Batch* batch) noexcept nogi
         spool.done += batch.taken
         spool.searched = 0
         spool.open = batch.part
+        count_written(spool, <int64_t> batch.taken, <int64_t> batch.lines)
     elif kept:
         # All but the last line of a batch have the same prefix, and the last is not among them.
-        spool.done += <int64_t> (kept - batch.prefix_length * count_lines(work.out, kept))
+        lines = count_lines(work.out, kept)
+        content = <int64_t> (kept - batch.prefix_length * lines)
+        spool.done += content
+        count_written(spool, content, <int64_t> lines)
         spool.searched = 0
         spool.open = False
     return rc
@@ -308,7 +321,7 @@ cdef int end_open_line(Spool* spool, Work* work) noexcept nogil:
 
 
 cdef int report_gap(Spool* spool, Work* work) noexcept nogil:
-    """One line in the log that says how much is missing; 0 or -errno."""
+    """One line in the log that says how much is missing; 0, -errno or HELD."""
     cdef char stamp[STAMP_LENGTH]
     cdef char* out = work.out
     cdef size_t n = 0
@@ -399,9 +412,12 @@ cdef void lose(Spool* spool, const char* lost, size_t n, Work* work) noexcept no
     """
     cdef int64_t lines = count_lines(lost, n)
     cdef bint cut = lost[n - 1] != c"\n"
+    cdef int rc
     # What came before goes into the log before the gap, a started line as a part; or into the gap.
-    if spool.done < spool.size and deliver(spool, work, True, False) < 0:
-        drop(spool, work)
+    if spool.done < spool.size:
+        rc = deliver(spool, work, True, False)
+        if rc < 0 or rc == HELD:
+            drop(spool, work)
     spool.lost_bytes += n
     spool.lost_lines += lines
     spool.cut = cut

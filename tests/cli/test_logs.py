@@ -109,7 +109,7 @@ def test_a_follow_ends_when_nobody_reads_it_any_more(ctl: Arcboxctl) -> None:
 
 def test_for_programs_it_is_a_line_an_entry(ended: Arcboxctl) -> None:
     lines = [json.loads(line) for line in ended("logs", "--json", "-t", "c").stdout.splitlines()]
-    assert [list(line) for line in lines] == [["time", "stream", "data", "partial"]] * 5
+    assert [list(line) for line in lines] == [["time", "stream", "data", "partial", "cursor"]] * 5
     assert [(line["stream"], line["data"]) for line in lines] == [
         ("stdout", "out 1"), ("stdout", "out 2"), ("stdout", "out 3"), ("stderr", "err 4"), ("stderr", "err 5"),
     ]  # fmt: skip
@@ -141,9 +141,13 @@ def test_a_file_needs_no_agent(alone: Arcboxctl, tmp_path: Path) -> None:
     assert alone("logs", "--file", path, "--tail", "0").stdout == ""
     assert alone("logs", "--file", path, "--until", "2026-11-23T17:45:12.255151664Z").stdout == "one\n"
     assert alone("logs", "--file", path, "--stderr", "-t").stderr == "2026-11-23T17:45:13.000000000Z two\n"
-    assert [json.loads(line) for line in alone("logs", "--json", "--file", path, "--stderr").stdout.splitlines()] == [
-        {"time": "2026-11-23T17:45:13.000000000Z", "stream": "stderr", "data": "two", "partial": False}
-    ]
+    [line] = alone("logs", "--json", "--file", path, "--stderr").stdout.splitlines()
+    entry = json.loads(line)
+    cursor = entry.pop("cursor")
+    assert entry == {"time": "2026-11-23T17:45:13.000000000Z", "stream": "stderr", "data": "two", "partial": False}
+    assert alone("logs", "--file", path, "--after", cursor).stdout == "three\n"
+    assert "not a cursor" in alone("logs", "--file", path, "--after", "x", code=125).stderr
+    assert "--after and --tail" in alone("logs", "--file", path, "--after", cursor, "-n", "1", code=125).stderr
 
 
 def test_all_of_a_file_reaches_a_pipe_that_does_not_block(alone: Arcboxctl, tmp_path: Path) -> None:

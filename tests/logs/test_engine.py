@@ -40,7 +40,7 @@ texts = st.one_of(
     st.sampled_from([b"", b"\r", b"\0", b"\xff\xfe", b"F", b" P ", b"x" * 300]),
 )
 streams = st.sampled_from([b"stdout", b"stderr", b"stdin"])
-tags = st.sampled_from([b"F", b"F", b"F", b"P", b"P", b"F:end", b"F:gap", b"P:x:y", b"X", b""])
+tags = st.sampled_from([b"F", b"F", b"F", b"P", b"P", b"F:end", b"P:x:y", b"X", b""])
 escapes = st.sampled_from(
     [
         "a",

@@ -83,6 +83,7 @@ class Agent:
             runtimes.guest,
             self._commands,
             self._followers,
+            self._capture,
             runtimes.default.name,
             self._lanes,
             self.request_stop,

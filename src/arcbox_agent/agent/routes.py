@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from arcbox_agent.agent.commands.commands import Commands
     from arcbox_agent.agent.config.table import Settings
+    from arcbox_agent.agent.containers.output.capture import Capture
     from arcbox_agent.agent.containers.runtimes.protocol import CommandHost
     from arcbox_agent.agent.containers.service import Containers
     from arcbox_agent.agent.logs.follower import Followers
@@ -38,6 +39,7 @@ def bind(
     guest: CommandHost,
     commands: Commands,
     followers: Followers,
+    capture: Capture,
     runtime_name: str,
     lanes: Lanes,
     end: Callable[[str, float | None], str],
@@ -49,7 +51,7 @@ def bind(
     container = Lifecycle(containers)
     runtime = Runtime(runtime_name)
     exec = Exec(containers, guest, commands, settings)
-    logs = Logs(containers, followers, settings)
+    logs = Logs(containers, followers, capture, settings)
     usage = Usage(containers, lanes)
     power = Power(settings, end)
     read, control = Access.READ, Access.CONTROL

@@ -9,7 +9,7 @@ import click
 
 from arcbox_agent.cli.completion import container_names
 from arcbox_agent.cli.invocation import Invocation, json_option, pass_invocation
-from arcbox_agent.cli.output import STDOUT, entry_as_json, joined, stream_fd, write_all
+from arcbox_agent.cli.output import STDOUT, entry_as_json, gap_as_text, joined, stream_fd, warn, write_all
 from arcbox_agent.cli.times import parse_moment
 
 if TYPE_CHECKING:
@@ -65,6 +65,9 @@ class Tail(_TailType):
     help="Show lines since a time: Unix seconds, RFC 3339, or 10m for 10 minutes ago.",
 )
 @click.option("--until", type=Moment(), metavar="TIME", help="Show lines up to a time.")
+@click.option(
+    "--after", metavar="CURSOR", default="", help="Show what comes behind the entry with this cursor (see --json)."
+)
 @click.option("-t", "--timestamps", is_flag=True, help="Show the time before each line.")
 @click.option("--stdout", is_flag=True, help="Show only standard output.")
 @click.option("--stderr", is_flag=True, help="Show only standard error.")
@@ -86,6 +89,7 @@ def logs_command(
     tail: int | None,
     since: int | None,
     until: int | None,
+    after: str,
     timestamps: bool,
     stdout: bool,
     stderr: bool,
@@ -94,22 +98,28 @@ def logs_command(
 
     Its standard output and standard error go to those of arcboxctl.  Ctrl-C ends a follow.
     """
+    if after and tail is not None:
+        raise click.UsageError("--after and --tail exclude each other")
     if (container is None) == (path is None):
         raise click.UsageError("one of CONTAINER and --file is needed")
     if path is not None:
         if follow:
             raise click.UsageError("--follow needs a container; a file alone is followed by `tail -F`")
-        _show_file(invocation, path, tail, since, until, timestamps, stdout, stderr)
+        _show_file(invocation, path, tail, since, until, after, timestamps, stdout, stderr)
         return 0
     # JSON has the times as a field in any case.
     asked: LogsOptions = {"timestamps": timestamps and not invocation.json, "stdout": stdout, "stderr": stderr}
 
     async def work(client: Client, _: Signals) -> int:
         from arcbox_agent.cli.output_stream import OutputStream
+        from arcbox_agent.wire import LogsRequest
 
         assert container is not None
         begin, lines = since, tail
-        if tail == 0:
+        only_new = tail == 0 and client.knows_field(LogsRequest, "only_new")
+        if only_new:
+            lines = None
+        elif tail == 0:
             # On the wire, 0 lines means all of them.  So read the last line, and follow from
             # the nanosecond after it.
             async with client.logs(container, tail=1) as entries:
@@ -123,6 +133,8 @@ def logs_command(
             "tail": lines or 0,
             "since": _seconds(begin),
             "until": _seconds(until),
+            "after": after,
+            "only_new": only_new,
         }
         async with OutputStream() as output, client.logs(container, **options) as entries:
             while batch := await entries.batch():
@@ -138,6 +150,7 @@ def _show_file(
     tail: int | None,
     since: int | None,
     until: int | None,
+    after: str,
     timestamps: bool,
     stdout: bool,
     stderr: bool,
@@ -145,7 +158,12 @@ def _show_file(
     """Show a file without an agent, and so without an event loop: Ctrl-C just ends us."""
     from arcbox_agent.logs import LogReader, Options
 
+    try:
+        Options(after=after)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--after") from None
     options = Options(
+        after=after,
         stdout=stdout or not stderr,
         stderr=stderr or not stdout,
         # The reader takes 0 lines for all of them.  With --tail 0 the file is opened all the
@@ -162,6 +180,9 @@ def _show_file(
         if invocation.json:
             write_all(STDOUT, b"".join(map(entry_as_json, entries)))
         else:
+            for entry in entries:
+                if entry.gap is not None:
+                    warn(gap_as_text(entry.gap))
             for stream, data in joined(entries):
                 write_all(stream_fd(stream), data)
 

@@ -15,8 +15,8 @@ from arcbox_agent.cli.times import rfc3339
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from arcbox_agent.logs import Entry
-    from arcbox_agent.wire import LogEntry, Message
+    from arcbox_agent.logs import Entry, Gap
+    from arcbox_agent.wire import LogEntry, LogGap, Message
 
 STDOUT = 1
 STDERR = 2
@@ -43,6 +43,8 @@ def joined(entries: Sequence[LogEntry | Entry]) -> list[tuple[str, bytes]]:
     """The bytes as they were written, entries of the same stream in a row joined."""
     runs: list[tuple[str, list[bytes]]] = []
     for entry in entries:
+        if entry.gap is not None:
+            continue
         if not runs or runs[-1][0] != entry.stream:
             runs.append((entry.stream, []))
         # A partial entry goes on in the next one, or is the unfinished last line.
@@ -53,7 +55,25 @@ def joined(entries: Sequence[LogEntry | Entry]) -> list[tuple[str, bytes]]:
 def entry_as_json(entry: LogEntry | Entry) -> bytes:
     # 0: a line of a file that has no times.
     time = rfc3339(entry.timestamp) if entry.timestamp else None
-    return json_line({"time": time, "stream": entry.stream, **payload(entry.data), "partial": entry.partial})
+    gap = entry.gap
+    value: dict[str, Any] = {
+        "time": time,
+        "stream": entry.stream,
+        **payload(entry.data),
+        "partial": entry.partial,
+        "cursor": entry.cursor,
+    }
+    if gap is not None:
+        value["gap"] = {"bytes": gap.bytes, "lines": gap.lines, "at_least": gap.at_least, "reason": gap.reason}
+    return json_line(value)
+
+
+def gap_as_text(gap: LogGap | Gap) -> str:
+    """What is lost, and why."""
+    if not gap.lines and not gap.bytes:
+        return f"output may be lost here: {gap.reason}"
+    least = "at least " if gap.at_least else ""
+    return f"output is lost here: {least}{gap.lines} lines, {gap.bytes} bytes: {gap.reason}"
 
 
 def json_line(value: dict[str, Any]) -> bytes:

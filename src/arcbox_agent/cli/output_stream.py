@@ -9,7 +9,7 @@ import stat
 import sys
 from typing import TYPE_CHECKING, Any
 
-from arcbox_agent.cli.output import STDOUT, entry_as_json, joined, json_line, stream_fd
+from arcbox_agent.cli.output import STDOUT, entry_as_json, gap_as_text, joined, json_line, stream_fd, warn
 from arcbox_agent.readiness import until_writable
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ class OutputStream:
     """
 
     def __init__(self) -> None:
+        #: Places where output is lost.
+        self.gaps = 0
         self._reader_gone = False
         self._task = asyncio.current_task()
         self._watched = False
@@ -75,9 +77,21 @@ class OutputStream:
 
     async def pass_on(self, entries: Sequence[LogEntry], *, as_json: bool = False) -> None:
         """Write what a container wrote, each of its streams to ours of the same name."""
+        begin = 0
+        for index, entry in enumerate(entries):
+            if entry.gap is None:
+                continue
+            self.gaps += 1
+            if not as_json:
+                await self._write_joined(entries[begin:index])
+                warn(gap_as_text(entry.gap))
+                begin = index + 1
         if as_json:
             await self.write(STDOUT, b"".join(map(entry_as_json, entries)))
             return
+        await self._write_joined(entries[begin:] if begin else entries)
+
+    async def _write_joined(self, entries: Sequence[LogEntry]) -> None:
         for stream, data in joined(entries):
             await self.write(stream_fd(stream), data)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from arcbox_agent.cli.create_options import create_arguments, create_options
-from arcbox_agent.cli.failures import ForwardedError
+from arcbox_agent.cli.failures import OWN_FAILURE, ForwardedError
 from arcbox_agent.cli.invocation import Invocation, json_option, pass_invocation
 from arcbox_agent.cli.output import fields_of, warn
 from arcbox_agent.cli.printable import printable
@@ -18,6 +18,7 @@ from arcbox_agent.errors import ArcboxError, RequestError
 if TYPE_CHECKING:
     from arcbox_agent.cli.signals import Signals
     from arcbox_agent.client import Client
+    from arcbox_agent.wire import WaitContainerResponse
 
 
 @click.command("run", context_settings={"allow_interspersed_args": False})
@@ -56,12 +57,11 @@ def run_command(invocation: Invocation, /, detach: bool, remove: bool, **options
         for warning in created.warnings:
             warn(warning)
         try:
-            await client.start_container(created.id)
             if detach:
+                await client.start_container(created.id)
                 invocation.show(fields_of(created), printable(created.id))
                 return 0
-            forward.begin(created.id)
-            return await _stay(invocation, client, created.id)
+            return await _stay(invocation, client, forward, created.id)
         finally:
             # However it came to its end: the container's exit, a signal, a closed pipe.
             if remove:
@@ -70,14 +70,22 @@ def run_command(invocation: Invocation, /, detach: bool, remove: bool, **options
     return invocation.call(work)
 
 
-async def _stay(invocation: Invocation, client: Client, container: str) -> int:
-    """Pass the container's output on until it has ended, and return its exit code."""
+async def _stay(invocation: Invocation, client: Client, forward: Forwarding, container: str) -> int:
+    """Start the container, pass its output on until it has ended, and return its exit code."""
     from arcbox_agent.cli.output_stream import OutputStream
+    from arcbox_agent.wire import LogsRequest
 
-    # The wait begins at once: somebody may remove the container right after its end.
-    ended = asyncio.ensure_future(client.wait_container(container))
+    ended: asyncio.Future[WaitContainerResponse] | None = None
+    # Attached before it starts, or its first lines could be rotated away.
+    attach = client.knows_field(LogsRequest, "attach")
     try:
-        async with OutputStream() as output, client.logs(container, follow=True) as entries:
+        async with OutputStream() as output, client.logs(container, follow=True, attach=attach) as entries:
+            if attach:
+                await entries.batch(1)
+            await client.start_container(container)
+            # The wait begins at once: somebody may remove the container right after its end.
+            ended = asyncio.ensure_future(client.wait_container(container))
+            forward.begin(container)
             while batch := await entries.batch():
                 await output.pass_on(batch, as_json=invocation.json)
             result = await ended
@@ -95,9 +103,10 @@ async def _stay(invocation: Invocation, client: Client, container: str) -> int:
             warn(result.error)
         if result.output_cut:
             warn("the output is cut off: its end was not seen, or what passed it on did not end in time and was killed")
-        return result.status_code
+        return OWN_FAILURE if output.gaps else result.status_code
     finally:
-        ended.cancel()
+        if ended is not None:
+            ended.cancel()
 
 
 async def _remove(client: Client, container: str) -> None:

@@ -83,6 +83,10 @@ class Caller:
         """Whether the agent has this call, judged by its answer to the first ping."""
         return self._agent.knows(request_class)
 
+    def knows_field(self, request_class: type[wire.Message], field: str) -> bool:
+        """Whether the agent heeds this field of a request, judged as by `knows`."""
+        return self._agent.knows_field(request_class, field)
+
     # --------------------------------------------------------------- private
 
     async def _reach(self, *, timeout: float | None) -> None:

@@ -109,6 +109,7 @@ _OURS: dict[type[wire.Message], tuple[str, ...]] = {
     wire.PingRequest: ("timestamp_ns",),
     wire.CreateContainerRequest: ("stop_signal", "stop_timeout_ms"),
     wire.ExecRequest: ("timeout_ms", "detach", "stdin"),
+    wire.LogsRequest: ("after", "only_new", "attach"),
     wire.ShutdownRequest: ("reboot",),
 }
 
@@ -126,6 +127,9 @@ class AgentKind:
 
     def knows(self, request_class: type[wire.Message]) -> bool:
         return self.is_ours or self.version == 2 or request_class in ALPHA1_CALLS
+
+    def knows_field(self, request_class: type[wire.Message], field: str) -> bool:
+        return self.is_ours or field not in _OURS.get(request_class, ())
 
 
 def check_is_known(request: wire.Message, agent: AgentKind) -> None:
@@ -156,6 +160,9 @@ def logs_request(
     stdout: bool = False,
     stderr: bool = False,
     timestamps: bool = False,
+    after: str = "",
+    only_new: bool = False,
+    attach: bool = False,
 ) -> wire.LogsRequest:
     since_seconds, since_nanos = seconds_and_nanos(since)
     until_seconds, until_nanos = seconds_and_nanos(until)
@@ -171,6 +178,10 @@ def logs_request(
         stream=True,
         since_nanos=since_nanos,
         until_nanos=until_nanos,
+        detail=True,
+        after=after,
+        only_new=only_new,
+        attach=attach,
     )
 
 
@@ -278,7 +289,15 @@ def read_log_entry(frame: Frame) -> tuple[LogEntry | None, bool]:
     nanoseconds = 0 if time is None else time.seconds * 1_000_000_000 + time.nanos
     if not -(1 << 63) <= nanoseconds < 1 << 63:
         raise DecodeError("LogEntryV2.timestamp", f"{nanoseconds} ns are no time that a log can have")
-    return wire.LogEntry(stream=entry.stream, data=entry.data, timestamp=nanoseconds, partial=entry.partial), False
+    v1 = wire.LogEntry(
+        stream=entry.stream,
+        data=entry.data,
+        timestamp=nanoseconds,
+        partial=entry.partial,
+        cursor=entry.cursor,
+        gap=entry.gap,
+    )
+    return v1, False
 
 
 def decode_reply(frame: Frame, reply_class: type[M]) -> M:

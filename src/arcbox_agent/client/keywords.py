@@ -53,6 +53,9 @@ class LogsOptions(TypedDict, total=False):
     stdout: bool
     stderr: bool
     timestamps: bool
+    after: str
+    only_new: bool
+    attach: bool
 
 
 def expands(source: Callable[..., object]) -> Callable[[F], F]:

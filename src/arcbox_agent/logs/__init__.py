@@ -12,7 +12,7 @@ are told apart on sight, line by line.
 from __future__ import annotations
 
 from arcbox_agent._lines import format_time, parse_time
-from arcbox_agent._log_output import Entry
+from arcbox_agent._log_output import Entry, Gap
 from arcbox_agent.logs.reader import LogReader, Options, read_log
 
-__all__ = ["Entry", "LogReader", "Options", "format_time", "parse_time", "read_log"]
+__all__ = ["Entry", "Gap", "LogReader", "Options", "format_time", "parse_time", "read_log"]

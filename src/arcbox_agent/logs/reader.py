@@ -5,12 +5,14 @@ Needs no agent: it works in a rescue shell, and on any host that has the files.
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 
-from arcbox_agent._logs import BLOCKED, CHANGED, END, Engine
+from arcbox_agent._logs import BLOCKED, CHANGED, END, Engine, line_at
 from arcbox_agent._logscan import TailScan, bisect
 from arcbox_agent.errors import BadRequestError
 from arcbox_agent.logs.files import LogFile, open_neighbour, open_newest
+from arcbox_agent.logs.mark import Mark
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +32,9 @@ SLACK = 60 * _SECOND
 #: The times that a line can have: one outside becomes the nearest inside, and so does the end of a range.
 _FIRST, _LAST = -(1 << 63) + 1, (1 << 63) - 1
 
+#: The longest line that an agent writes.
+LINE_WINDOW = 262144
+
 #: How often a log that is truncated during the search for its end is searched again.
 _ATTEMPTS = 5
 
@@ -39,10 +44,13 @@ class Options:
 
     `tail`: only so many of the last lines, 0: all.  `since`, `until`: Unix ns, both inclusive; a line whose
     time is not known is outside every range.  `timestamps`: each line begins with its time.
-    `version`, `trace`: of the frames that a client is sent.
+    `after`: only what comes behind the entry with this cursor.  `only_new`: only what comes behind the
+    present end.  `version`, `trace`, `detail`: of the frames that a client is sent.
     """
 
-    __slots__ = ("since", "stderr", "stdout", "tail", "timestamps", "trace", "until", "version")
+    __slots__ = (
+        "after", "detail", "only_new", "since", "stderr", "stdout", "tail", "timestamps", "trace", "until", "version",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -53,11 +61,20 @@ class Options:
         since: int | None = None,
         until: int | None = None,
         timestamps: bool = False,
+        after: str = "",
+        only_new: bool = False,
         version: int = 1,
         trace: bytes = b"",
+        detail: bool = False,
     ) -> None:
+        """ValueError: they exclude each other, or `after` is no cursor."""
         if tail < 0:
             raise ValueError("tail must not be negative")
+        if (tail > 0) + bool(after) + only_new > 1:
+            raise ValueError("only one of tail, after and only_new can say where to begin")
+        self.after = Mark(after) if after else None
+        self.only_new = only_new
+        self.detail = detail
         self.stdout = stdout
         self.stderr = stderr
         self.tail = tail
@@ -73,6 +90,13 @@ class Options:
         if request.tail < 0:
             raise BadRequestError(f"tail must not be negative: {request.tail}")
         neither = not (request.stdout or request.stderr)
+        try:
+            return cls._of(request, trace_id, neither)
+        except ValueError as error:
+            raise BadRequestError(str(error)) from None
+
+    @classmethod
+    def _of(cls, request: LogsRequest, trace_id: str | None, neither: bool) -> Options:
         return cls(
             stdout=request.stdout or neither,
             stderr=request.stderr or neither,
@@ -82,6 +106,9 @@ class Options:
             timestamps=request.timestamps,
             version=1 if trace_id is None else 2,
             trace=(trace_id or "").encode("utf-8", "surrogateescape"),
+            after=request.after,
+            only_new=request.only_new,
+            detail=request.detail,
         )
 
     def reader(
@@ -109,10 +136,12 @@ class LogReader:
         "_bounds",
         "_files",
         "_filters",
+        "_form",
         "_keep_open",
         "_no_links",
         "_nowait",
         "_options",
+        "_output",
         "_steps",
         "_unended",
         "engine",
@@ -137,7 +166,12 @@ class LogReader:
         self._filters: dict[str, Any] = {
             "stdout": options.stdout, "stderr": options.stderr, "since": options.since, "until": options.until,
         }  # fmt: skip
-        self.engine = Engine(output, trace=trace, timestamps=options.timestamps, part_limit=part_limit, **self._filters)
+        self._form: dict[str, Any] = {
+            "trace": trace, "timestamps": options.timestamps, "part_limit": part_limit,
+            "detail": options.detail or output == "entries", "eager": options.detail and keep_open,
+        }  # fmt: skip
+        self._output = output
+        self.engine = Engine(output, **self._form, **self._filters)
         self.file: LogFile | None = None
         self._files: list[LogFile] = []  # newest first
         self._bounds: list[tuple[int, int]] = []  # of each: from, to
@@ -193,7 +227,7 @@ class LogReader:
             if starts is not None:
                 skip = tuple(0 if f > number else at if f == number else high for f, at in starts)
                 low = max(low, min(skip))
-            self.engine.seek(low, skip)
+            self.engine.seek(low, skip, file.inode)
             yield from self._forward(file, high)
             if number:
                 # Nothing is ever added to a rotated file; a torn last line is not continued in the next.
@@ -218,6 +252,8 @@ class LogReader:
         """Choose the files and where in them to read; gives the streams' beginnings where there is a tail."""
         self._files.clear()
         self._bounds.clear()
+        if self._options.after is not None:
+            return (yield from self._plan_after(self._options.after))
         tail, since, until = self._options.tail, self._options.since, self._options.until
         scan = TailScan(tail, unended=self._unended, **self._filters) if tail else None
         file: LogFile | None = None
@@ -226,6 +262,13 @@ class LogReader:
                 file = open_newest(self.path, self._nowait, self._no_links)
             except BlockingIOError:
                 yield BLOCKED
+        if self._options.only_new:
+            if self._nowait:
+                yield BLOCKED
+            end = _last_line(file.fd, file.size())
+            self._files.append(file)
+            self._bounds.append((end, end))
+            return None
         while file is not None:
             low, high, complete = 0, file.size(), False
             if high > BISECT_FROM and self._nowait and (since is not None or until is not None):
@@ -254,6 +297,65 @@ class LogReader:
                 file = open_neighbour(self.path, newer, 1, no_links=self._no_links)
         return None if scan is None else scan.starts
 
+    def _plan_after(self, mark: Mark) -> Generator[Any, None, tuple[tuple[int, int], ...] | None]:
+        """As _plan, for what comes behind a cursor."""
+        needed = {mark.file, *(start[0] for start in mark.starts if start is not None)}
+        if self._nowait:
+            yield BLOCKED
+        file: LogFile | None = open_newest(self.path, no_links=self._no_links)
+        while file is not None:
+            self._files.append(file)
+            self._bounds.append((0, file.size()))
+            needed.discard(file.inode)
+            if not needed:
+                break
+            file = open_neighbour(self.path, file, 1, no_links=self._no_links)
+        found = self._find(mark) if not needed else None
+        if found is not None:
+            starts, left_out = found
+            self.engine.go_on_in_texts(mark.began, left_out)
+            return starts
+        first = line_at(self._files[-1].fd, 0)
+        if mark.stamp and first is not None and first[0] <= mark.stamp:
+            # There are lines from before it: another file has its lines, or the clock was set back.
+            filters = {**self._filters, "since": max(self._filters["since"] or _FIRST, _nearest(mark.stamp + 1))}
+            self.engine = Engine(self._output, **self._form, **filters)
+        stream = "stdout" if self._options.stdout else "stderr"
+        yield self.engine.gap(stream, 0, 0, True, "the place of the cursor is not in the log any more")
+        return None
+
+    def _find(self, mark: Mark) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...]] | None:
+        """Where each stream goes on: (file, offset), and bytes of its next line to leave out; None: it is gone."""
+        numbers = {file.inode: number for number, file in reversed(list(enumerate(self._files)))}
+        number = numbers[mark.file]
+        size = self._bounds[number][1]
+        if mark.taken == 0 and mark.stamp == 0 and mark.offset == size:
+            line = (0, 0, size)
+        else:
+            found = line_at(self._files[number].fd, mark.offset)
+            if found is None or (found[0] != mark.stamp and not (mark.taken == 0 and mark.stamp == 0)):
+                return None
+            line = found
+        starts = [(number, line[2])] * 3
+        left_out = [0, 0, 0]
+        if mark.taken is not None:
+            starts[line[1]] = (number, mark.offset)
+            left_out[line[1]] = mark.taken
+            if mark.stamp == 0 and mark.taken == 0:
+                starts = [(number, mark.offset)] * 3
+        for stream, start in enumerate(mark.starts):
+            if start is not None:
+                starts[stream] = (numbers[start[0]], start[1])
+                left_out[stream] = start[2]
+        return tuple(starts), tuple(left_out)
+
+
+def _last_line(fd: int, size: int) -> int:
+    """Where the last line begins, if its newline is missing, or else the end."""
+    low = max(0, size - LINE_WINDOW)
+    block = os.pread(fd, size - low, low)
+    return low + block.rfind(b"\n") + 1 if b"\n" in block or low == 0 else size
+
 
 def _nearest(stamp: int) -> int:
     return max(_FIRST, min(stamp, _LAST))
@@ -273,6 +375,7 @@ def read_log(
     since: int | None = None,
     until: int | None = None,
     timestamps: bool = False,
+    after: str = "",
 ) -> Iterator[Entry]:
     """The entries of a log file and its rotated siblings, oldest first.
 
@@ -281,10 +384,13 @@ def read_log(
 
     An entry has `stream`, `data` (the line, without its newline), `timestamp`
     (Unix ns, 0: not known) and `partial` (the line goes on in the next entry
-    of this stream, or its end is missing).  Memory stays under 8 MiB whatever
+    of this stream, or its end is missing), `cursor` (the place behind it, for `after`)
+    and `gap` (None, or a Gap: output is lost in this place).  Memory stays under 8 MiB whatever
     the files' size.  OSError: the log cannot be read.
     """
-    options = Options(stdout=stdout, stderr=stderr, tail=tail, since=since, until=until, timestamps=timestamps)
+    options = Options(
+        stdout=stdout, stderr=stderr, tail=tail, since=since, until=until, timestamps=timestamps, after=after
+    )
     reader = LogReader(path, options)
     try:
         while (entries := reader.step()) is not None:

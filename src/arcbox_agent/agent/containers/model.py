@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 #: Seconds of a Stop that has no end: the most that its message can say.
 NO_END = 0xFFFFFFFF
 
+#: Nothing is written, until a start.
+_AT_REST = frozenset({State.CREATED, State.STOPPED, State.ORPHANED, State.REMOVED})
+
 
 class Stop:
     """A Stop that is under way: patient until `deadline` (loop time)."""
@@ -176,6 +179,11 @@ class Container:
     def output_is_over(self) -> bool:
         """Nothing more will be written, until it is started again."""
         return not self.active
+
+    def next_run_is_over(self) -> Callable[[], bool]:
+        """As `output_is_over`, for the present run, or where there is none for the next one."""
+        run = self.next_run_to_end()
+        return lambda: self.life.state in _AT_REST and (self.record.run >= run or self.life.state is State.REMOVED)
 
     def add_output_listener(self, listener: Callable[[], None]) -> None:
         """`listener` is called after every event of the container: `output_is_over` may answer otherwise now."""

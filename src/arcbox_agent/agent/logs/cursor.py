@@ -13,8 +13,10 @@ from arcbox_agent.logs.files import LogFile, find, look, open_if_there, open_nei
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
+    from arcbox_agent._log_history import LogHistory
     from arcbox_agent._logs import Engine
 
 log = Logger("logs")
@@ -43,10 +45,12 @@ MORE, END, BLOCKED, CHANGED = _READS
 class Cursor:
     """Reads a log's lines as they come, each once."""
 
-    __slots__ = ("_older", "engine", "file", "next_file", "path")
+    __slots__ = ("_history", "_older", "engine", "file", "next_file", "path")
 
-    def __init__(self, path: str, engine: Engine, file: LogFile | None) -> None:
+    def __init__(self, path: str, engine: Engine, file: LogFile | None, history: LogHistory | None = None) -> None:
+        """history: what the log's capture knows of files that are gone."""
         self.path = path
+        self._history = history
         self.engine = engine
         self.file = file
         #: A newer file that has nothing in it yet: to be watched as well.
@@ -57,6 +61,7 @@ class Cursor:
         """Another cursor at the same place."""
         other = Cursor.__new__(Cursor)
         other.path = self.path
+        other._history = self._history
         other.engine = self.engine.clone()
         other.file = self.file
         other.next_file = self.next_file
@@ -70,9 +75,7 @@ class Cursor:
             and other.file is not None
             and self.file.inode == other.file.inode
             and self.file.device == other.file.device
-            and self.engine.offset == other.engine.offset
-            and not self.engine.open
-            and not other.engine.open
+            and self.engine.is_like(other.engine)
         )
 
     def read(self, nowait: bool = False, end: int | None = None) -> tuple[Read, Any]:
@@ -112,8 +115,8 @@ class Cursor:
         if line is not None and file.size() >= line:
             # Only an unfinished line was cut away.  Where more was, the next read finds that.
             return MORE, self.engine.step_back()
-        output = self.engine.cut()
-        self.engine.seek(0)
+        output = self.engine.cut() + self._gap((0, 0), (0, 0), False, "the log was truncated")
+        self.engine.seek(0, None, file.inode)
         # What was truncated may have been copied first.
         self._older = self._look_at_older()
         return MORE, output
@@ -137,9 +140,32 @@ class Cursor:
             return status, output
         output = self.engine.end_file(file.fd)
         if find(self.path, file) is None:
-            log.warning("a log that was being read was removed; it is read on in the next file", path=self.path)
+            output += self._missed(file, newer)
         self._enter(newer)
         return CHANGED, output
+
+    def _missed(self, file: LogFile, newer: LogFile) -> Any:
+        """The file is gone, and perhaps others behind it that were not read."""
+        exact, lost_bytes, lost_lines = False, (0, 0), (0, 0)
+        if self._history is not None:
+            exact, lost_bytes, lost_lines = self._history.lost_between(file.inode, newer.inode)
+        reason = "it was rotated away before it was read"
+        if not exact and lost_lines == (0, 0):
+            log.warning("a log that was being read was removed; it is read on in the next file", path=self.path)
+            reason = "the log was removed while it was read"
+        return self._gap(lost_bytes, lost_lines, exact, reason)
+
+    def _gap(self, lost_bytes: Sequence[int], lost_lines: Sequence[int], exact: bool, reason: str) -> Any:
+        """An entry for each stream that has lost something; one, where it is not known which."""
+        wanted = [stream for stream in (0, 1) if self.engine.wants[stream]]
+        lost = [stream for stream in wanted if lost_bytes[stream]]
+        output = self.engine.nothing
+        if lost or not exact:
+            output = self.engine.cut()
+        for stream in lost or ([] if exact else wanted[:1]):
+            name = ("stdout", "stderr")[stream]
+            output += self.engine.gap(name, lost_bytes[stream], lost_lines[stream], not exact, reason)
+        return output
 
     def _newer(self, file: LogFile) -> LogFile | None:
         if find(self.path, file) is not None:
@@ -174,7 +200,7 @@ class Cursor:
     def _enter(self, file: LogFile) -> None:
         self.file = file
         self.next_file = None
-        self.engine.seek(0)
+        self.engine.seek(0, None, file.inode)
         self._older = self._look_at_older()
 
     def _look_at_older(self) -> frozenset[int]:

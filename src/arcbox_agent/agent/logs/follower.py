@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from arcbox_agent._log_history import LogHistory
     from arcbox_agent.agent.config.table import Settings
     from arcbox_agent.agent.metrics import Metrics
     from arcbox_agent.logs.reader import LogReader
@@ -78,6 +79,7 @@ class Follow:
         "_event_seen",
         "_flow",
         "_followers",
+        "_history",
         "_listen",
         "_options",
         "_over",
@@ -98,6 +100,7 @@ class Follow:
         options: Options,
         over: Callable[[], bool],
         listen: Callable[[Callable[[], None]], None] | None,
+        history: LogHistory | None,
     ) -> None:
         self.number = 0  # of the flow's batch that it takes next
         self._state = _READING
@@ -108,6 +111,7 @@ class Follow:
         self._until = options.until
         self._over = over
         self._listen = listen  # while READING
+        self._history = history  # while READING
         self._ended = False  # what `over` answered last
         self._event_seen = False  # it has been asked since the last `wake`
         self._reader: LogReader | None = None  # while READING, from the first read on
@@ -157,6 +161,15 @@ class Follow:
             return None
         return with_trace(data, self._trace) if self._trace else data
 
+    @property
+    def inode(self) -> int:
+        """The file that it reads, once all that was there at its beginning is read; 0: none."""
+        flow = self._flow
+        if flow is None:
+            return 0
+        file = (self._cursor or flow.cursor).file
+        return 0 if file is None else file.inode
+
     def wake(self) -> None:
         """The output may have ended, or `until` has passed: look again."""
         self._event_seen = False
@@ -204,7 +217,8 @@ class Follow:
             if self._listen is not None:
                 self._listen(self.wake)
                 self._listen = None
-            cursor = Cursor(self._path, reader.engine, reader.file)
+            cursor = Cursor(self._path, reader.engine, reader.file, self._history)
+            self._history = None
             self._flow, founded = self._followers.enter(self._path, options, cursor)
             if founded:
                 self._flow.join(self)
@@ -310,20 +324,22 @@ class Followers:
         options: Options,
         over: Callable[[], bool],
         listen: Callable[[Callable[[], None]], None] | None = None,
+        history: LogHistory | None = None,
     ) -> Follow:
         """Follow the log at `path` until `over` says that nothing more will be written.
 
         It is asked when all that was there is read, and then after each `Follow.wake`.
         `listen` is given that `wake`, before `over` is asked; without it the caller wakes the
-        follow itself.
+        follow itself.  `history`: what the log's capture knows of files that are gone.
         """
-        return Follow(self, path, options, over, listen)
+        return Follow(self, path, options, over, listen, history)
 
     def enter(self, path: str, options: Options, cursor: Cursor) -> tuple[Flow, bool]:
         """The flow of a kind, until `release`; whether it is a new one, which begins at `cursor` and takes it."""
         # All that tells one flow from another: a tail only says where a follow begins.
         key = (
             path, options.version, options.stdout, options.stderr, options.since, options.until, options.timestamps,
+            options.detail,
         )  # fmt: skip
         flow = self._flows.get(key)
         founded = flow is None

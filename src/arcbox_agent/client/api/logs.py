@@ -24,7 +24,14 @@ class LogCalls(Caller):
         `follow`: go on until the container ends.  `tail`: only so many lines from the end;
         0: all.  `since`, `until`: only the lines between these times.  `stdout`, `stderr`:
         only that stream; with neither or both, both.  `timestamps`: each line's data begins
-        with its time.
+        with its time.  `after`: only what comes behind the entry with this `cursor`.
+        `only_new`: only what comes behind the present end.  `attach`, with `follow`: the
+        container waits rather than lose a line that was not read.  The first entry, which
+        is empty, says that it holds, so that the container can be started; the follow ends
+        with this run of it.
+
+        An entry with a `gap` tells that output is lost in its place; it has no data.  In a
+        follow a line that has not ended comes at once, as an entry with `partial`.
         """
         request = calls.logs_request(container, **options)
         # A container that is followed may be silent for ever; reading a file may not.

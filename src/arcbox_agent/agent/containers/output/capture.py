@@ -19,6 +19,7 @@ import threading
 from collections import deque
 
 from arcbox_agent._log_file import CaptureLog
+from arcbox_agent._log_history import LogHistory
 from arcbox_agent._pump import Pump, Source
 from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.observe.log import Logger
@@ -92,6 +93,32 @@ class CaptureHandle:
         return await asyncio.shield(self._finished)
 
 
+class Hold:
+    """A reader that must not lose a line: while it is behind, the log is not rotated and the container waits.
+
+    `release` ends it, and must be called.
+    """
+
+    __slots__ = ("_history", "_inode", "_wake")
+
+    def __init__(self, history: LogHistory, wake: Callable[[], None]) -> None:
+        self._history = history
+        self._wake = wake
+        self._inode = 0
+        history.hold(self)
+
+    def come_to(self, inode: int) -> None:
+        """The reader reads this file of the log."""
+        if inode != self._inode:
+            self._inode = inode
+            if self._history.hold_from(self, inode):
+                self._wake()
+
+    def release(self) -> None:
+        self._history.release(self)
+        self._wake()
+
+
 class Capture:
     """Every container's output on its way into its log."""
 
@@ -100,6 +127,8 @@ class Capture:
         self._pump = Pump()
         self._orders: deque[tuple[Callable[[CaptureHandle], None], CaptureHandle]] = deque()
         self._handles: dict[str, CaptureHandle] = {}
+        #: By container, until it is removed.
+        self._histories: dict[str, LogHistory] = {}
         # The thread's own: whose each source is, and those whose processes are gone, but whose
         # output is not all in the log.
         self._owners: dict[Source, CaptureHandle] = {}
@@ -160,7 +189,8 @@ class Capture:
             raise
         handle = CaptureHandle(self, container_id)
         self._handles[container_id] = handle
-        self._order(lambda handle: self._begin(handle, log_path, run_dir, opened), handle)
+        history = self.history(container_id)
+        self._order(lambda handle: self._begin(handle, log_path, run_dir, opened, history), handle)
         return handle
 
     def attach_rest(self, container_id: str, log_path: str, run_dir: str) -> None:
@@ -170,9 +200,10 @@ class Capture:
             return
         handle = CaptureHandle(self, container_id)
         self._handles[container_id] = handle
+        history = self.history(container_id)
 
         def begin(handle: CaptureHandle) -> None:
-            self._begin(handle, log_path, run_dir, [(name, -1, False) for name in names])
+            self._begin(handle, log_path, run_dir, [(name, -1, False) for name in names], history)
             if handle._sources:
                 self._ending[handle.id] = handle
                 self._finish(handle)
@@ -181,8 +212,20 @@ class Capture:
 
         self._order(begin, handle)
 
+    def history(self, container_id: str) -> LogHistory:
+        """What the container's log has held, and who holds it."""
+        history = self._histories.get(container_id)
+        if history is None:
+            history = self._histories[container_id] = LogHistory()
+        return history
+
+    def hold(self, container_id: str) -> Hold:
+        """Let the container wait rather than lose what is written from now on, until the reader has come to it."""
+        return Hold(self.history(container_id), self._pump.wake)
+
     async def forget(self, container_id: str) -> None:
         """The container is removed: what still waits for room in its log does so in vain."""
+        self._histories.pop(container_id, None)
         handle = self._handles.get(container_id)
         if handle is None:
             return
@@ -221,14 +264,23 @@ class Capture:
         except Exception as error:  # of one container: the others' output goes on
             log.exception("capture failed", error, container=handle.id)
 
-    def _begin(self, handle: CaptureHandle, log_path: str, run_dir: str, opened: list[tuple[str, int, bool]]) -> None:
+    def _begin(
+        self,
+        handle: CaptureHandle,
+        log_path: str,
+        run_dir: str,
+        opened: list[tuple[str, int, bool]],
+        history: LogHistory,
+    ) -> None:
         before = self._ending.get(handle.id)
         if before is not None:
             # What of it waits for room is in the spool, with which this one begins.
             self._close(before, False)
         try:
             os.makedirs(os.path.dirname(log_path), mode=0o700, exist_ok=True)
-            output = handle._log = CaptureLog(log_path, self._settings.log_max_size, self._settings.log_max_files)
+            output = handle._log = CaptureLog(
+                log_path, self._settings.log_max_size, self._settings.log_max_files, history
+            )
             try:
                 output.open()
             except OSError as error:
