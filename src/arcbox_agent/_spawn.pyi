@@ -13,6 +13,24 @@ class SpawnError(Exception):
     strerror: str
     def __init__(self, errno: int, step: str, item: int = -1, interpreter: str = "") -> None: ...
 
+class Attempt:
+    """One spawn, as another thread sees it."""
+
+    #: Of the child; 0: it is not known, or there is none.
+    pid: int
+    #: It is with the kernel, or over.
+    begun: bool
+    #: Where it stands: one of STEPS, or `preparation` before.
+    step: str
+    def may_own(self, pid: int) -> bool:
+        """Whether that child of the agent may be the one of this spawn."""
+
+    def kill(self) -> None:
+        """Kill the child where there is one.  The spawn then ends, unless the kernel cannot end it."""
+
+    def cancel(self) -> None:
+        """The same, and make none later: the spawn fails with ECANCELED."""
+
 def spawn(
     *,
     programs: Iterable[str | bytes],
@@ -32,6 +50,7 @@ def spawn(
     mounts: Sequence[tuple[str, str, str, str, bool, bool]] = (),
     ids: tuple[int, int, Sequence[int]] | None = None,
     rlimits: Sequence[tuple[int, int, int]] = (),
+    attempt: Attempt | None = None,
 ) -> tuple[int, int]: ...
 def take_status(pidfd: int) -> tuple[int, int] | None: ...
 def exit_status(pidfd: int) -> int | None: ...

@@ -54,6 +54,8 @@ cdef extern from "spawn_child.h" nogil:
         return spawn_open_in_root(dir, path, flags);
     }
     """
+    ctypedef struct pthread_mutex_t:
+        pass
     ctypedef unsigned int uid_t
     ctypedef unsigned int gid_t
     ctypedef int pid_t
@@ -79,6 +81,11 @@ cdef extern from "spawn_child.h" nogil:
         int keep_fd
         int pid_fd
         int cgroup_fd
+        int begun
+        int made
+        int at
+        int cancelled
+        pthread_mutex_t lock
         int join_fd
         int new_namespace
         int new_session
@@ -112,6 +119,11 @@ cdef extern from "spawn_child.h" nogil:
     int CLD_EXITED
     int prctl(int option)
     int spawn_run(spawn_plan *plan)
+    void spawn_kill(spawn_plan *plan, int cancel)
+    int pthread_mutex_init(pthread_mutex_t *lock, void *attributes)
+    int pthread_mutex_destroy(pthread_mutex_t *lock)
+    int SPAWN_CLONE
+    int ECANCELED
     int spawn_read_exit(int pidfd, int *status)
     int spawn_take_status(int pidfd, int *code, int *status)
     int spawn_openat2(int dir, const char *path, int flags)
@@ -170,6 +182,43 @@ class SpawnError(Exception):
 
 
 @cython.final
+@cython.freelist(8)
+cdef class Attempt:
+    # The plan lies on the stack of `spawn`, which sets and takes back this pointer with the GIL held.
+    cdef spawn_plan *plan
+    cdef bint cancelled
+    cdef readonly bint begun
+    cdef int last_pid
+
+    @property
+    def pid(self):
+        if self.plan == NULL:
+            return self.last_pid
+        return self.plan.made or self.plan.begun
+
+    @property
+    def step(self):
+        if self.plan == NULL:
+            return "preparation"
+        return STEPS[self.plan.at or SPAWN_CLONE]
+
+    def may_own(self, int pid):
+        if not self.begun:
+            return False
+        cdef int own = self.pid
+        return own == pid or own == 0
+
+    def kill(self):
+        if self.plan != NULL:
+            spawn_kill(self.plan, 0)
+
+    def cancel(self):
+        self.cancelled = True
+        if self.plan != NULL:
+            spawn_kill(self.plan, 1)
+
+
+@cython.final
 cdef class _Strings:
     """A NULL-terminated array of C strings, and the bytes that own them."""
 
@@ -219,14 +268,16 @@ def spawn(
     mounts=(),
     ids=None,
     rlimits=(),
+    Attempt attempt=None,
 ):
     """Starts a process; returns (pid, pidfd).  Raises SpawnError.
 
     `cgroup_fd` is a directory of cgroup2.  `programs` are tried in order until one executes.  `stdio` are three
     descriptors, each 3 or above.  `mounts` are (kind, source, target, options,
     readonly, create) with kind "bind" or "tmpfs".  `ids` is (uid, gid, groups).
-    `rlimits` are (resource, soft, hard).  It blocks until the program executes
-    or fails, without the GIL: call it in a thread.
+    `rlimits` are (resource, soft, hard).  `attempt` tells another thread where
+    it stands, and cancels it.  It blocks until the program executes or fails,
+    without the GIL: call it in a thread.
     """
     cdef spawn_plan plan
     cdef _Strings c_programs = _Strings(programs)
@@ -235,7 +286,7 @@ def spawn(
     cdef bytes c_root, c_cwd
     cdef list owners = []
     cdef gid_t *groups = NULL
-    cdef int i, failed
+    cdef int i, failed = -1
     cdef int fd
 
     memset(&plan, 0, sizeof(plan))
@@ -301,8 +352,19 @@ def spawn(
             for i, group in enumerate(more):
                 groups[i] = group
             plan.groups, plan.group_count = groups, len(more)
-        with nogil:
-            failed = spawn_run(&plan)
+        pthread_mutex_init(&plan.lock, NULL)
+        if attempt is not None:
+            plan.cancelled = attempt.cancelled
+            attempt.plan = &plan
+            attempt.begun = True
+        try:
+            with nogil:
+                failed = spawn_run(&plan)
+        finally:
+            if attempt is not None:
+                attempt.plan = NULL
+                attempt.last_pid = 0 if failed else plan.pid
+            pthread_mutex_destroy(&plan.lock)
     finally:
         free(plan.mounts)
         free(groups)

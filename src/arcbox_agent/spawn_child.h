@@ -53,6 +53,9 @@
 #define CLONE_PIDFD 0x00001000
 #endif
 
+#ifndef SYS_pidfd_send_signal
+#define SYS_pidfd_send_signal 424
+#endif
 #ifndef SYS_clone3
 #define SYS_clone3 435
 #endif
@@ -118,7 +121,11 @@ struct spawn_plan {
     int pid_fd;   /* takes the child's stat line; -1: none */
     int cgroup_fd; /* a cgroup2 directory; -1: stay where the agent is */
     int born_there; /* the child is in that cgroup from its first instruction on */
-    int begun; /* the child has come to its first instruction */
+    int begun; /* the child's pid, once it has come to its first instruction */
+    int made;  /* the same, as soon as the kernel has made it; 0 where clone3 is not used */
+    int at;    /* the step that the child is at */
+    int cancelled; /* no child is to be made any more */
+    pthread_mutex_t lock; /* of `pidfd`, while another thread may signal the child */
     int join_fd; /* a mount namespace to enter; -1: none */
     int new_namespace;
     int new_session;
@@ -360,7 +367,7 @@ static int spawn_child(void *argument) {
     uint64_t no_signals = 0;
     int root = -1, cwd_later = 0, error = ENOENT;
 
-    plan->begun = 1;
+    __atomic_store_n(&plan->begun, (int)syscall(SYS_getpid), __ATOMIC_RELEASE);
     if (plan->new_session && setsid() < 0) spawn_fail(plan, SPAWN_SESSION, -1);
     /* The table of handlers is the child's own copy: CLONE_SIGHAND is not set. */
     for (int sig = 1; sig <= SPAWN_SIGNALS; sig++) {
@@ -368,6 +375,7 @@ static int spawn_child(void *argument) {
         if (sig != SIGKILL && sig != SIGSTOP) syscall(SYS_rt_sigaction, sig, &action, NULL, SPAWN_KERNEL_SIGSET);
     }
     if (plan->cgroup_fd >= 0 && !plan->born_there) {
+        plan->at = SPAWN_CGROUP;
         int fd = openat(plan->cgroup_fd, "cgroup.procs", O_WRONLY | O_CLOEXEC);
         if (fd < 0 || write(fd, "0", 1) < 0) spawn_fail(plan, SPAWN_CGROUP, -1);
         close(fd);
@@ -389,20 +397,27 @@ static int spawn_child(void *argument) {
     for (int i = 0; i < plan->rlimit_count; i++)
         if (setrlimit(plan->rlimits[i].resource, &plan->rlimits[i].limit) < 0) spawn_fail(plan, SPAWN_RLIMIT, i);
 
+    plan->at = SPAWN_NAMESPACE;
     if (plan->join_fd >= 0 && setns(plan->join_fd, CLONE_NEWNS) < 0) spawn_fail(plan, SPAWN_NAMESPACE, -1);
     if (plan->new_namespace) {
         /* Slave: nothing mounted here shows outside, and what the guest unmounts goes away here too. */
         if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) < 0)
             spawn_fail(plan, SPAWN_NAMESPACE, -1);
     }
+    plan->at = SPAWN_ROOT;
     if (plan->root || plan->mount_count) {
         root = open(plan->root ? plan->root : "/", O_PATH | O_DIRECTORY | O_CLOEXEC);
         if (root < 0) spawn_fail(plan, SPAWN_ROOT, -1);
     }
-    if (plan->mount_count) spawn_mount_all(plan, root);
+    if (plan->mount_count) {
+        plan->at = SPAWN_MOUNT;
+        spawn_mount_all(plan, root);
+        plan->at = SPAWN_ROOT;
+    }
     if (plan->root && (fchdir(root) < 0 || chroot(".") < 0)) spawn_fail(plan, SPAWN_ROOT, -1);
     if (root >= 0) close(root);
     if (chdir("/") < 0) spawn_fail(plan, SPAWN_ROOT, -1);
+    plan->at = SPAWN_CWD;
     if (plan->cwd && chdir(plan->cwd) < 0) {
         /* A directory that only the user may enter (root squashed on NFS): once more as that user. */
         if ((errno != EACCES && errno != EPERM) || !plan->set_ids) spawn_fail(plan, SPAWN_CWD, -1);
@@ -415,6 +430,7 @@ static int spawn_child(void *argument) {
     }
     if (cwd_later && chdir(plan->cwd) < 0) spawn_fail(plan, SPAWN_CWD, -1);
     syscall(SYS_rt_sigprocmask, SIG_SETMASK, &no_signals, NULL, SPAWN_KERNEL_SIGSET);
+    plan->at = SPAWN_EXEC;
     for (char *const *program = plan->programs; *program; program++) {
         execve(*program, plan->argv, plan->envp);
         /* As execvp: EACCES is reported only if no later program gives a better error. */
@@ -488,25 +504,50 @@ static void spawn_bury(struct spawn_plan *plan) {
     int done;
     do done = waitid(SPAWN_P_PIDFD, (id_t)plan->pidfd, &info, WEXITED);
     while (done < 0 && errno == EINTR);
+    pthread_mutex_lock(&plan->lock);
     close(plan->pidfd);
     plan->pidfd = -1;
+    pthread_mutex_unlock(&plan->lock);
+}
+
+/* From another thread: kills the child of a plan that is being run.  `cancel`: nor is another one made.
+ * A pidfd that the kernel has named, but that stands for no child yet, is not touched. */
+static void spawn_kill(struct spawn_plan *plan, int cancel) {
+    pthread_mutex_lock(&plan->lock);
+    if (cancel) plan->cancelled = 1;
+    if (plan->pidfd >= 0 && (__atomic_load_n(&plan->made, __ATOMIC_ACQUIRE) || __atomic_load_n(&plan->begun, __ATOMIC_ACQUIRE)))
+        syscall(SYS_pidfd_send_signal, plan->pidfd, SIGKILL, NULL, 0);
+    pthread_mutex_unlock(&plan->lock);
+}
+
+/* Before a clone: what the former one has left.  Whether the plan may still be run. */
+static int spawn_begin(struct spawn_plan *plan, int born_there) {
+    int cancelled;
+    pthread_mutex_lock(&plan->lock);
+    plan->born_there = born_there;
+    plan->begun = plan->made = 0;
+    plan->pidfd = -1;
+    plan->at = SPAWN_CLONE;
+    cancelled = plan->cancelled;
+    pthread_mutex_unlock(&plan->lock);
+    if (cancelled) errno = ECANCELED;
+    return !cancelled;
 }
 
 /* The child, in its cgroup from the start where it is to be in one: to move it there
  * afterwards makes it wait for the kernel's RCU, some 15 ms.  pid, or -1 and errno. */
 static pid_t spawn_clone(struct spawn_plan *plan, char *stack) {
     const uint64_t flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD;
-    plan->born_there = 0;
-    plan->begun = 0;
     if (plan->cgroup_fd >= 0) {
         struct spawn_clone_args args = {0};
-        args.flags = flags | SPAWN_CLONE_INTO_CGROUP;
+        args.flags = flags | CLONE_PARENT_SETTID | SPAWN_CLONE_INTO_CGROUP;
         args.pidfd = (uint64_t)(uintptr_t)&plan->pidfd;
+        args.parent_tid = (uint64_t)(uintptr_t)&plan->made;
         args.exit_signal = SIGCHLD;
         args.stack = (uint64_t)(uintptr_t)stack;
         args.stack_size = SPAWN_STACK;
         args.cgroup = (uint64_t)plan->cgroup_fd;
-        plan->born_there = 1;
+        if (!spawn_begin(plan, 1)) return -1;
         long pid = spawn_clone3(&args, plan);
         if (pid > 0 && plan->begun) return (pid_t)pid;
         /* Killed at birth, as of Linux 6.18 whatever is born in another cgroup is where that one
@@ -518,8 +559,8 @@ static pid_t spawn_clone(struct spawn_plan *plan, char *stack) {
         }
         /* Before Linux 5.7, or forbidden by a filter; or the cgroup is at fault, which the
          * child finds out for itself. */
-        plan->born_there = 0;
     }
+    if (!spawn_begin(plan, 0)) return -1;
     return clone(spawn_child, stack + SPAWN_STACK, (int)flags | SIGCHLD, plan, &plan->pidfd);
 }
 

@@ -55,7 +55,7 @@ async def main():
     def spec(program):
         return SpawnSpec([program], stdio=(os.dup(null),) * 3)
     processes_allowed(0)
-    for start in (processes.spawn(spec("/bin/false")), processes.spawn_by(lambda: spec("/bin/false").run())):
+    for start in (processes.spawn(spec("/bin/false")), processes.spawn_by(spec("/bin/false").run)):
         try:
             await start
         except SpawnError as error:

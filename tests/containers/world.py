@@ -104,7 +104,7 @@ class World:
         await self.capture.start()
         self.disk = Disk(settings.state_dir, settings.run_dir)
         self.disk.prepare()
-        self.runtimes = Runtimes(settings, self.disk, self.processes, self.lanes, self.capture)
+        self.runtimes = Runtimes(settings, self.metrics, self.disk, self.processes, self.lanes, self.capture)
         await self.runtimes.open()
         self.supervisor = Supervisor(self.disk, self.runtimes, self.lanes, settings.late_output)
         self.stopper = self.supervisor.stopper

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         init.supervise(lambda: _main(arguments))
     code = _main(arguments)
     if hanging := _threads_left(0.0):
-        # The interpreter would wait for them without end.
+        # The interpreter would wait for some of them without end.
         log.error("ended with something under way that hangs", threads=", ".join(hanging))
         os._exit(code)
     return code
@@ -136,7 +136,7 @@ def _run_loop(settings: Settings) -> tuple[int, str]:
 def _threads_left(patience: float) -> list[str]:
     """Waits for threads to end what they do; the names of those that do not."""
     deadline = time.monotonic() + patience
-    others = [each for each in threading.enumerate() if each is not threading.current_thread() and not each.daemon]
+    others = [each for each in threading.enumerate() if each is not threading.current_thread()]
     for thread in others:
         thread.join(max(0.0, deadline - time.monotonic()))
     return [thread.name for thread in others if thread.is_alive()]

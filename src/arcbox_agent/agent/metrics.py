@@ -36,6 +36,7 @@ COUNTERS: dict[str, str] = {
     "containers_recovered": "Running containers found again after a restart of the agent.",
     "processes_spawned": "Processes started, containers and commands alike.",
     "spawn_failures": "Processes that could not be started.",
+    "spawns_given_up": "Processes that had not come to their program in time, and were killed.",
     "orphans_reaped": "Processes of others that the agent reaped as their init.",
     "keeper_deaths": "Keepers that were killed while they held something.",
     "exits_lost": "Ends of containers whose exit code could not be known.",

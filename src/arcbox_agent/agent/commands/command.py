@@ -239,7 +239,9 @@ class Command:
             return True
         try:
             outputs = [file_id(output.fd) for output in self._outputs]
-            helped = await self._lanes.signals(lambda: holders(self.scope.pids(), outputs) == HELPERS)
+            helped = await self._lanes.signals.submit(
+                self.host.key, lambda: holders(self.scope.pids(), outputs) == HELPERS
+            )
         except OSError:
             return False  # no descriptor is left to look with
         if helped:

@@ -16,6 +16,8 @@ from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.containers.runtimes.protocol import interpreter_of, reason
 from arcbox_agent.agent.containers.tasks import take_failure
 from arcbox_agent.agent.observe.log import Logger
+from arcbox_agent.agent.processes.scopes import end
+from arcbox_agent.agent.processes.spawning import HungError
 from arcbox_agent.errors import AgentFailedError, BusyError
 
 TYPE_CHECKING = False
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.metrics import Metrics
     from arcbox_agent.agent.processes.children import Processes
     from arcbox_agent.agent.processes.lanes import Lanes
+    from arcbox_agent.agent.processes.scopes import Scope
     from arcbox_agent.wire import ExecRequest
 
 log = Logger("exec")
@@ -92,6 +95,8 @@ class Commands:
             self.detach(task.result())
 
     async def _start(self, request: ExecRequest, host: CommandHost, stderr: bool) -> Command:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         try:
             command = await self._spawn(request, host, stderr)
         except BaseException:
@@ -101,9 +106,8 @@ class Commands:
             # The container ended meanwhile, perhaps before the command was in its scope.
             self._end_later(self._kill(command))
         if request.timeout_ms:
-            timer = asyncio.get_running_loop().call_later(
-                request.timeout_ms / 1000, self._time_out, command, request.cmd[0]
-            )
+            # From the request on: the start counts.
+            timer = loop.call_at(began + request.timeout_ms / 1000, self._time_out, command, request.cmd[0])
             command.process.on_exit(lambda _: timer.cancel())
         return command
 
@@ -111,7 +115,14 @@ class Commands:
         self._number += 1
         preparation = Preparation(request, host, self._number, stderr)
         try:
-            process = await self._processes.spawn_by(preparation.run)
+            process = await self._processes.spawn_by(
+                preparation.run,
+                key=host.key,
+                limit=min(request.timeout_ms / 1000 or budget.SPAWNED, budget.SPAWNED),
+                late=lambda: self._abandoned(host.key, preparation),
+            )
+        except HungError as error:
+            raise AgentFailedError(f"exec failed: {error}") from error
         except SpawnError as error:
             if error.step == "exec":
                 # As 0.0.1-alpha.1 says it, and then which program.
@@ -135,6 +146,15 @@ class Commands:
             self._lanes,
             self._settings.late_output,
         )
+
+    def _abandoned(self, key: str | None, preparation: Preparation) -> None:
+        """A start that was given up is over after all: nothing of it stays."""
+        preparation.close()
+        if preparation.scope is not None:
+            self._end_later(self._end_scope(key, preparation.scope))
+
+    async def _end_scope(self, key: str | None, scope: Scope) -> None:
+        await self._lanes.removal.submit(key, end, scope)
 
     # ----------------------------------------------------------------- end
 
@@ -182,7 +202,7 @@ class Commands:
         command.process.send_signal(signal.SIGKILL)
         for attempt in range(KILL_ATTEMPTS):
             try:
-                await self._lanes.signals(command.scope.kill)
+                await self._lanes.signals.submit(command.host.key, command.scope.kill)
                 return
             except OSError as error:
                 # Most likely no descriptor is left: there will be one again.
@@ -191,7 +211,7 @@ class Commands:
             await asyncio.sleep(KILL_PAUSE)
 
     async def _dissolve_scope(self, command: Command) -> None:
-        await self._lanes.disk(command.scope.dissolve)
+        await self._lanes.removal.submit(command.host.key, command.scope.dissolve)
 
     def _end_later(self, work: Awaitable[None], among: set[asyncio.Task[None]] | None = None) -> None:
         async def run() -> None:

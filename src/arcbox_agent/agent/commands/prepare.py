@@ -10,6 +10,7 @@ from arcbox_agent.agent.processes.pipes import widen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from arcbox_agent._spawn import Attempt
     from arcbox_agent.agent.containers.runtimes.protocol import CommandHost
     from arcbox_agent.agent.processes.scopes import Scope
     from arcbox_agent.agent.processes.spec import SpawnSpec
@@ -47,7 +48,7 @@ class Preparation:
         #: All of the input of a terminal, and its end.
         self.typed = b""
 
-    def run(self) -> tuple[int, int, int]:
+    def run(self, attempt: Attempt) -> tuple[int, int, int]:
         """Prepare the command and spawn it; see SpawnSpec.run.  Whatever this raises, nothing is left of it."""
         request = self._request
         terminal = request.tty and not request.detach
@@ -60,7 +61,7 @@ class Preparation:
             spec.stdio = stdio
             self._child.clear()
             born_in_scope = spec.cgroup_fd >= 0
-            pid, pidfd, start_time = spec.run()
+            pid, pidfd, start_time = spec.run(attempt)
         except BaseException:
             self._undo()
             raise
@@ -72,11 +73,18 @@ class Preparation:
     def cwd(self) -> str:
         return (self._spec.cwd if self._spec is not None else None) or ""
 
+    def close(self) -> None:
+        """After a spawn that nobody waited for: close what was the client's."""
+        for fd in self.readers.values():
+            os.close(fd)
+        self.readers.clear()
+
     # --------------------------------------------------------- private
 
     def _undo(self) -> None:
-        for fd in {*self._child, *self.readers.values()}:
+        for fd in self._child:
             os.close(fd)
+        self.close()
         if self._spec is not None:
             self._spec.close()
         if self.scope is not None:

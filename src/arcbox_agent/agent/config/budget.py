@@ -63,11 +63,7 @@ KEEPER_FETCH = _time_out(
 )
 DESCRIPTORS = _time_out("DESCRIPTORS", START, 10.0, "Adopting a container while no descriptor is left.")
 FORMER_SPAWN = _time_out(
-    "FORMER_SPAWN",
-    START,
-    30.0,
-    "A spawn of a killed agent that has not come to its exec: it had at most 8, and 4 threads wait for them.",
-    times=2,
+    "FORMER_SPAWN", START, 3.0, "A spawn of a killed agent that has not come to its program; then it is killed."
 )
 LEFTOVERS_KILLED = _time_out(
     "LEFTOVERS_KILLED", START, 1.0, "The end of what was killed in the cgroup of a container that is gone."
@@ -107,6 +103,15 @@ DISKS = _time_out("DISKS", MACHINE, 30.0, "Writing out and remounting the disks;
 CONNECTION_CLOSED = _time_out(
     "CONNECTION_CLOSED", BESIDE, 5.0, "The peer of a closing connection to read what is last."
 )
+SPAWNED = _time_out(
+    "SPAWNED", BESIDE, 10.0, "A start or a command to come to its program; then it is killed, and its client told."
+)
+HANGING_START = _time_out("HANGING_START", BESIDE, 1.0, "A start under way, when a Stop or a Remove by force comes.")
+CGROUPS_LOOKED_THROUGH = _time_out(
+    "CGROUPS_LOOKED_THROUGH", BESIDE, 5.0, "One walk through the cgroups that a container has made below its own."
+)
+CGROUPS_REMOVED = _time_out("CGROUPS_REMOVED", BESIDE, 10.0, "The removal of a cgroup and all that is below it.")
+LOOK = _time_out("LOOK", BESIDE, 5.0, "What /proc says of the processes of a container, for top and stats.")
 COMMAND_QUIET = _time_out(
     "COMMAND_QUIET", BESIDE, 0.1, "Output of a command that ended: silence of those that still have its pipes open."
 )

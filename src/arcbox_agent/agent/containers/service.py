@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 
+from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.containers import ids
 from arcbox_agent.agent.containers.events import Events
 from arcbox_agent.agent.containers.journal import Journal
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.containers.store import Store
     from arcbox_agent.agent.metrics import Metrics
     from arcbox_agent.agent.processes.lanes import Lanes
-    from arcbox_agent.wire import CreateContainerRequest
+    from arcbox_agent.wire import CreateContainerRequest, Mount
 
 log = Logger("containers")
 
@@ -197,7 +198,7 @@ class Containers:
         self, record: Record, request: CreateContainerRequest, wanted: set[str]
     ) -> tuple[Container, Sequence[str]]:
         try:
-            await self._lanes.disk(self._runtimes.of(record).check, record, request.mounts)
+            await self._check(record, request.mounts)
             for warning in record.warnings:
                 log.warning("container created, but not as asked", container=record.id, warning=warning)
             container = Container(record, self._store.log_path(record.id), self._events)
@@ -209,6 +210,17 @@ class Containers:
             self._creating -= 1
         self._add(container)
         return container, record.warnings
+
+    async def _check(self, record: Record, mounts: Sequence[Mount]) -> None:
+        """It looks at files, which hang where their file system does: those of one root have a share of the lane."""
+        where = record.rootfs or next((mount.source for mount in mounts if mount.source.startswith("/")), None)
+        try:
+            async with asyncio.timeout(budget.SPAWNED):
+                await self._lanes.spawn.submit(where, self._runtimes.of(record).check, record, mounts)
+        except TimeoutError:
+            raise AgentFailedError(
+                f"the container cannot be created: {where or 'the root file system'} hangs for {budget.SPAWNED:g} s"
+            ) from None
 
     def _record_of(self, request: CreateContainerRequest) -> Record:
         id = ids.check(request.id, "container id") if request.id else ids.new_id()

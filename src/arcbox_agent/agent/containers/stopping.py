@@ -10,7 +10,7 @@ import asyncio
 import signal
 
 from arcbox_agent.agent.config import budget
-from arcbox_agent.agent.containers.lifecycle import Trigger, refusal
+from arcbox_agent.agent.containers.lifecycle import State, Trigger, refusal
 from arcbox_agent.agent.containers.model import Stop
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.processes.helpers import HELPERS, LATE_IN_ALL, NOBODY
@@ -18,9 +18,10 @@ from arcbox_agent.errors import ConflictError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from arcbox_agent.agent.containers.model import Container
+    from arcbox_agent.agent.containers.record import Record
     from arcbox_agent.agent.containers.runtimes.protocol import Run
     from arcbox_agent.agent.containers.tasks import Tasks
 
@@ -33,19 +34,33 @@ FIRST_LOOK, LAST_LOOK = 0.002, 0.05
 class Stopper:
     """Ends runs of containers."""
 
-    __slots__ = ("_late", "_tasks")
+    __slots__ = ("_give_up_start", "_late", "_tasks")
 
-    def __init__(self, tasks: Tasks, late_output: float) -> None:
-        """`late_output`: the setting."""
+    def __init__(self, tasks: Tasks, late_output: float, give_up_start: Callable[[Record], None]) -> None:
+        """`late_output`: the setting.  `give_up_start`: see Runtime.give_up."""
         self._tasks = tasks
         self._late = late_output
+        self._give_up_start = give_up_start
+
+    async def lock(self, container: Container) -> None:
+        """Take the container's lock.  A start that is under way has HANGING_START, and is given up then."""
+        timer = None
+        if container.life.state is State.STARTING:
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(budget.HANGING_START, self._give_up_start, container.record)
+        try:
+            await container.lock.acquire()
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     async def stop(self, container: Container, timeout: float) -> None:
         """Ask a run to end, and after `timeout` seconds kill it; returns when its end is recorded.
 
         ConflictError: nothing runs.
         """
-        async with container.lock:
+        await self.lock(container)
+        try:
             container.move(Trigger.STOP)
             run, watcher = container.run, container.watcher
             assert run is not None and watcher is not None
@@ -56,6 +71,8 @@ class Stopper:
             else:
                 # A second Stop joins the first, and can only make it shorter.
                 container.stop.shorten(deadline)
+        finally:
+            container.lock.release()
         await asyncio.wait([watcher])
 
     async def _stop(

@@ -41,7 +41,7 @@ class Supervisor:
     def __init__(self, store: Store, runtimes: Runtimes, lanes: Lanes, late_output: float) -> None:
         self._runtimes = runtimes
         self.tasks = Tasks()
-        self.stopper = Stopper(self.tasks, late_output)
+        self.stopper = Stopper(self.tasks, late_output, lambda record: runtimes.of(record).give_up(record))
         self._writer = RecordWriter(store, lanes, self.tasks, self._release)
         self.closing = False
 
@@ -161,11 +161,17 @@ class Supervisor:
                     await self.stopper.stop(container, 0)
                 except ConflictError:
                     pass  # it ended by itself
-            async with container.lock:
+            if force:
+                await self.stopper.lock(container)
+            else:
+                await container.lock.acquire()
+            try:
                 if container.active:
                     continue  # another call started it again
                 await self._remove(container, forget, Trigger.REMOVE_FAILED)
                 return
+            finally:
+                container.lock.release()
 
     async def _remove(self, container: Container, forget: Callable[[Container], None], failed: Trigger) -> None:
         # The write may fail: a full disk must not keep anybody from making room.

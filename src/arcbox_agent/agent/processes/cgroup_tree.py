@@ -1,7 +1,7 @@
 """Goes through the cgroups below one, however deep a container has nested them.
 
 By descriptor, one step down or up at a time: no path gets too long, nothing recurses, and one
-descriptor is open.  What a container makes beside the walk is found, or is left to the next one.
+descriptor is open.  A container may make cgroups as fast as they are found, so a walk has a time-out.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ import errno
 import os
 import time
 
+from arcbox_agent.agent.config import budget
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-#: Seconds of one walk: a container may make cgroups as fast as they are found.
-PATIENCE = 5.0
 
 
 def visit(path: str, look: Callable[[int], None]) -> None:
@@ -34,7 +33,7 @@ def remove_below(path: str) -> None:
 
 
 def _walk(path: str, look: Callable[[int], None] | None, *, remove: bool) -> None:
-    give_up = time.monotonic() + PATIENCE
+    give_up = time.monotonic() + budget.CGROUPS_LOOKED_THROUGH
     try:
         here = os.open(path, _DIRECTORY)
     except OSError as error:

@@ -12,10 +12,8 @@ import os
 import signal
 import time
 
+from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.processes import cgroup_tree
-
-#: Seconds for the removal of one cgroup and all that a container has made below it.
-REMOVAL = 10.0
 
 #: The name of a command's cgroup begins with this; an id of a container cannot.
 COMMAND_PREFIX = ".exec-"
@@ -186,7 +184,7 @@ class Cgroup:
 
     def remove(self) -> bool:
         """Remove it and all below it; False: something runs in it."""
-        give_up = time.monotonic() + REMOVAL
+        give_up = time.monotonic() + budget.CGROUPS_REMOVED
         for attempt in range(20):
             try:
                 os.rmdir(self.path)

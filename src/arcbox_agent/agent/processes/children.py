@@ -12,20 +12,32 @@ import asyncio
 import errno
 import os
 import signal
+import time
 from contextvars import Context
 
 from arcbox_agent._spawn import SpawnError, exit_status, take_status
 from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.observe.log import Logger
-from arcbox_agent.agent.processes.stat_line import start_time_of, stopped_before_exec, zombie_status, zombies
+from arcbox_agent.agent.observe.rate import OncePerMinute
+from arcbox_agent.agent.processes.spawning import HungError, SpawnUnderWay
+from arcbox_agent.agent.processes.stat_line import (
+    is_stopped,
+    start_time_of,
+    stopped_before_exec,
+    zombie_status,
+    zombies,
+)
 from arcbox_agent.agent.processes.status import LOST, ExitStatus
+from arcbox_agent.errors import BusyError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
     from typing import Protocol
 
+    from arcbox_agent._spawn import Attempt
     from arcbox_agent.agent.processes.lanes import Lanes
+    from arcbox_agent.agent.processes.spawning import Late
     from arcbox_agent.agent.processes.spec import SpawnSpec
 
     class Counter(Protocol):
@@ -34,8 +46,8 @@ if TYPE_CHECKING:
 
 log = Logger("processes")
 
-#: Seconds that a spawn may take before the agent looks for a stopped child, and between two such looks.
-STOPPED_LOOK = 1.0
+#: Seconds between two looks at the spawns that are under way.
+LOOK = 1.0
 
 #: How often the kernel is asked for the exit status of an adopted process whose parent has yet to take it.
 ADOPTED_STATUS_STEP = 0.01
@@ -163,11 +175,10 @@ class Processes:
         self._lanes = lanes
         self._metrics = metrics
         self._owned: dict[int, Process] = {}
-        #: Tickets of the spawns under way: each may have a child that has no owner yet.
-        self._in_flight: set[int] = set()
+        #: The spawns under way, by their tickets.
+        self._in_flight: dict[int, SpawnUnderWay] = {}
         self._tickets = 0
-        #: The newest ticket at the last look for stopped children.
-        self._looked_at = 0
+        self._hung_log = OncePerMinute()
         self._look_timer: asyncio.TimerHandle | None = None
         #: Zombies that may be the child of a spawn under way: pid to the tickets of those spawns.
         self._doubtful: dict[int, set[int]] = {}
@@ -181,20 +192,31 @@ class Processes:
     def __len__(self) -> int:
         return len(self._owned)
 
-    async def spawn(self, spec: SpawnSpec) -> Process:
-        """Start a process in a session of its own.  SpawnError: nothing of it is left."""
-        return await self.spawn_by(spec.run, spec.close, spec.pid_fd >= 0)
+    async def spawn(
+        self, spec: SpawnSpec, key: str | None = None, limit: float = budget.SPAWNED, late: Late | None = None
+    ) -> Process:
+        """Start a process in a session of its own.  As spawn_by."""
+        return await self.spawn_by(spec.run, spec.close, spec.pid_fd >= 0, key=key, limit=limit, late=late)
 
     async def spawn_by(
         self,
-        run: Callable[[], tuple[int, int, int]],
+        run: Callable[[Attempt], tuple[int, int, int]],
         undo: Callable[[], None] | None = None,
         outlives: bool = False,
+        *,
         ask: Callable[[int], Awaitable[int | None]] | None = None,
+        key: str | None = None,
+        limit: float = budget.SPAWNED,
+        late: Late | None = None,
+        kill: Callable[[], None] | None = None,
     ) -> Process:
-        """As `spawn`: `run` prepares a SpawnSpec and runs it, so one thread switch does both.
+        """Start a process for container `key`, or for the guest.  SpawnError: nothing of it is left.
 
+        `run` prepares a SpawnSpec and runs it, so one thread switch does both.
+        HungError: it had not started within `limit` seconds.  It is killed, and `late` is called when
+        nothing of it runs any more.  BusyError: too much waits for that container.
         `undo`: called where `run` is not.  `outlives`: the process goes on where the agent ends meanwhile.
+        `kill`: kills the child that another process has made for `run`, without blocking.
         `ask`: the wait status of a pid that has ended, from the parent that it has instead of this process.
         """
         if self._closed:
@@ -203,32 +225,53 @@ class Processes:
             raise SpawnError(errno.ESHUTDOWN, "clone")
         self._tickets += 1
         ticket = self._tickets
-        self._in_flight.add(ticket)
+        spawning = self._in_flight[ticket] = SpawnUnderWay(key, self.loop.time(), limit, outlives, late)
+        spawning.kill = kill
         if self._look_timer is None:
-            self._looked_at = self._tickets
-            self._look_timer = self.loop.call_later(STOPPED_LOOK, self._look_for_stopped, context=Context())
-        try:
-            future = self._lanes.spawn(run)
-        except OSError as error:
+            self._look_timer = self.loop.call_later(LOOK, self._look, context=Context())
+
+        def dropped() -> None:
             self._landed(ticket)
-            self._count("spawn_failures")
             if undo is not None:
                 undo()
-            raise SpawnError(error.errno or errno.EAGAIN, "clone") from error
+            if late is not None and spawning.given_up:
+                late()
+
         try:
-            pid, pidfd, start_time = await asyncio.shield(future)
-        except asyncio.CancelledError:
-            # The thread goes on.  The process that it starts needs an owner, which kills it.
-            future.add_done_callback(lambda done: self._abandoned(ticket, done, outlives))
+            future = spawning.future = self._lanes.spawn.submit(
+                key, run, spawning.attempt, late=lambda made, error: self._abandoned(ticket, made), dropped=dropped
+            )
+        except (OSError, BusyError) as error:
+            dropped()
+            self._count("spawn_failures")
+            if isinstance(error, BusyError):
+                raise
+            raise SpawnError(error.errno or errno.EAGAIN, "clone") from error
+        # The look is for those that have the time; it comes too late for a client's own limit.
+        timer = self.loop.call_later(limit, self._give_up, spawning) if limit < budget.SPAWNED else None
+        try:
+            # Cancelled, the thread goes on, and `_abandoned` owns the process that it starts.
+            pid, pidfd, start_time = await future
+        except (HungError, asyncio.CancelledError):
+            self._count("spawn_failures")
             raise
         except BaseException:
             self._landed(ticket)
             self._count("spawn_failures")
             raise
+        finally:
+            if timer is not None:
+                timer.cancel()
         process = self._own(pid, pidfd, start_time, ask=ask)
         self._landed(ticket)
         self._count("processes_spawned")
         return process
+
+    def give_up(self, key: str) -> None:
+        """Wait no longer for the spawns of that container: each fails with HungError."""
+        for spawning in list(self._in_flight.values()):
+            if spawning.key == key:
+                self._give_up(spawning)
 
     def adopt(
         self, pid: int, start_time: int, ask: Callable[[int], Awaitable[int | None]] | None = None
@@ -269,8 +312,9 @@ class Processes:
             if pid in self._owned:
                 continue  # its pidfd is readable, and its owner takes its status
             if self._in_flight:
-                suspects = self._doubtful.setdefault(pid, set(self._in_flight))
-                suspects &= self._in_flight
+                own = {ticket for ticket, spawning in self._in_flight.items() if spawning.attempt.may_own(pid)}
+                suspects = self._doubtful.setdefault(pid, own)
+                suspects &= own
                 if suspects:
                     continue
             self._doubtful.pop(pid, None)
@@ -314,29 +358,67 @@ class Processes:
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)
 
-    def _look_for_stopped(self) -> None:
-        """Kill children that were stopped before they executed their program.
+    def _look(self) -> None:
+        """Look at the spawns that take long, and give up those that take too long.
 
-        From its change of user on, any process of that user may stop the child; and the thread
-        that spawns it, one of few, waits until it executes or dies.
+        From its change of user on, any process of that user may stop a child before it executes its
+        program.  It is killed: the thread that spawns it waits until it executes or dies.
         """
         self._look_timer = None
         if not self._in_flight:
             return
-        if min(self._in_flight) <= self._looked_at:
-            try:
-                stopped = [pid for parent in (os.getpid(), *self.spawners) for pid in stopped_before_exec(parent)]
-                for pid in stopped:
-                    pidfd = os.pidfd_open(pid)
-                    try:
-                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                    finally:
-                        os.close(pidfd)
-                    log.warning("a process was stopped before it ran its program: killed", pid=pid)
-            except OSError as error:  # most likely no descriptor is left: the next look may have one
-                log.debug("cannot look for stopped processes", error=error)
-        self._looked_at = self._tickets
-        self._look_timer = self.loop.call_later(STOPPED_LOOK, self._look_for_stopped, context=Context())
+        now = self.loop.time()
+        for spawning in list(self._in_flight.values()):
+            if now - spawning.began >= LOOK:
+                try:
+                    self._look_at(spawning, now)
+                except OSError as error:  # most likely no descriptor is left: the next look may have one
+                    log.debug("cannot look at a spawn", error=error)
+        self._look_timer = self.loop.call_later(LOOK, self._look, context=Context())
+
+    def _look_at(self, spawning: SpawnUnderWay, now: float) -> None:
+        attempt = spawning.attempt
+        if spawning.given_up:
+            spawning.end()  # once more: it may have been between two children
+            if not spawning.told:
+                spawning.told = True
+                since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(spawning.since))
+                log.error(
+                    "a spawn hangs and cannot be ended: it keeps a thread",
+                    container=spawning.key or "",
+                    step=spawning.step,
+                    pid=attempt.pid,
+                    since=since,
+                )
+        elif now - spawning.began >= spawning.limit:
+            self._give_up(spawning)
+        elif spawning.kill is not None:
+            # One of these processes may have the child, of which no more is known.
+            parents = [os.getpid(), *self.spawners]
+            self._lanes.signals.submit(None, _kill_stopped, parents).add_done_callback(_take_failure)
+        elif attempt.pid and is_stopped(attempt.pid):
+            log.warning("a process was stopped before it ran its program: killed", pid=attempt.pid)
+            attempt.kill()
+
+    def _give_up(self, spawning: SpawnUnderWay) -> None:
+        future = spawning.future
+        if future is None or future.done():
+            return
+        seconds = self.loop.time() - spawning.began
+        waits = self._lanes.spawn.waits(future)
+        error = HungError(spawning.key, "" if waits else spawning.step, round(seconds, 1))
+        spawning.given_up = True
+        future.set_exception(error)
+        spawning.end()
+        self._count("spawns_given_up")
+        self._hung_log.log(
+            log.warning,
+            "a spawn was given up",
+            "also_given_up",
+            spawning.key or "",
+            container=spawning.key or "",
+            reason=error,
+        )
 
     def _own(
         self,
@@ -356,20 +438,31 @@ class Processes:
         if self._owned.get(process.pid) is process:
             del self._owned[process.pid]
 
-    def _abandoned(self, ticket: int, done: asyncio.Future[tuple[int, int, int]], outlives: bool) -> None:
-        if not done.cancelled() and done.exception() is None:
-            pid, pidfd, start_time = done.result()
-            # One with a pid file is abandoned only where the agent ends: the next agent adopts it.
-            if not outlives:
+    def _abandoned(self, ticket: int, made: tuple[int, int, int] | None) -> None:
+        """A spawn is over for which nobody waits any more: it has made a process, or failed."""
+        spawning = self._in_flight[ticket]
+        process: Process | None = None
+        if made is not None:
+            pid, pidfd, start_time = made
+            # One with a pid file is abandoned where the agent ends: the next agent adopts it.
+            if spawning.given_up or not spawning.outlives:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             if self._closed:
                 os.close(pidfd)
             else:
-                self._own(pid, pidfd, start_time)
+                process = self._own(pid, pidfd, start_time)
         self._landed(ticket)
+        if spawning.told:
+            log.info("a spawn that hung is over", container=spawning.key or "")
+        if spawning.given_up and spawning.late is not None:
+            late = spawning.late
+            if process is not None:
+                process.on_exit(lambda _: late())
+            else:
+                late()
 
     def _landed(self, ticket: int) -> None:
-        self._in_flight.discard(ticket)
+        self._in_flight.pop(ticket, None)
         if self._doubtful:
             for suspects in self._doubtful.values():
                 suspects.discard(ticket)
@@ -381,6 +474,23 @@ class Processes:
     def _count(self, name: str, n: int = 1) -> None:
         if self._metrics is not None:
             self._metrics.add(name, n)
+
+
+def _kill_stopped(parents: list[int]) -> None:
+    """Kill the children of these processes that were stopped before they executed their program.  For a thread."""
+    for pid in [pid for parent in parents for pid in stopped_before_exec(parent)]:
+        pidfd = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        finally:
+            os.close(pidfd)
+        log.warning("a process was stopped before it ran its program: killed", pid=pid)
+
+
+def _take_failure(look: asyncio.Future[None]) -> None:
+    error = None if look.cancelled() else look.exception()
+    if error is not None:  # most likely no descriptor is left: the next look may have one
+        log.debug("cannot look for stopped processes", error=error)
 
 
 def _fill_standard_descriptors() -> None:

@@ -1,14 +1,17 @@
 """Every thread pool of the agent, by what its work may wait for.
 
-    lane      threads   its work                               it may wait for
-    spawn     8         clone, and what a spawn opens first    the file systems of a program and of its root
-    disk      4         records, run directories, passwd       the disk of the agent's state, a container's root
-    signals   2         kill, signal, alive, cgroups           kernel memory only
-    keeper    1         requests to the keeper, in order       the keeper, for its PATIENCE
-    reads     default   the loop's default executor: logs      the disk of the logs
+    lane      threads   share   its work                               it may wait for
+    spawn     8         4       clone, and what a spawn opens first    the file systems of a program and of its root
+    signals   4         2       kill, signal, alive                    kernel memory only
+    removal   4         1       ending and removing cgroups            what cannot be killed, for a bounded time
+    looks     2         1       what /proc says of processes           a process that hangs in a page fault
+    disk      4                 records, run directories               the disk of the agent's state
+    keeper    1                 requests to the keeper, in order       the keeper, for its PATIENCE
+    reads     default           the loop's default executor: logs      the disk of the logs
 
 Work goes into the lane whose waits it can bear: what hangs on a disk holds up no
-signal, and a root file system that hangs holds up no record.
+signal, and a root file system that hangs holds up no record.  The first four have a share
+for each container (pool.py): what hangs in one container holds up no other, nor the guest.
 
 Capture has a thread of its own (containers/output/capture.py), which runs compiled code.
 """
@@ -20,6 +23,8 @@ import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 
+from arcbox_agent.agent.processes.pool import Pool
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,12 +33,13 @@ if TYPE_CHECKING:
     T = TypeVar("T")
     Ts = TypeVarTuple("Ts")
 
-#: More spawns wait in line: a spawn is short, unless a file system hangs.
-SPAWN_THREADS = 8
+#: Threads, the share of one container, what is left for the guest, and how much may wait.
+SPAWN = 8, 4, 2, 128
+SIGNALS = 4, 2, 1, 1 << 20  # the agent's own work, of which there is no more than there are commands
+REMOVAL = 4, 1, 1, 1 << 20
+LOOKS = 2, 1, 0, 16
 
 DISK_THREADS = 4
-
-SIGNAL_THREADS = 2
 
 
 class Threads(ThreadPoolExecutor):
@@ -57,27 +63,25 @@ class Lanes:
     """The one owner of the agent's thread pools.
 
     Each method runs `fn(*args)` in a thread of its lane and returns the future of the result.
+    `key`: the container for which it is done; None: the guest, or the agent itself.
     OSError (EAGAIN), at once: the lane has no thread, and the system gives it none.
+    BusyError, at once: too much waits for that container.
     """
 
-    __slots__ = ("_disk", "_keeper", "_loop", "_reads", "_signals", "_spawn")
+    __slots__ = ("_disk", "_keeper", "_loop", "_reads", "looks", "removal", "signals", "spawn")
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._spawn = Threads(SPAWN_THREADS, thread_name_prefix="spawn")
+        loop = self._loop = asyncio.get_running_loop()
+        self.spawn = Pool(loop, "spawn", *SPAWN)
+        self.signals = Pool(loop, "signals", *SIGNALS)
+        self.removal = Pool(loop, "removal", *REMOVAL)
+        self.looks = Pool(loop, "looks", *LOOKS)
         self._disk = Threads(DISK_THREADS, thread_name_prefix="disk")
-        self._signals = Threads(SIGNAL_THREADS, thread_name_prefix="signals")
         self._keeper = Threads(1, thread_name_prefix="keeper")
         self._reads = Threads(thread_name_prefix="reads")
 
-    def spawn(self, fn: Callable[[*Ts], T], *args: *Ts) -> asyncio.Future[T]:
-        return self._loop.run_in_executor(self._spawn, fn, *args)
-
     def disk(self, fn: Callable[[*Ts], T], *args: *Ts) -> asyncio.Future[T]:
         return self._loop.run_in_executor(self._disk, fn, *args)
-
-    def signals(self, fn: Callable[[*Ts], T], *args: *Ts) -> asyncio.Future[T]:
-        return self._loop.run_in_executor(self._signals, fn, *args)
 
     def keeper(self, fn: Callable[[*Ts], T], *args: *Ts) -> asyncio.Future[T]:
         return self._loop.run_in_executor(self._keeper, fn, *args)
@@ -88,5 +92,7 @@ class Lanes:
 
     def close(self) -> None:
         """Take no more work, and drop what has not begun.  It does not wait: a file system may hang for ever."""
-        for pool in (self._spawn, self._disk, self._signals, self._keeper, self._reads):
-            pool.shutdown(wait=False, cancel_futures=True)
+        for executor in (self._disk, self._keeper, self._reads):
+            executor.shutdown(wait=False, cancel_futures=True)
+        for pool in (self.spawn, self.signals, self.removal, self.looks):
+            pool.close()

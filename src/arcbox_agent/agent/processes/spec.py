@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
+    from arcbox_agent._spawn import Attempt
+
 # The limits that the agent was started with.  The agent raises its own; its children get these, because
 # programs that use select(), or close every possible descriptor, rely on a low limit.
 _NOFILE = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -109,8 +111,8 @@ class SpawnSpec:
         fds.discard(-1)
         return fds
 
-    def run(self) -> tuple[int, int, int]:
-        """Spawn; (pid, pidfd, start time).  It blocks: for a thread.
+    def run(self, attempt: Attempt | None = None) -> tuple[int, int, int]:
+        """Spawn; (pid, pidfd, start time).  It blocks: for a thread.  `attempt` tells another one where it stands.
 
         The start time is 0 for a process in a cgroup and without a pid file: its cgroup finds it, and
         no later agent looks for it.
@@ -135,6 +137,7 @@ class SpawnSpec:
                 mounts=self.mounts,
                 ids=self.ids,
                 rlimits=() if self.own_limits else _rlimits(),
+                attempt=attempt,
             )
             if self.pid_fd >= 0:
                 # The child has written its stat line there, so no file has to be opened.

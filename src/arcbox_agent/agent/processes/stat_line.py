@@ -67,6 +67,12 @@ def zombies() -> list[int]:
     return _children_in(b"Z", os.getpid())
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a process is stopped by a signal."""
+    fields = stat_fields(pid)
+    return fields is not None and fields[:1] == [b"T"]
+
+
 def stopped_before_exec(parent: int) -> list[int]:
     """Children that were stopped before they executed their program: their memory is still their parent's."""
     spawner = stat_fields(parent)

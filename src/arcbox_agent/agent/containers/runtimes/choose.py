@@ -90,7 +90,7 @@ class Runtimes:
     async def close(self) -> None:
         await self._keeper.close()
         await self.guest.close()
-        await self._lanes.signals(self._scopes.close)
+        await self._lanes.removal.submit(None, self._scopes.close)
 
 
 def _read_boot_id() -> str:

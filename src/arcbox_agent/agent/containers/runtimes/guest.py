@@ -22,6 +22,7 @@ class GuestRun:
     __slots__ = ("_lanes", "_scopes", "_spare")
 
     ended = False
+    key: str | None = None
 
     def __init__(self, scopes: Scopes, lanes: Lanes) -> None:
         self._scopes = scopes
@@ -67,5 +68,5 @@ class GuestRun:
 
     async def close(self) -> None:
         for scope in self._spare:
-            await self._lanes.signals(scope.dissolve)
+            await self._lanes.removal.submit(None, scope.dissolve)
         self._spare.clear()

@@ -42,6 +42,9 @@ class NotStarted:
 class CommandHost(Protocol):
     """Where commands run: in a run of a container, or in the guest itself."""
 
+    #: The container's id, whose share of the lanes they have; None: the guest.
+    key: str | None
+
     @property
     def ended(self) -> bool:
         """It has ended: so must a command that was started meanwhile."""
@@ -104,6 +107,9 @@ class Runtime(Protocol):
 
     async def start(self, record: Record) -> Run:
         """StartError: it does not run, and nothing is left of the attempt."""
+
+    def give_up(self, record: Record) -> None:
+        """Wait no longer for a start that is under way: it fails."""
 
     async def recover(self, record: Record) -> Run | NotStarted:
         """After a restart of the agent: adopt the run of `record`, which may have ended meanwhile."""

@@ -46,6 +46,10 @@ class Parts:
         """Capture what a container writes into `fifos`, or into the terminal behind `master`.  OSError."""
         return self.capture.attach(id, self.store.log_path(id), self.store.run_path(id), fifos, master)
 
+    async def clean_up(self, id: str, scope: Scope) -> None:
+        """`clean`, in the container's share of the lane for it."""
+        await self.lanes.removal.submit(id, self.clean, id, scope)
+
     def clean(self, id: str, scope: Scope) -> None:
         """Remove what a run needed.  Its spool stays, as the capture may still need it.  For a thread."""
         path = self.store.run_path(id)

@@ -3,19 +3,20 @@
     RUN_DIR/containers/ID/pid    the child's own stat line, or `failed ERRNO STEP` behind it
 
 The agent that spawns holds the file's lock, and so does the child until it executes its
-program.  A later agent waits for the lock, and then reads how the spawn ended.
+program.  A later agent reads how the spawn ended once it gets the lock.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import time
 
 from arcbox_agent._spawn import STEPS
 from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.containers.runtimes.protocol import NotStarted
-from arcbox_agent.agent.processes.stat_line import START_TIME, fields_of
+from arcbox_agent.agent.processes.stat_line import START_TIME, fields_of, start_time_of
 
 #: In the run directory of the container.
 NAME = "pid"
@@ -37,13 +38,13 @@ def create(path: str) -> int:
 
 
 def read(path: str) -> tuple[int, int] | NotStarted | None:
-    """(pid, start time); None: there is no file.  It waits for a spawn under way: for a thread."""
+    """(pid, start time); None: there is no file.  BlockingIOError: that spawn is under way."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
     try:
-        _wait_for_exec(fd)
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         octets = os.read(fd, 8192)
     finally:
         os.close(fd)
@@ -57,14 +58,37 @@ def read(path: str) -> tuple[int, int] | NotStarted | None:
     return int(line.split()[0]), int(fields[START_TIME])
 
 
-def _wait_for_exec(fd: int) -> None:
-    """Until the child of the former agent has executed its program, or has waited too long for a disk."""
-    deadline = time.monotonic() + budget.FORMER_SPAWN
+def wait(path: str) -> tuple[int, int] | NotStarted | None:
+    """As `read`, once a spawn under way is over; it has FORMER_SPAWN for that.  For a thread."""
+    give_up = time.monotonic() + budget.FORMER_SPAWN
     while True:
         try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return
+            return read(path)
         except BlockingIOError:
-            if time.monotonic() > deadline:
-                return
-            time.sleep(_PAUSE)
+            if time.monotonic() > give_up:
+                kill(path)
+                raise
+        time.sleep(_PAUSE)
+
+
+def kill(path: str) -> None:
+    """Kill the child of a spawn that has not come to its program, where it has written down its pid."""
+    try:
+        with open(path, "rb") as file:
+            line = file.read(8192).partition(b"\n")[0]
+    except FileNotFoundError:
+        return
+    fields = fields_of(line)
+    if len(fields) <= START_TIME:
+        return
+    try:
+        pidfd = os.pidfd_open(int(line.split()[0]))
+    except OSError:
+        return  # it has ended
+    try:
+        if start_time_of(int(line.split()[0])) == int(fields[START_TIME]):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(pidfd)

@@ -52,11 +52,11 @@ async def _recover(parts: Parts, record: Record) -> ProcessRun | NotStarted:
     try:
         if record.boot_id != parts.boot_id:
             return ProcessRun(parts, record, 0, 0, None, ProcessSession(), None)
-        found = await parts.lanes.disk(pid_file.read, os.path.join(path, pid_file.NAME))
+        found = await _former_spawn(parts, record, os.path.join(path, pid_file.NAME))
         if found is None and record.state == STARTING:
             found = NotStarted("the agent was killed while it started the container")
         if isinstance(found, NotStarted):
-            await parts.lanes.disk(parts.clean, record.id, parts.scopes.container(record.id))
+            await parts.clean_up(record.id, parts.scopes.container(record.id))
             return found
         pid, start_time = found or (record.pid, record.start_time)
         handle = await _attach_again(parts, record, path, fds)
@@ -88,6 +88,25 @@ async def _recover(parts: Parts, record: Record) -> ProcessRun | NotStarted:
     finally:
         for fd in fds:
             os.close(fd)
+
+
+async def _former_spawn(parts: Parts, record: Record, path: str) -> tuple[int, int] | NotStarted | None:
+    """What the pid file says.  A spawn that is under way is killed where it takes longer than FORMER_SPAWN."""
+    give_up = time.monotonic() + budget.FORMER_SPAWN
+    pause = 0.002
+    while True:
+        try:
+            return await parts.lanes.disk(pid_file.read, path)
+        except BlockingIOError:
+            if time.monotonic() > give_up:
+                break
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, _PAUSE)
+    log.error("a start of the former agent hangs, and is ended", container=record.id)
+    await parts.lanes.disk(pid_file.kill, path)
+    # A child that was born frozen has written nothing.
+    await parts.lanes.signals.submit(record.id, parts.scopes.container(record.id).kill)
+    return NotStarted("it hung in its start when the agent was killed, and was ended")
 
 
 async def _keep_again(parts: Parts, record: Record, held: Held) -> None:

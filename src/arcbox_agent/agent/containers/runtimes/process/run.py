@@ -22,7 +22,18 @@ if TYPE_CHECKING:
 class ProcessRun:
     """See the module.  `process` None: it ended while there was no agent, with `status` if that is known."""
 
-    __slots__ = ("_handle", "_parts", "_process", "_record", "_status", "output_cut", "pid", "scope", "start_time")
+    __slots__ = (
+        "_handle",
+        "_parts",
+        "_process",
+        "_record",
+        "_status",
+        "key",
+        "output_cut",
+        "pid",
+        "scope",
+        "start_time",
+    )
 
     def __init__(
         self,
@@ -38,6 +49,7 @@ class ProcessRun:
     ) -> None:
         self._parts = parts
         self._record = record
+        self.key: str | None = record.id
         self.pid = pid
         self.start_time = start_time
         self._process = process
@@ -68,16 +80,16 @@ class ProcessRun:
         return self._process is not None and self._process.send_signal(sig)
 
     async def signal_all(self, sig: int) -> None:
-        await self._parts.lanes.signals(self.scope.send_signal, sig)
+        await self._parts.lanes.signals.submit(self.key, self.scope.send_signal, sig)
 
     async def kill_all(self) -> None:
-        await self._parts.lanes.signals(self.scope.kill)
+        await self._parts.lanes.signals.submit(self.key, self.scope.kill)
 
     async def alive(self) -> bool:
-        return await self._parts.lanes.signals(self.scope.alive)
+        return await self._parts.lanes.signals.submit(self.key, self.scope.alive)
 
     async def output_holders(self) -> tuple[int, int]:
-        return await self._parts.lanes.signals(self._output_holders)
+        return await self._parts.lanes.signals.submit(self.key, self._output_holders)
 
     def _output_holders(self) -> tuple[int, int]:
         run_path = self._parts.store.run_path(self._record.id)
@@ -99,4 +111,4 @@ class ProcessRun:
 
     async def close(self) -> None:
         await self._parts.keeper.drop(self._record.id)
-        await self._parts.lanes.disk(self._parts.clean, self._record.id, self.scope)
+        await self._parts.clean_up(self._record.id, self.scope)

@@ -12,6 +12,7 @@ import asyncio
 import os
 
 from arcbox_agent._spawn import SpawnError
+from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.containers.runtimes.process import mounts, pid_file
 from arcbox_agent.agent.containers.runtimes.process.held import Held
 from arcbox_agent.agent.containers.runtimes.process.prepare import Preparation
@@ -19,10 +20,12 @@ from arcbox_agent.agent.containers.runtimes.process.recover import recover
 from arcbox_agent.agent.containers.runtimes.process.run import ProcessRun
 from arcbox_agent.agent.containers.runtimes.process.spawning import EndedUnseenError, Spawning
 from arcbox_agent.agent.containers.runtimes.protocol import StartError, reason, system_reason
+from arcbox_agent.agent.containers.tasks import take_failure
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.processes import users
 from arcbox_agent.agent.processes.scopes import end
-from arcbox_agent.errors import BadRequestError, RequestError
+from arcbox_agent.agent.processes.spawning import HungError
+from arcbox_agent.errors import BadRequestError, BusyError, RequestError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.containers.record import Record
     from arcbox_agent.agent.containers.runtimes.process.parts import Parts
     from arcbox_agent.agent.containers.runtimes.protocol import NotStarted
+    from arcbox_agent.agent.processes.scopes import Scope
     from arcbox_agent.agent.processes.spec import SpawnSpec
     from arcbox_agent.wire import Mount
 
@@ -44,12 +48,15 @@ MOST_SHOWN = 256
 class ProcessRuntime:
     """See the module."""
 
-    __slots__ = ("_parts",)
+    __slots__ = ("_cleaning", "_hanging", "_parts")
 
     name = "process"
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        #: Containers whose last start was given up, and still hangs.
+        self._hanging: set[str] = set()
+        self._cleaning: set[asyncio.Task[None]] = set()
 
     # -------------------------------------------------------------- create
 
@@ -76,22 +83,81 @@ class ProcessRuntime:
 
     async def start(self, record: Record) -> ProcessRun:
         parts = self._parts
+        if record.id in self._hanging:
+            raise StartError("its former start hangs still and cannot be ended: see the agent's log")
         preparation = Preparation(parts.scopes.container(record.id))
         try:
-            spec = await parts.lanes.disk(preparation.prepare, record, parts.store, parts.scopes)
+            spec = await self._prepare(record, preparation)
         except Exception as error:
+            if isinstance(error, StartError):
+                raise  # the thread that hangs has what there is to close
             preparation.close(spawned=False)
-            await parts.lanes.disk(parts.clean, record.id, preparation.scope)
+            await parts.clean_up(record.id, preparation.scope)
             if isinstance(error, (RequestError, OSError)):
                 raise _start_error(error, record) from error
             raise
         return await self._spawn(record, preparation, spec)
 
+    async def _prepare(self, record: Record, preparation: Preparation) -> SpawnSpec:
+        parts = self._parts
+
+        def late(spec: SpawnSpec | None, error: BaseException | None) -> None:
+            preparation.close(spawned=False)
+            self._over(record.id, preparation.scope)
+
+        work = parts.lanes.spawn.submit(
+            record.id, preparation.prepare, record, parts.store, parts.scopes, late=late, dropped=lambda: None
+        )
+        timer = asyncio.get_running_loop().call_later(budget.SPAWNED, self._give_up_preparation, record.id, work)
+        try:
+            return await work
+        finally:
+            timer.cancel()
+
+    def _give_up_preparation(self, id: str, work: asyncio.Future[SpawnSpec]) -> None:
+        if not work.done():
+            if not self._parts.lanes.spawn.waits(work):
+                self._hanging.add(id)
+            log.warning("a start was given up: its root file system hangs", container=id)
+            work.set_exception(
+                StartError(f"not prepared within {budget.SPAWNED:g} s: its root file system, or that of a mount, hangs")
+            )
+
+    def _over(self, id: str, scope: Scope) -> None:
+        """What hung of a start is over: clean up after it."""
+        if id in self._hanging:
+            self._cleaning.add(task := asyncio.get_running_loop().create_task(self._clean_late(id, scope)))
+            task.add_done_callback(self._cleaning.discard)
+
+    async def _clean_late(self, id: str, scope: Scope) -> None:
+        try:
+            await self._parts.clean_up(id, scope)
+        except OSError as error:
+            log.error("what hung of a start cannot be cleaned up", container=id, error=error)
+        finally:
+            self._hanging.discard(id)
+
+    def give_up(self, record: Record) -> None:
+        self._parts.processes.give_up(record.id)
+
     async def _spawn(self, record: Record, preparation: Preparation, spec: SpawnSpec) -> ProcessRun:
         parts = self._parts
         handle: CaptureHandle | None = None
-        spawned = False
-        spawning = Spawning(parts.keeper, record.id, spec, os.path.join(parts.store.run_path(record.id), pid_file.NAME))
+        spawned = over = False
+
+        def late() -> None:
+            nonlocal over
+            over = True
+            self._over(record.id, preparation.scope)
+
+        path = os.path.join(parts.store.run_path(record.id), pid_file.NAME)
+
+        def kill() -> None:
+            # The keeper may have the child.  One that was born frozen has written no pid.
+            parts.lanes.signals.submit(record.id, pid_file.kill, path).add_done_callback(take_failure)
+            parts.lanes.signals.submit(record.id, preparation.scope.kill).add_done_callback(take_failure)
+
+        spawning = Spawning(parts.keeper, record.id, spec, path, kill, late)
         try:
             handle = parts.attach(record.id, preparation.stdio.fifos, preparation.stdio.master)
             await handle.ready()
@@ -109,12 +175,14 @@ class ProcessRuntime:
             preparation.close(spawned)
             return ProcessRun(parts, record, ended.pid, ended.start_time, None, preparation.scope, handle)
         except BaseException as error:
+            if isinstance(error, HungError) and not over:
+                self._hanging.add(record.id)
             preparation.close(spawned)
             if handle is not None:
                 await handle.finish(0)
             await parts.keeper.drop(record.id)
-            await parts.lanes.disk(parts.clean, record.id, preparation.scope)
-            if isinstance(error, (SpawnError, OSError)):
+            await parts.clean_up(record.id, preparation.scope)
+            if isinstance(error, (SpawnError, OSError, HungError, BusyError)):
                 raise _start_error(error, record) from error
             raise
         preparation.close(spawned)
@@ -141,7 +209,7 @@ class ProcessRuntime:
     async def release(self, record: Record) -> None:
         parts = self._parts
         await parts.keeper.drop(record.id)
-        await parts.lanes.disk(parts.clean, record.id, parts.scopes.container(record.id))
+        await parts.clean_up(record.id, parts.scopes.container(record.id))
 
     async def remove(self, record: Record) -> None:
         await self._parts.capture.forget(record.id)

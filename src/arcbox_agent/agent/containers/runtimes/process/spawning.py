@@ -18,10 +18,13 @@ from arcbox_agent.agent.processes.stat_line import start_time_in, start_time_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
+    from arcbox_agent._spawn import Attempt
     from arcbox_agent.agent.processes.children import Process, Processes
     from arcbox_agent.agent.processes.keeper import Keeper
+    from arcbox_agent.agent.processes.spawning import Late
     from arcbox_agent.agent.processes.spec import SpawnSpec
 
 _OUTCOME = 4096
@@ -39,33 +42,50 @@ class EndedUnseenError(Exception):
 class Spawning:
     """One spawn.  `generation`: of the keeper that has the child, and holds its pidfd; 0: none."""
 
-    __slots__ = ("_keeper", "_key", "_pid_path", "_spec", "generation")
+    __slots__ = ("_keeper", "_key", "_kill", "_late", "_pid_path", "_spec", "generation")
 
-    def __init__(self, keeper: Keeper, key: str, spec: SpawnSpec, pid_path: str) -> None:
+    def __init__(
+        self,
+        keeper: Keeper,
+        key: str,
+        spec: SpawnSpec,
+        pid_path: str,
+        kill: Callable[[], None] | None = None,
+        late: Late | None = None,
+    ) -> None:
+        """`kill`, `late`: see Processes.spawn_by."""
         self._keeper = keeper
         self._key = key
         self._spec = spec
+        self._kill = kill
         self._pid_path = pid_path
+        self._late = late
         self.generation = 0
 
     async def run(self, processes: Processes) -> Process:
         """As Processes.spawn.  EndedUnseenError."""
         return await processes.spawn_by(
-            self._run, self._spec.close, outlives=True, ask=lambda pid: self._keeper.exit_of(self._key, pid)
+            self._run,
+            self._spec.close,
+            outlives=True,
+            ask=lambda pid: self._keeper.exit_of(self._key, pid),
+            key=self._key,
+            late=self._late,
+            kill=self._kill,
         )
 
-    def _run(self) -> tuple[int, int, int]:
+    def _run(self, attempt: Attempt) -> tuple[int, int, int]:
         """See SpawnSpec.run."""
         self.generation = self._keeper.generation
         answer = self._order()
         if answer is None:
             self.generation = 0
-            return self._spec.run()
+            return self._spec.run(attempt)
         with answer:
             outcome = _receive(answer)
         if outcome is None:
             self.generation = 0
-            return self._find_out()
+            return self._find_out(attempt)
         try:
             words, pidfd = outcome
             if len(words) > 1:
@@ -108,17 +128,17 @@ class Spawning:
         ours.close()
         return None
 
-    def _find_out(self) -> tuple[int, int, int]:
+    def _find_out(self, attempt: Attempt) -> tuple[int, int, int]:
         """The keeper was killed: the pid file tells whether there is a child."""
         spec = self._spec
         # Its lock is the child's alone then, until the child has its program.
         os.close(spec.pid_fd)
         spec.pid_fd = -1
         try:
-            found = pid_file.read(self._pid_path)
+            found = pid_file.wait(self._pid_path)
             if not isinstance(found, tuple):
                 spec.pid_fd = pid_file.create(self._pid_path)
-                return spec.run()
+                return spec.run(attempt)
             pid, start_time = found
             try:
                 pidfd = os.pidfd_open(pid)
