@@ -104,6 +104,7 @@ def test_a_part_that_ends_its_process_is_saved_with_the_input_that_did(
     one.start(1, 0, 60.0)
     while one.executions < 1000:
         assert one.poll() is None
+    assert one.process is not None
     one.process.send_signal(signal.SIGABRT)
     one.process.wait()
     expected = Record(tmp_path / "inotify.record").data
@@ -125,3 +126,14 @@ def test_an_input_that_is_used_up_gives_zeros() -> None:
     assert draw.block() == b"ab"
     assert (draw.more, draw.byte(), draw.more) == (True, 5, False)
     assert (draw.byte(), draw.number(), draw.block(), draw.chance(2), draw.choice("xyz")) == (0, 0, b"", False, "x")
+
+
+def test_a_lane_that_is_stopped_leaves_no_worker_and_no_memory(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    idle, busy = (lane.Lane("inotify", objects, tmp_path, environment) for objects in (True, False))
+    busy.start(1, 0, 60.0)
+    assert busy.process is not None and busy.process.poll() is None
+    for one in (idle, busy, busy):
+        one.stop()
+        assert not one.scratch.exists()
+    assert busy.process.returncode == -signal.SIGKILL

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -54,8 +55,14 @@ def main(arguments: Sequence[str]) -> int:
         status = run_again(given.input.name.partition("-")[0], given.input.resolve(), DIRECTORY, environ)
         print(f"{given.input}: {'no failure' if status == 0 else f'exit code {status}'}")
         return int(status != 0)
+    # So that no worker outlives this process, and nothing is left in memory.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     started = begin(given.parts, given.executions, given.seconds * given.jobs, environ)
-    outcomes = run(started, given.seed, given.jobs)
+    try:
+        outcomes = run(list(started), given.seed, given.jobs)
+    finally:
+        for share in started:
+            share.lane.stop()
     report(outcomes, len(given.parts), given.seed)
     return int(any(outcome.saved for outcome in outcomes))
 
@@ -70,7 +77,8 @@ def begin(names: Sequence[str], executions: int, seconds: float, environ: Mappin
     """What each lane has to do; `seconds`: of all lanes together."""
     weights = {name: load(name).share for name in names}
     shares = []
-    for name in names:
+    # What has the most to do comes first, so that all ends at about the same time.
+    for name in sorted(names, key=lambda name: -weights[name]):
         # Rounded up: in all it is at least what was asked for.
         most = -(-executions * weights[name] // sum(weights.values()))
         time_ = seconds / len(names)

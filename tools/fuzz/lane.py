@@ -18,12 +18,13 @@ from tools.fuzz.record import Record
 from tools.fuzz.worker import FAILED
 from tools.sanitized import ROOT
 
-#: An execution that takes so many seconds hangs.
-HANGS = 30.0
+#: An execution that takes so many seconds hangs, also where many others want the processor.
+HANGS = 120.0
 #: Seconds for making an input smaller that ends its process.
 MINIMISING = 60.0
-#: Of what a failed worker said, so much is shown.
-SHOWN = 6000
+#: Of what a failed worker said, so much is shown: a sanitizer's report begins with what is wrong, and
+#: an exception ends with it.
+SHOWN = 4000
 
 
 class Outcome(NamedTuple):
@@ -58,6 +59,7 @@ class Lane:
         self._words = directory / f"{self.name}.stderr"
         self._path = directory / f"{self.name}.record"
         self._record = Record(self._path, create=True)
+        self.process: subprocess.Popen[bytes] | None = None
         self._seen = -1
         self._moved = self._begun = time.monotonic()
 
@@ -76,6 +78,7 @@ class Lane:
 
     def poll(self) -> Outcome | None:
         """The outcome, once there is one."""
+        assert self.process is not None, "poll comes after start"
         now = time.monotonic()
         status = self.process.poll()
         if status is None:
@@ -89,19 +92,27 @@ class Lane:
             status = self.process.wait()
         count, worked, data = self.executions, self._record.worked, self._record.data
         saved = None if status == 0 else self._fail(status, data)
+        self.stop()
+        return Outcome(self.name, count, now - self._begun, worked, saved)
+
+    def stop(self) -> None:
+        """Nothing is left of the worker; also where there was none, or it has ended."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
         self._record.close()
         self._memory.cleanup()
-        return Outcome(self.name, count, now - self._begun, worked, saved)
 
     def _fail(self, status: int, data: bytes) -> Path:
         said = self._words.read_bytes().decode(errors="replace")
-        print(said[-SHOWN:], file=sys.stderr)
+        print(said if len(said) <= 2 * SHOWN else f"{said[:SHOWN]}\n ...\n{said[-SHOWN:]}", file=sys.stderr)
         if status != FAILED:
             data = minimise(data, lambda smaller: self._ends(smaller, status), MINIMISING)
         saved = self._directory / f"{self.part}-{hashlib.sha256(data).hexdigest()[:12]}"
         saved.write_bytes(data)
+        how = f"exit code {status}" if status >= 0 else signal.Signals(-status).name
         print(
-            f"fuzz: {self.part} failed on an input of {len(data)} bytes: python -m tools.fuzz --input {saved}\n"
+            f"fuzz: {self.part} failed ({how}) on an input of {len(data)} bytes: python -m tools.fuzz --input {saved}\n"
             f"    {data[:200]!r}",
             file=sys.stderr,
         )

@@ -33,7 +33,7 @@ def corpus() -> list[bytes]:
 def run(data: bytes, thorough: bool) -> Hashable:
     assert os.geteuid() != 0, "root could mount what the input says"
     draw = Draw(data)
-    call = draw.byte() % 3
+    call = draw.byte() % 4
     try:
         if call == 0:
             source, target, kind = (draw.block().decode("utf-8", "surrogateescape") for _ in range(3))
@@ -44,6 +44,9 @@ def run(data: bytes, thorough: bool) -> Hashable:
         elif call == 1:
             subject = "reboot"
             _guest.reboot(draw.number(4) - (1 << 31))
+        elif call == 2:
+            subject = "adjtime"
+            _guest.slew_clock(draw.number(7) - (1 << 50))
         else:
             subject = "finit_module"
             _guest.load_module(draw.choice([-1, 0, 1, 999, -(1 << 31)]), draw.number(2))

@@ -6,10 +6,12 @@ data: which class, then a message's bytes
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import Any
 
 from google.protobuf.message import DecodeError as GoogleDecodeError
 
 from arcbox_agent import wire
+from arcbox_agent.errors import TooManyItemsError
 from tests.reference import messages as plain
 from tests.reference.google import GOOGLE, to_plain
 from tests.wire.test_vectors import VECTORS
@@ -39,6 +41,9 @@ def run(data: bytes, thorough: bool) -> Hashable:
         theirs = None
     try:
         message = cls.decode(body)
+    except TooManyItemsError as error:
+        assert theirs is None or longest(theirs) > error.limit
+        return which, error.limit
     except wire.DecodeError as error:
         assert theirs is None, f"google.protobuf takes it: {error}"
         assert error.path.partition(".")[0] == cls.__name__
@@ -54,6 +59,18 @@ def run(data: bytes, thorough: bool) -> Hashable:
         assert to_plain(message) == to_plain(theirs)
         assert cls.decode(bytearray(body)).encode() == cls.decode(memoryview(b"x" + body)[1:]).encode() == encoded
     return which, len(body).bit_length(), len(encoded).bit_length(), len(encoded) < len(body)
+
+
+def longest(message: Any) -> int:
+    """The number of items of the longest list or map in one of google.protobuf's messages."""
+    most = 0
+    for field, value in message.ListFields():
+        whole = field.message_type is not None and not field.message_type.GetOptions().map_entry
+        if field.is_repeated:
+            most = max(most, len(value), *(map(longest, value) if whole else ()))
+        elif whole:
+            most = max(most, longest(value))
+    return most
 
 
 def refused(cls: type[wire.Message], body: bytes) -> bool:
