@@ -31,8 +31,8 @@ from tools.stress.model import Outages
 from tools.stress.world import World
 
 CLIENTS = 4
-#: A small log file, so that rotation is in full swing; enough of them, so that no line is old.
-SETTINGS = {"containers_at_exit": "leave", "log_max_size": "64KiB", "log_max_files": "200"}
+#: A small log file, so that rotation is in full swing; enough of them, so that no line is old on a slow machine.
+SETTINGS = {"containers_at_exit": "leave", "log_max_size": "64KiB", "log_max_files": "1000"}
 #: Who is killed, and how often of ten.
 VICTIMS = {"agent": 5, "keeper": 3, "both": 2}
 #: Seconds of work before a kill.

@@ -1,4 +1,4 @@
-"""The system calls of an init that the standard library lacks.  Each raises OSError."""
+"""Calls of an init, and of an agent short of memory, that the standard library lacks.  They raise OSError."""
 
 def mount(source: str, target: str, type: str, flags: int, data: str) -> None:
     """mount(2); `flags` are its MS_ flags."""
@@ -11,3 +11,6 @@ def slew_clock(microseconds: int) -> None:
 
 def load_module(fd: int, flags: int) -> None:
     """finit_module(2), without parameters: loads the module in an open file."""
+
+def give_back_memory() -> None:
+    """Returns to the system what the heap has free: malloc_trim(3); a few milliseconds at most."""

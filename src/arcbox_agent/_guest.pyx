@@ -22,6 +22,24 @@ cdef extern from "<unistd.h>" nogil:
     long c_syscall "syscall" (long number, ...)
 
 
+cdef extern from *:
+    """
+    #include <features.h>
+    #ifdef __GLIBC__
+    #include <malloc.h>
+    static void arcbox_give_back(void) { malloc_trim(0); }
+    #else
+    static void arcbox_give_back(void) { }  /* musl's heap does so by itself */
+    #endif
+    """
+    void arcbox_give_back() nogil
+
+
+def give_back_memory():
+    # With the GIL: a thread that takes it meanwhile would wait for the heap all the same.
+    arcbox_give_back()
+
+
 cdef object _failed(str path):
     cdef int number = errno
     import os

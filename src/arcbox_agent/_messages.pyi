@@ -518,30 +518,42 @@ class RemoveContainerResponse(Message):
 class ListContainersRequest(Message):
     TYPE: ClassVar[int]
     FRAME_VERSION: ClassVar[None]
-    __match_args__: ClassVar[tuple[str, str, str]]
+    __match_args__: ClassVar[tuple[str, str, str, str, str, str]]
     all: bool
     detail: bool
     """fill the fields of ContainerInfo from 100 up"""
     filter: str
     """only this id, id prefix or name"""
+    after: str
+    """`next` of the page before"""
+    limit: int
+    """a page of at most so many containers; 0: all in one reply, long texts cut"""
+    text_limit: int
+    """bytes of one container's texts; what is cut ends with `…`. 0: all"""
     def __init__(
         self,
         *,
         all: bool = ...,
         detail: bool = ...,
         filter: str = ...,
+        after: str = ...,
+        limit: int = ...,
+        text_limit: int = ...,
     ) -> None: ...
 
 @final
 class ListContainersResponse(Message):
     TYPE: ClassVar[int]
     FRAME_VERSION: ClassVar[None]
-    __match_args__: ClassVar[tuple[str]]
+    __match_args__: ClassVar[tuple[str, str]]
     containers: list[ContainerInfo]
+    next: str
+    """of a page: what the next one is `after`; empty: this was the last"""
     def __init__(
         self,
         *,
         containers: list[ContainerInfo] = ...,
+        next: str = ...,
     ) -> None: ...
 
 @final

@@ -1226,17 +1226,29 @@ cdef class ListContainersRequest(Message):
     """all: bool
     detail: bool  # fill the fields of ContainerInfo from 100 up
     filter: str  # only this id, id prefix or name
+    after: str  # `next` of the page before
+    limit: int  # a page of at most so many containers; 0: all in one reply, long texts cut
+    text_limit: int  # bytes of one container's texts; what is cut ends with `…`. 0: all
     """
 
     TYPE = 0x0014
     FRAME_VERSION = None
-    __match_args__ = ("all", "detail", "filter")
+    __match_args__ = ("all", "detail", "filter", "after", "limit", "text_limit")
 
     cdef object all
     cdef object detail
     cdef object filter
+    cdef object after
+    cdef object limit
+    cdef object text_limit
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.text_limit != default_int:
+            p = write_uint32(w, p, 0x340, <PyObject*>self.text_limit)
+        if <PyObject*>self.limit != default_int:
+            p = write_uint32(w, p, 0x338, <PyObject*>self.limit)
+        if <PyObject*>self.after != default_str:
+            p = prepend_short_str(p, w.short_start, 0x332, <PyObject*>self.after) or write_str(w, p, 0x332, <PyObject*>self.after)
         if <PyObject*>self.filter != default_str:
             p = prepend_short_str(p, w.short_start, 0x32A, <PyObject*>self.filter) or write_str(w, p, 0x32A, <PyObject*>self.filter)
         if <PyObject*>self.detail != Py_False:
@@ -1255,6 +1267,12 @@ cdef class ListContainersRequest(Message):
                 self.detail = read_bool(location, 0x320, &p, end)
             elif tag == 0x32A:
                 self.filter = read_str(location, 0x32A, &p, end)
+            elif tag == 0x332:
+                self.after = read_str(location, 0x332, &p, end)
+            elif tag == 0x338:
+                self.limit = read_uint32(location, 0x338, &p, end)
+            elif tag == 0x340:
+                self.text_limit = read_uint32(location, 0x340, &p, end)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -1266,15 +1284,20 @@ cdef MessageClass* _ListContainersResponse
 @cython.final
 @cython.no_gc  # no message of the schema can hold itself
 cdef class ListContainersResponse(Message):
-    """containers: list[ContainerInfo]"""
+    """containers: list[ContainerInfo]
+    next: str  # of a page: what the next one is `after`; empty: this was the last
+    """
 
     TYPE = 0x1014
     FRAME_VERSION = None
-    __match_args__ = ("containers",)
+    __match_args__ = ("containers", "next")
 
     cdef object containers
+    cdef object next
 
     cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.next != default_str:
+            p = prepend_short_str(p, w.short_start, 0x322, <PyObject*>self.next) or write_str(w, p, 0x322, <PyObject*>self.next)
         if not is_empty_list(<PyObject*>self.containers):
             p = write_message_list(w, p, 0xA, <PyObject*>self.containers, _ContainerInfo)
         return p
@@ -1287,6 +1310,8 @@ cdef class ListContainersResponse(Message):
                 if <PyObject*>self.containers == unset:
                     self.containers = []
                 p = read_message_item(location, 0xA, p, end, <list>self.containers, 65536, _ContainerInfo)
+            elif tag == 0x322:
+                self.next = read_str(location, 0x322, &p, end)
             else:
                 p = skip(location, tag, p, end)
         return 0
@@ -3208,13 +3233,13 @@ _RemoveContainerResponse = register_message(
 )
 _ListContainersRequest = register_message(
     ListContainersRequest,
-    (False, False, ""),
-    {1: ("all", None), 100: ("detail", None), 101: ("filter", None)},
+    (False, False, "", "", 0, 0),
+    {1: ("all", None), 100: ("detail", None), 101: ("filter", None), 102: ("after", None), 103: ("limit", None), 104: ("text_limit", None)},
 )
 _ListContainersResponse = register_message(
     ListContainersResponse,
-    ([],),
-    {1: ("containers", ContainerInfo)},
+    ([], ""),
+    {1: ("containers", ContainerInfo), 100: ("next", None)},
 )
 _ContainerInfo = register_message(
     ContainerInfo,

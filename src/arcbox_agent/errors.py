@@ -23,12 +23,14 @@
     │   ├── NotFoundError             404: no such container
     │   ├── ConflictError             409: not in the container's present state
     │   ├── BusyError                 429: a limit was reached, try again later
+    │   ├── UnavailableError          503: the guest is short of memory, try again later
     │   └── AgentFailedError          500: all else; the agent's log says more
     ├── UnsupportedError              the agent is too old for what was asked: bring it up to date
     ├── ClockNotSetError              the guest's clock differs, and its agent does not set it
     ├── LogFileError              a file that is not read as a log: a symbolic link (also OSError)
     ├── CommandFailedError            a command failed that was run with check=True
-    └── OutputLimitError              a command wrote more than `exec` may keep: exec_stream
+    ├── OutputLimitError              a command wrote more than `exec` may keep: exec_stream
+    └── ReplyLimitError               the replies to a call are more than the client keeps: ask for less
 
 The agent's handlers raise RequestError classes; the client raises the same
 classes for the Error frames it receives.  All of them pickle.
@@ -269,6 +271,12 @@ class BusyError(RequestError):
     code = 429
 
 
+class UnavailableError(RequestError):
+    """The guest is short of memory, and the request a large one."""
+
+    code = 503
+
+
 class AgentFailedError(RequestError):
     """The agent failed; its log says more."""
 
@@ -283,6 +291,7 @@ _BY_CODE: dict[int, type[RequestError]] = {
         NotFoundError,
         ConflictError,
         BusyError,
+        UnavailableError,
         AgentFailedError,
     )
 }
@@ -369,3 +378,16 @@ class OutputLimitError(ArcboxError):
     def __init__(self, cmd: list[str], limit: int) -> None:
         super().__init__(f"command {cmd!r} wrote more than {limit} bytes: raise output_limit, or use exec_stream")
         self.cmd, self.limit = cmd, limit
+
+
+class ReplyLimitError(ArcboxError):
+    """The replies to one call are more than the client keeps in memory.
+
+    `limit`: bytes.
+    """
+
+    limit: int
+
+    def __init__(self, what: str, limit: int, advice: str) -> None:
+        super().__init__(f"{what} is longer than {limit} bytes: {advice}")
+        self.limit = limit

@@ -16,6 +16,7 @@ import pytest
 from arcbox_agent.agent.containers import journal
 from arcbox_agent.agent.handlers.system import _unquote
 from arcbox_agent.agent.metrics import COUNTERS
+from arcbox_agent.agent.processes import small_file
 from arcbox_agent.agent.serving.metrics_endpoint import MAX_SCRAPERS
 from arcbox_agent.wire import AgentInfo, AgentInfoRequest, GetSystemInfoRequest, PingRequest, SystemInfo
 from tests.agent.peer import Peer, eventually
@@ -204,3 +205,24 @@ def test_the_metrics_socket_leaves_nothing_behind(start_agent: StartAgent, tmp_p
     agent.stop()
     assert not os.path.exists(path)
     hanging.close()
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "directory"])
+def test_what_is_no_regular_file_is_not_read(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "os-release"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        os.mknod(path, 0o600 | 0o020000, os.makedev(1, 5))
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="not a regular file"):
+        small_file.read(str(path), 10)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_of_a_large_file_the_beginning_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "os-release"
+    path.write_bytes(b"NAME=x" * 10_000)
+    assert small_file.read(str(path), 6) == b"NAME=x"

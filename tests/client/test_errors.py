@@ -29,6 +29,8 @@ ARGUMENTS = {
     "ClockNotSetError": ("forbidden", -1.5),
     "CommandFailedError": (["ls", "é"], 2, b"\xff", b"no luck"),
     "OutputLimitError": (["yes"], 100),
+    "ReplyLimitError": ("the list", 100, "ask for less"),
+    "TooManyItemsError": ("Message.field", 7, "items"),
 }
 
 

@@ -160,7 +160,7 @@ def test_a_run_whose_keeper_was_out_of_reach_does_not_join_the_one_before_it() -
             reading, writing = os.pipe()
             await keeper.keep("container", copies(reading, writing), anew=True)
             # Too slow once, and found again a moment later.
-            await keeper._in_thread(keeper._disconnect)
+            await keeper._in_thread(keeper.line.disconnect)
             keeper._not_before = asyncio.get_running_loop().time() + 0.3
             await keeper.keep("container", copies(reading), anew=True)
             await keeper.keep("container", copies(writing))
@@ -201,7 +201,7 @@ def test_a_keeper_whose_socket_was_removed_ends_though_it_keeps_something() -> N
             reading, writing = os.pipe()
             await keeper.keep("container", copies(reading, writing))
             os.close(writing)
-            os.unlink(keeper._path)
+            os.unlink(keeper.line._path)
             await keeper.close()
             await until(lambda: not len(processes))
             assert os.read(reading, 1) == b""  # the last to hold the other end was the keeper

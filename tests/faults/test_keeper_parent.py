@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
 import signal
 import tempfile
 import time
@@ -76,7 +77,7 @@ async def world() -> AsyncIterator[World]:
         try:
             yield world
         finally:
-            for key in await world.keeper.start() if world.keeper._socket is None else ["first", "c"]:
+            for key in await world.keeper.start() if not world.keeper.line.open else ["first", "c"]:
                 await world.keeper.drop(key)
             await world.keeper.close()
             await world.processes.close()
@@ -125,6 +126,25 @@ def test_a_later_agent_learns_how_it_ended(script: str, status: int) -> None:
     run(main())
 
 
+def test_a_child_whose_key_is_given_anew_is_still_known() -> None:
+    """As by an agent that took a slow keeper for a dead one."""
+
+    async def main() -> None:
+        async with world() as w:
+            await w.begin()
+            process = await w.spawn("sh", "-c", "exit 7", programs=["/bin/sh"])
+            reading, writing = os.pipe()
+            await w.keeper.keep("c", [reading, writing], anew=True)
+            assert (await process.wait()).code == 7
+            assert await w.keeper.exit_of("c", process.pid) == 7 << 8
+            later = await w.spawn("sh", "-c", "exit 8", programs=["/bin/sh"])
+            assert (await later.wait()).code == 8
+            assert await w.keeper.exit_of("c", process.pid) is None
+            await until(lambda: not os.path.exists(f"/proc/{process.pid}"))
+
+    run(main())
+
+
 def test_a_spawn_that_fails_says_why_and_leaves_nothing() -> None:
     async def main() -> None:
         async with world() as w:
@@ -157,6 +177,21 @@ def test_a_child_that_is_dropped_before_its_end_is_reaped_after_it() -> None:
             await w.keeper.drop("c")
             process.send_signal(signal.SIGKILL)
             await until(lambda: not os.path.exists(f"/proc/{process.pid}"))
+
+    run(main())
+
+
+def test_a_child_has_the_limits_of_its_agent_and_not_those_of_the_keeper() -> None:
+    async def main() -> None:
+        async with world() as w:
+            await w.begin()
+            mine = {which: resource.getrlimit(which) for which in range(16)}
+            for which, soft in ((resource.RLIMIT_NOFILE, 200), (resource.RLIMIT_STACK, 1 << 20)):
+                resource.prlimit(w.keeper.pid, which, (soft, mine[which][1]))
+            process = await w.spawn("sleep", "1000", programs=["/bin/sleep"])
+            assert {which: resource.prlimit(process.pid, which) for which in range(16)} == mine
+            process.send_signal(signal.SIGKILL)
+            await process.wait()
 
     run(main())
 
@@ -283,7 +318,7 @@ def test_one_of_an_older_release_keeps_what_it_holds_until_that_is_over() -> Non
             await former.keep("old", [reading, writing])
             former_pid = former._pid
             await former.close()
-            w.keeper = Keeper(w.keeper._path, w.processes, w.lanes, former_path=path)
+            w.keeper = Keeper(w.keeper.line._path, w.processes, w.lanes, former_path=path)
             assert await w.keeper.start() == ["old"]
             await w.begin()
             assert w.keeper._pid != former_pid
@@ -369,7 +404,7 @@ def test_a_code_is_known_whenever_the_agent_is_killed_during_a_start(start_agent
         client.start_container("first")
         usual = time.monotonic() - before
     ran = 0
-    for attempt in range(25):
+    for attempt in range(15):
         with sync.connect(agent.address) as client:
             client.create_container(id=f"c{attempt}", cmd=["/bin/sh", "-c", f"echo line; exit {attempt + 1}"])
 

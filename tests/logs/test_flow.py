@@ -14,7 +14,7 @@ import pytest
 from arcbox_agent._logs import Engine
 from arcbox_agent.agent.logs import flow as flows
 from arcbox_agent.agent.logs.cursor import Cursor
-from arcbox_agent.agent.logs.flow import Flow
+from arcbox_agent.agent.logs.flow import Flow, Rings
 from arcbox_agent.agent.logs.follower import TRANSITIONS, Event, State
 from arcbox_agent.agent.logs.inotify import Inotify
 from arcbox_agent.logs import Options
@@ -31,11 +31,11 @@ class Member:
         self.left.append(cursor)
 
 
-async def filled(log: Path, *members: Member) -> Flow:
+async def filled(log: Path, *members: Member, rings: Rings | None = None) -> Flow:
     """A flow of two batches, `one` and `two`, of which no member has taken any."""
     log.touch()
     loop = asyncio.get_running_loop()
-    flow = Flow(("web",), Cursor(str(log), Engine("text"), None), Inotify(loop), loop)
+    flow = Flow(("web",), Cursor(str(log), Engine("text"), None), Inotify(loop), loop, rings or Rings())
     for member in members:
         flow.join(member)
     for text in (b"one", b"two"):
@@ -88,6 +88,35 @@ def test_a_flow_lets_only_the_members_go_that_have_not_taken_the_oldest_batch(
         assert cursor.read()[1] == b"one\ntwo\nthree\n"
         assert [batch.data for batch in flow.batches] == [b"two\n", b"three\n"]
         flow.close()
+
+    run_async(scenario())
+
+
+def test_all_flows_together_keep_no_more_than_their_bound(
+    tmp_path: Path, run_async: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        rings = Rings()
+        other = await filled(tmp_path / "other.log", Member(), Member(), rings=rings)
+        fast, slow = Member(), Member()
+        flow = await filled(tmp_path / "web.log", fast, slow, rings=rings)
+        assert rings.kept == 16
+        flow.take(fast)
+
+        def leave(cursor: Cursor) -> None:
+            slow.left.append(cursor)
+            flow.part(slow)
+
+        monkeypatch.setattr(slow, "leave", leave)
+        monkeypatch.setattr(flows, "RINGS_LIMIT", 8 + len(b"two\nthree\n"))
+        add(tmp_path / "web.log", b"three")
+        await flow.advance()
+        assert len(slow.left) == 1
+        assert [batch.data for batch in flow.batches] == [b"two\n", b"three\n"]
+        assert rings.kept == 18
+        other.close()
+        flow.close()
+        assert rings.kept == 0
 
     run_async(scenario())
 

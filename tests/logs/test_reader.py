@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import random
 import subprocess
@@ -175,6 +176,24 @@ def test_no_link_of_a_guest_leads_to_a_file_of_this_machine(tmp_path: Path) -> N
     assert b"secret" not in [entry.data for entry in read_log(str(log))]
 
 
+def test_rotated_logs_that_were_compressed_are_read_and_others_are_named(tmp_path: Path) -> None:
+    files = [b"".join(record(number, "json") for number in range(at, at + 10)) for at in range(0, 40, 10)]
+    path = write_log(tmp_path, files)
+    for number in (1, 3):
+        Path(f"{path}.{number}.gz").write_bytes(gzip.compress(Path(f"{path}.{number}").read_bytes()))
+        os.unlink(f"{path}.{number}")
+    expected = [b"line %d" % number for number in range(40)]
+    assert [entry.data for entry in read_log(path)] == expected
+    assert [entry.data for entry in read_log(path, tail=25)] == expected[-25:]
+    Path(f"{path}.20261127-093000").write_bytes(record(0, "cri"))
+    first, *rest = read_log(path)
+    assert first.gap is not None and "web.log.20261127-093000 is not read" in first.gap.reason
+    assert [entry.data for entry in rest] == expected
+    Path(f"{path}.3.gz").write_bytes(b"no gzip")
+    with pytest.raises(OSError, match="cannot be decompressed.*web.log.3.gz"):
+        list(read_log(path))
+
+
 def test_a_device_is_refused_before_it_is_opened() -> None:
     # To open the terminal of a process that has none is an error of its own.
     program = "from arcbox_agent.logs import read_log\nlist(read_log('/dev/tty'))"
@@ -247,6 +266,7 @@ def test_a_log_that_was_never_rotated_is_read_without_waiting_for_the_disk(tmp_p
     def look_for_siblings(path: str) -> None:
         for number in range(1, 4):
             assert not os.path.exists(f"{path}.{number}")
+            assert not os.path.exists(f"{path}.{number}.gz")
 
     # Some file systems remember no name that is not there: then nothing can be done beforehand.
     remembered = first_step("looked.log", look_for_siblings) != BLOCKED

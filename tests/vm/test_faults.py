@@ -62,7 +62,7 @@ def test_pid_1_starts_again_after_a_fault_and_its_containers_never_notice(troubl
 
     same_pid, code, lines = with_client(troubled, after)
     assert same_pid == pid
-    # It is still the agent's child, so its exit code is not lost.
+    # It is the keeper's child, so its exit code is not lost.
     assert code == 9
     count = int(lines[-1].split()[1])
     assert lines == [b"%d" % number for number in range(1, count + 1)] + [b"last %d" % count]

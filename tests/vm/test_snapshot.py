@@ -65,7 +65,8 @@ def test_the_first_sync_time_after_a_restore_repairs_clock_and_random_numbers(
         assert re.search(r"the clock was [\d.]+ m?s behind, was set, and is [\d.]+ ms (ahead|behind)", done.stdout)
         after = await client.agent_info()
         assert before.pid == after.pid == pid
-        assert after.counters["clock_set"] == before.counters.get("clock_set", 0) + 1
+        # Set again where a guest that was just restored took its time about it.
+        assert after.counters["clock_set"] > before.counters.get("clock_set", 0)
         seconds = float((await client.exec(["/bin/date", "+%s"], check=True)).stdout)
         assert abs(seconds - time.time()) < 3
         # Its container never noticed, and the connection of its follower is gone.
@@ -78,7 +79,7 @@ def test_the_first_sync_time_after_a_restore_repairs_clock_and_random_numbers(
     for _ in range(2):
         restored = boot(initramfs=minimal_initramfs, memory=MEMORY, snapshot=snapshot)
         drawn.add(with_client(restored, work))
-        (behind,) = re.findall(r"clock set by the host behind=(\S+)", restored.console())
+        behind, *_ = re.findall(r"clock set by the host behind=(\S+)", restored.console())
         assert float(behind) >= ASLEEP - 1
         # From the hypervisor, and not what the guest had fetched before the snapshot.
         assert "random pool reseeded hardware_bytes=64 passed_over=256" in restored.console()

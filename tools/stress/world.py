@@ -207,6 +207,9 @@ class World:
         asked.exists = False
         self._nothing_lives(asked, "remove was answered")
         del self._asked[asked.id]
+        # Its id is never used again, and each look reads all the evidence that there is.
+        for path in self.evidence.glob(f"{asked.id}.*"):
+            path.unlink()
 
     async def _command(self, client: Any, choice: random.Random) -> None:
         text, code = f"{choice.getrandbits(64):x}", choice.randrange(100)

@@ -25,6 +25,7 @@ from arcbox_agent.agent.logs.follower import Followers
 from arcbox_agent.agent.metrics import Metrics
 from arcbox_agent.agent.observe import log as agent_log
 from arcbox_agent.agent.observe.log import Logger
+from arcbox_agent.agent.observe.memory import Memory
 from arcbox_agent.agent.observe.notify import Notifier
 from arcbox_agent.agent.processes.children import Processes
 from arcbox_agent.agent.processes.lanes import Lanes
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
     Step = Callable[[], Awaitable[None]]
 
 log = Logger("agent")
+
+#: What peers make the agent hold is bounded by this part of the memory, unless a setting says otherwise.
+MEMORY_PARTS = 8
 
 
 class Agent:
@@ -63,6 +67,8 @@ class Agent:
         self._listeners: list[Listener] = []
         self._metrics_listener: Listener | None = None
 
+        memory = Memory()
+        _fit_bounds(settings, memory.total)
         metrics = self._metrics = Metrics()
         self._metrics_endpoint = MetricsEndpoint(self._loop, metrics)
         self._lanes = Lanes()
@@ -88,7 +94,7 @@ class Agent:
             self._lanes,
             self.request_stop,
         )
-        self._server = Server(settings, metrics, __version__, table)
+        self._server = Server(settings, metrics, __version__, table, memory)
         #: Start and stop of each part.
         self._parts: list[tuple[Step | None, Step]] = [
             (self._serve_metrics, self._close_metrics),
@@ -204,3 +210,11 @@ class Agent:
         if interval:
             self._notifier.alive()
             self._watchdog = self._loop.call_later(interval, self._feed_watchdog)
+
+
+def _fit_bounds(settings: Settings, memory: int) -> None:
+    """Lower the bound on what peers may make the agent hold to a part of the memory, if it was not set."""
+    fitting = max(settings.max_frame_size, memory // MEMORY_PARTS)
+    if "max_queued_total" not in settings.given and fitting < settings.max_queued_total:
+        settings.max_queued_total = fitting
+        log.info("max_queued_total is lower, as memory is small", max_queued_total=fitting, memory=memory)

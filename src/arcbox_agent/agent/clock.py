@@ -87,12 +87,24 @@ def compare(timestamp_ns: int, monotonic_ns: int) -> int:
     The monotonic clock makes it the same however long the request was under way.  Raises
     BadRequestError for times that no host can mean.
     """
-    now = time.monotonic_ns()
+    now, real = _both_clocks()
     if not 0 <= monotonic_ns <= now:
         raise BadRequestError(f"monotonic_ns {monotonic_ns} was never told by this agent: its clock is at {now}")
     if not EARLIEST * 1_000_000_000 <= timestamp_ns < LATEST * 1_000_000_000:
         raise BadRequestError(f"timestamp_ns {timestamp_ns} is no time that a clock can be set to")
-    return timestamp_ns + (now - monotonic_ns if monotonic_ns else 0) - time.time_ns()
+    return timestamp_ns + (now - monotonic_ns if monotonic_ns else 0) - real
+
+
+def _both_clocks() -> tuple[int, int]:
+    """The monotonic clock and the real one at one moment, in ns."""
+    best, found = 0, (0, 0)
+    for _ in range(5):
+        before = time.monotonic_ns()
+        real = time.time_ns()
+        took = time.monotonic_ns() - before
+        if not best or took < best:
+            best, found = took or 1, (before + took // 2, real)
+    return found
 
 
 def follow_host_exactly(behind_ns: int, least_ns: int, slew: bool, metrics: Metrics) -> Outcome:
@@ -107,11 +119,12 @@ def follow_host_exactly(behind_ns: int, least_ns: int, slew: bool, metrics: Metr
             _guest.slew_clock(behind_ns // 1000)
             done = "slew"
         else:
-            wanted = time.time_ns() + behind_ns
-            hypervisors = hypervisor_time()
-            if abs(hypervisors - wanted) < SAME_HOST_NS:
-                wanted, done = hypervisors, "ptp"
-            time.clock_settime_ns(time.CLOCK_REALTIME, wanted)
+            by_hypervisor = hypervisor_time()
+            by_hypervisor -= time.time_ns()
+            if abs(by_hypervisor - behind_ns) < SAME_HOST_NS:
+                behind_ns, done = by_hypervisor, "ptp"
+            # Read and set without anything between them: what passes there is lost.
+            time.clock_settime_ns(time.CLOCK_REALTIME, time.time_ns() + behind_ns)
     except OSError as error:
         behind = f"{behind_ns / 1e9:.6f}"
         _refused_log.log(log.warning, "cannot set the clock", "also_refused", behind=behind, error=error)

@@ -18,6 +18,8 @@ COUNTERS: dict[str, str] = {
     "requests": "Requests answered, errors included.",
     "requests_failed": "Requests answered with an Error.",
     "requests_refused_mode": "Requests refused because of the listener's mode.",
+    "requests_refused_memory": "Large requests refused because the guest was short of memory.",
+    "memory_shed": "Times half of what peers did not read was dropped because the guest was short of memory.",
     "frames_broken": "Connections closed because of a broken frame.",
     "handler_failures": "Requests answered with 500 because a handler raised something unexpected.",
     "bytes_received": "Bytes received from peers.",

@@ -48,7 +48,7 @@ def bind(
     features: list[str] = []
     info = Info(settings, metrics, version, features, listeners, runtime_name)
     system = System(settings, metrics, version, features)
-    container = Lifecycle(containers)
+    container = Lifecycle(containers, settings.max_frame_size)
     runtime = Runtime(runtime_name)
     exec = Exec(containers, guest, commands, settings)
     logs = Logs(containers, followers, capture, settings)

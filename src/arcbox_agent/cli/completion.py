@@ -70,7 +70,7 @@ def _ask(ctx: click.Context, incomplete: str) -> list[tuple[str, str]]:
 
     async def ask() -> list[tuple[str, str]]:
         async with asyncio.timeout(_PATIENCE), connect(address, timeout=_PATIENCE) as client:
-            listed = await client.list_containers(all=True)
+            listed = await client.list_containers(all=True, text_limit=1024)
         names = [(container.name, container.status) for container in listed if container.name]
         # As with docker: ids only if the word begins one, or the container has no name.
         ids = [(one.id, one.status) for one in listed if incomplete or not one.name]

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: Bytes of a container's texts that a truncated table can show.
+TEXT_SHOWN = 1024
+
 #: How many containers are stopped at a time.
 _AT_ONCE = 8
 
@@ -211,7 +214,9 @@ def ps_command(invocation: Invocation, show_all: bool, quiet: bool, no_trunc: bo
     from arcbox_agent.cli.tables import containers as table
 
     async def work(client: Client, _: Signals) -> int:
-        listed = await client.list_containers(all=show_all)
+        # The table shows the beginning of a command, and its end is not worth asking for.
+        whole = no_trunc or invocation.json
+        listed = await client.list_containers(all=show_all, text_limit=0 if whole else TEXT_SHOWN)
         listed.sort(key=lambda container: container.created, reverse=True)
         if invocation.json:
             for container in listed:

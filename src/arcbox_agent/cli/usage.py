@@ -85,7 +85,7 @@ def stats_command(
 
 async def _sample(client: Client, names: Iterable[str], show_all: bool) -> dict[str, Sample]:
     """A sample of each container, by id.  NotFoundError: no such container.  ConflictError: several."""
-    listed = await client.list_containers(all=show_all or bool(names))
+    listed = await client.list_containers(all=show_all or bool(names), text_limit=1024)
     if names:
         chosen = [_named(listed, name) for name in names]
         listed = list({each.id: each for each in chosen}.values())

@@ -63,7 +63,9 @@ async def measure(ping: Callable[[], Awaitable[PingResponse]]) -> Measurement | 
     end = time.monotonic() + LONG_ENOUGH
     for _ in range(PINGS):
         # The host's own clock may be set meanwhile: the round trip is taken from the other one.
-        sent, began = time.time_ns(), time.monotonic_ns()
+        # Read first, so that whatever comes between the two counts as a part of it.
+        began = time.monotonic_ns()
+        sent = time.time_ns()
         reply = await ping()
         round_trip = time.monotonic_ns() - began
         if not reply.time_ns:

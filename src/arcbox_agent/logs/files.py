@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import sys
 
@@ -17,6 +18,8 @@ from arcbox_agent.errors import LogFileError
 
 #: A shift leaves one place empty for a moment; more empty places in a row are the end of the files.
 _HOLES = 3
+#: A compressed file that is larger is refused: a guest may have made it so.
+_MOST_DECOMPRESSED = 256 << 20
 #: More rotated files than any agent keeps.
 _MAX_NUMBER = 1000
 #: Errors of open that mean that there is no log in a place: it is empty, or holds something else
@@ -88,9 +91,59 @@ def open_if_there(path: str, nowait: bool = False, no_links: bool = False) -> Lo
     except LogFileError:
         return None
     except OSError as error:
+        if error.errno not in _NO_LOG:
+            raise
+    try:
+        compressed = open_file(path + ".gz", nowait, no_links)
+    except LogFileError:
+        return None
+    except OSError as error:
         if error.errno in _NO_LOG:
             return None
         raise
+    if nowait:
+        raise BlockingIOError
+    return _decompress(compressed, path + ".gz")
+
+
+def _decompress(compressed: LogFile, path: str) -> LogFile:
+    """A rotated log that somebody has compressed, as a file without a name.  OSError: it is damaged or too large."""
+    # Not at the top: hardly any log needs them.
+    import gzip
+    import tempfile
+    import zlib
+
+    whole = 0
+    with tempfile.TemporaryFile() as plain, open(os.dup(compressed.fd), "rb") as raw, gzip.open(raw) as reader:
+        try:
+            while block := reader.read(1 << 20):
+                whole += len(block)
+                if whole > _MOST_DECOMPRESSED:
+                    raise OSError(errno.EFBIG, f"it has more than {_MOST_DECOMPRESSED >> 20} MiB decompressed", path)
+                plain.write(block)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise OSError(errno.EIO, f"it cannot be decompressed: {error}", path) from error
+        plain.flush()
+        return LogFile(os.dup(plain.fileno()), os.fstat(compressed.fd))
+
+
+def unread(path: str) -> list[str]:
+    """The names of files beside a log that seem to be of it and are not read: named by date, or links."""
+    directory, name = os.path.split(path)
+    try:
+        names = os.listdir(directory or ".")
+    except OSError:
+        return []
+    dated = re.compile(re.escape(name) + r"[.-][0-9]{8}([-T._0-9]*)(\.[a-z0-9]+)?")
+    numbered = re.compile(re.escape(name) + r"\.[0-9]{1,3}(\.gz)?")
+    other = re.compile(re.escape(name) + r"\.[0-9]{1,3}\.(bz2|xz|zst|lz4)")
+    found = []
+    for each in names:
+        if dated.fullmatch(each) or other.fullmatch(each):
+            found.append(each)
+        elif numbered.fullmatch(each) and os.path.islink(os.path.join(directory, each)):
+            found.append(each)
+    return sorted(found)
 
 
 def place(path: str, number: int) -> str:
@@ -98,10 +151,13 @@ def place(path: str, number: int) -> str:
 
 
 def look(path: str) -> os.stat_result | None:
-    try:
-        return os.stat(path)
-    except OSError:
-        return None
+    """What lies there, or there compressed."""
+    for each in (path, path + ".gz"):
+        try:
+            return os.stat(each)
+        except OSError:
+            continue
+    return None
 
 
 def find(path: str, file: LogFile) -> int | None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from arcbox_agent._logs import BLOCKED, CHANGED, END, Engine, line_at
 from arcbox_agent._logscan import TailScan, bisect
 from arcbox_agent.errors import BadRequestError
-from arcbox_agent.logs.files import LogFile, open_neighbour, open_newest
+from arcbox_agent.logs.files import LogFile, open_neighbour, open_newest, unread
 from arcbox_agent.logs.mark import Mark
 
 TYPE_CHECKING = False
@@ -134,6 +134,7 @@ class LogReader:
 
     __slots__ = (
         "_bounds",
+        "_complete",
         "_files",
         "_filters",
         "_form",
@@ -179,6 +180,7 @@ class LogReader:
         self._keep_open = keep_open
         self._no_links = not own
         self._nowait = False
+        self._complete = False
         self._steps = self._run()
 
     def step(self, nowait: bool = False) -> Any:
@@ -220,6 +222,11 @@ class LogReader:
                 # Truncated while we looked.
                 if attempt + 1 == _ATTEMPTS:
                     raise
+        if self._no_links and self._complete:
+            stream = "stdout" if self._options.stdout else "stderr"
+            for name in unread(self.path):
+                reason = f"{name} is not read: only regular files named .1, .1.gz ... are"
+                yield self.engine.gap(stream, 0, 0, True, reason)
         for number in range(len(self._files) - 1, -1, -1):
             file = self.file = self._files[number]
             low, high = self._bounds[number]
@@ -295,6 +302,8 @@ class LogReader:
             except BlockingIOError:
                 yield BLOCKED
                 file = open_neighbour(self.path, newer, 1, no_links=self._no_links)
+        # All older files were wanted.
+        self._complete = file is None
         return None if scan is None else scan.starts
 
     def _plan_after(self, mark: Mark) -> Generator[Any, None, tuple[tuple[int, int], ...] | None]:

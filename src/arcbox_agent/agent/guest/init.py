@@ -23,6 +23,7 @@ from arcbox_agent import _guest
 from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.guest import power
 from arcbox_agent.agent.observe.log import Logger
+from arcbox_agent.agent.processes import small_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -201,8 +202,7 @@ def _name_host() -> None:
     if socket.gethostname() not in ("", "(none)"):
         return  # the kernel's command line or an earlier program set it
     try:
-        with open("/etc/hostname", encoding="utf-8", errors="replace") as file:
-            words = file.read(1024).split()
+        words = small_file.read("/etc/hostname", 1024).decode("utf-8", "replace").split()
     except OSError:
         words = []
     name = words[0][:64] if words else "localhost"

@@ -6,8 +6,9 @@ all that start, stop and remove can say is a 500 that begins with `failed to`.
 
 from __future__ import annotations
 
+from arcbox_agent.agent.containers.listing import listing
 from arcbox_agent.errors import AgentFailedError, RequestError
-from arcbox_agent.wire import CreateContainerResponse, Empty, ListContainersResponse, WaitContainerResponse
+from arcbox_agent.wire import CreateContainerResponse, Empty, WaitContainerResponse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         CreateContainerRequest,
         KillContainerRequest,
         ListContainersRequest,
+        ListContainersResponse,
         RemoveContainerRequest,
         StartContainerRequest,
         StopContainerRequest,
@@ -27,8 +29,9 @@ if TYPE_CHECKING:
 class Lifecycle:
     """The calls that make, change and look at containers."""
 
-    def __init__(self, containers: Containers) -> None:
+    def __init__(self, containers: Containers, max_frame_size: int) -> None:
         self._containers = containers
+        self._max_frame_size = max_frame_size
 
     async def create(self, request: CreateContainerRequest, call: Call) -> CreateContainerResponse:
         container, warnings = await self._containers.create(request)
@@ -57,7 +60,7 @@ class Lifecycle:
 
     def list(self, request: ListContainersRequest, call: Call) -> ListContainersResponse:
         found = self._containers.list(request.all, request.filter)
-        return ListContainersResponse(containers=[each.describe(request.detail) for each in found])
+        return listing(found, request, self._max_frame_size)
 
     def kill(self, request: KillContainerRequest, call: Call) -> Empty:
         self._containers.kill(request.id, request.signal)

@@ -9,6 +9,7 @@ import time
 from arcbox_agent.agent import clock
 from arcbox_agent.agent.config.access import Access
 from arcbox_agent.agent.guest.addresses import ip_addresses
+from arcbox_agent.agent.processes import small_file
 from arcbox_agent.wire import PingResponse, SystemInfo
 
 TYPE_CHECKING = False
@@ -58,9 +59,10 @@ class System:
         reply.time_ns, reply.monotonic_ns = time.time_ns(), time.monotonic_ns()
         return _once_reseeded(time.time_ns(), reply) if stepped else reply
 
-    def info(self, request: None, call: Call) -> SystemInfo:
+    async def info(self, request: None, call: Call) -> SystemInfo:
         kernel = os.uname()
-        release = os_release()
+        # On a disk that may hang.
+        release = await asyncio.to_thread(os_release)
         memory = meminfo()
         return SystemInfo(
             kernel_version=kernel.release,
@@ -88,8 +90,7 @@ def os_release() -> dict[str, str]:
     """The fields of os-release(5); empty where the guest has none."""
     for path in ("/etc/os-release", "/usr/lib/os-release"):
         try:
-            with open(path, encoding="utf-8", errors="replace") as file:
-                text = file.read(64 << 10)
+            text = small_file.read(path, 64 << 10).decode("utf-8", "replace")
         except OSError:
             continue
         fields = {}

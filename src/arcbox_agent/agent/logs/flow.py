@@ -25,6 +25,18 @@ else:
 
 RING_LIMIT = 1 << 20
 
+#: Bytes of the batches of all flows together: over it a flow with more to keep lets its slow members go.
+RINGS_LIMIT = 8 << 20
+
+
+class Rings:
+    """What all flows keep together, in bytes."""
+
+    __slots__ = ("kept",)
+
+    def __init__(self) -> None:
+        self.kept = 0
+
 
 class Member(Protocol):
     """A follower as its flow sees it."""
@@ -60,6 +72,7 @@ class Flow:
         "_next_watch",
         "_next_watched",
         "_progress",
+        "_rings",
         "_waiters",
         "_watch",
         "_watched",
@@ -73,8 +86,16 @@ class Flow:
         "users",
     )  # fmt: skip
 
-    def __init__(self, key: tuple[Any, ...], cursor: Cursor, inotify: Inotify, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        key: tuple[Any, ...],
+        cursor: Cursor,
+        inotify: Inotify,
+        loop: asyncio.AbstractEventLoop,
+        rings: Rings,
+    ) -> None:
         self.key = key
+        self._rings = rings
         self.cursor = cursor
         # Lists: most flows have one member, and an empty set or deque is larger than all the rest.
         self.members: list[Member] = []
@@ -110,7 +131,13 @@ class Flow:
         self._watch = self._next_watch = None
         self._watched = self._next_watched = self.cursor.file = self.cursor.next_file = None  # closes them
         self.batches.clear()
+        self._count(-self.kept)
+        self._rings = Rings()  # a read that a thread has not ended yet is nobody's
         self.changed()
+
+    def _count(self, size: int) -> None:
+        self.kept += size
+        self._rings.kept += size
 
     # -------------------------------------------------------------- changes
 
@@ -241,8 +268,8 @@ class Flow:
 
     def _keep(self, batch: Batch) -> None:
         self.batches.append(batch)
-        self.kept += len(batch.data)
-        while self.kept > RING_LIMIT and len(self.batches) > 1:
+        self._count(len(batch.data))
+        while (self.kept > RING_LIMIT or self._rings.kept > RINGS_LIMIT) and len(self.batches) > 1:
             oldest = self.batches[0]
             for member in [each for each in self.members if each.number == self.first]:
                 assert oldest.start is not None
@@ -252,5 +279,5 @@ class Flow:
 
     def _drop_taken(self) -> None:
         while self.batches and self.batches[0].waiting <= 0:
-            self.kept -= len(self.batches.pop(0).data)
+            self._count(-len(self.batches.pop(0).data))
             self.first += 1

@@ -15,7 +15,7 @@ import time
 
 from arcbox_agent._log_output import with_trace
 from arcbox_agent.agent.logs.cursor import BLOCKED, END, Cursor
-from arcbox_agent.agent.logs.flow import Flow
+from arcbox_agent.agent.logs.flow import Flow, Rings
 from arcbox_agent.agent.logs.inotify import Inotify
 from arcbox_agent.logs.reader import Options
 
@@ -297,6 +297,7 @@ class Followers:
         self._loop = asyncio.get_running_loop()
         self._inotify = Inotify(self._loop)
         self._flows: dict[tuple[Any, ...], Flow] = {}
+        self._rings = Rings()
         #: For reading a log whole into memory, up to max_frame_size.
         self.whole_reads = asyncio.Semaphore(WHOLE_READS)
         self.detached = 0
@@ -344,7 +345,7 @@ class Followers:
         flow = self._flows.get(key)
         founded = flow is None
         if flow is None:
-            flow = self._flows[key] = Flow(key, cursor, self._inotify, self._loop)
+            flow = self._flows[key] = Flow(key, cursor, self._inotify, self._loop, self._rings)
         flow.users += 1
         return flow, founded
 

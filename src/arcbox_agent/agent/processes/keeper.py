@@ -12,14 +12,10 @@ no agent and nothing to keep.  One of an older release keeps what it holds until
 
 from __future__ import annotations
 
-import array
 import asyncio
 import errno
 import os
-import select
-import socket
 import sys
-import threading
 from contextvars import Context
 
 from arcbox_agent import _spawn
@@ -27,6 +23,7 @@ from arcbox_agent._spawn import SpawnError
 from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.observe.rate import OncePerMinute
+from arcbox_agent.agent.processes.keeper_line import CUT, KeeperLine
 from arcbox_agent.agent.processes.spec import SpawnSpec
 
 TYPE_CHECKING = False
@@ -61,10 +58,6 @@ SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 #: Seconds between two attempts to fetch, and their number, while no descriptor is free to receive what is kept.
 PAUSE = 0.05
 ATTEMPTS = round(budget.KEEPER_FETCH / PAUSE)
-MOST_EACH = 8
-REPLY = 65536
-#: Stands for a reply whose descriptors did not fit into the descriptor table.
-CUT = b"cut"
 
 
 class Keeper:
@@ -78,7 +71,8 @@ class Keeper:
         metrics: Counter | None = None,
         former_path: str = "",
     ) -> None:
-        self._path = path
+        #: Of the lane, and of spawns.
+        self.line = KeeperLine(path)
         self._processes = processes
         self._lanes = lanes
         self._metrics = metrics
@@ -89,16 +83,13 @@ class Keeper:
         self._held: dict[str, Held] = {}
         #: Changes with every keeper.
         self.generation = 0
-        #: The keeper that answers: its number, and its pidfd (-1: none), which becomes readable when it ends.
+        #: The keeper that answers: its number (0: none), and its pidfd (-1: none), which becomes readable when it ends.
         self._pid = 0
         self._pidfd = -1
         #: One change of what is kept at a time: what a killed keeper held, and what comes meanwhile.
         self._changing = asyncio.Lock()
         self._replacing: asyncio.Task[None] | None = None
         self._closed = False
-        self._socket: socket.socket | None = None
-        #: One exchange at a time: those of the lane, and those of spawns.
-        self._line = threading.Lock()
         self._starting = asyncio.Lock()
         self._not_before = 0.0
         self._full_log = OncePerMinute()
@@ -114,7 +105,7 @@ class Keeper:
             keys = await self._former.start()
             self._former_keys.update(keys)
             await self._end_former()
-        if not await self._in_thread(self._connect):
+        if not await self._in_thread(self.line.connect):
             return keys
         reply, _ = await self._ask(b"l")
         await self._watch()
@@ -124,6 +115,11 @@ class Keeper:
         if self._former is not None and not self._former_keys:
             await self._former.close()
             self._former = None
+
+    @property
+    def pid(self) -> int:
+        """The keeper's; 0: there was none yet, or it is not known."""
+        return self._pid
 
     def hold(self, key: str, held: Held) -> None:
         """Until `drop`, a keeper that replaces another one is given `held`."""
@@ -143,7 +139,7 @@ class Keeper:
             self._close_put_by(key)
         order, there = b"n" if anew else b"k", False
         try:
-            there = await self._in_thread(self._is_there) or await self._start_one()
+            there = await self._in_thread(self.line.is_there) or await self._start_one()
         finally:
             if not there:
                 # Until there is a keeper, a kill of the agent loses them.
@@ -167,7 +163,7 @@ class Keeper:
         loop = asyncio.get_running_loop()
         while self._put_by:
             await asyncio.sleep(max(RETRY_SOON, self._not_before - loop.time()))
-            if await self._in_thread(self._is_there) or await self._start_one():
+            if await self._in_thread(self.line.is_there) or await self._start_one():
                 while self._put_by:
                     key, (order, fds) = self._put_by.popitem()
                     await self._hand_over(order + key.encode(), fds)
@@ -181,7 +177,7 @@ class Keeper:
         if self._former is not None and key in self._former_keys:
             return await self._former.fetch(key)
         for _ in range(ATTEMPTS):
-            if self._socket is None:
+            if not self.line.open:
                 return []
             reply, fds = await self._ask(b"g" + key.encode())
             if reply != CUT:
@@ -201,12 +197,12 @@ class Keeper:
             await self._end_former()
         async with self._changing:
             self._close_put_by(key)
-            if self._socket is not None:
+            if self.line.open:
                 await self._ask(b"d" + key.encode())
 
     async def exit_of(self, key: str, pid: int) -> int | None:
         """The wait status of a child of the keeper, which has ended; None: the keeper cannot tell."""
-        if self._socket is None:
+        if not self.line.open:
             return None
         reply, _ = await self._ask(b"e" + key.encode())
         words = reply.split()
@@ -258,7 +254,7 @@ class Keeper:
                     log.error("what a container needs cannot be kept again", container=key, error=error)
                     continue
                 await self._keep(key, fds, anew=True)
-                if held.end is not None and self._socket is not None:
+                if held.end is not None and self.line.open:
                     await self._ask(b"x%b\0%d %d" % (key.encode(), *held.end))
         log.info("the next keeper has what the former one held", pid=self._pid, held=len(self._held))
 
@@ -274,13 +270,13 @@ class Keeper:
         for key in list(self._put_by):
             self._close_put_by(key)
         # In the lane, so after the request that may be under way.
-        await self._in_thread(self._disconnect)
+        await self._in_thread(self.line.disconnect)
 
     # --------------------------------------------------------------- private
 
     async def _start_one(self) -> bool:
         async with self._starting:
-            if self._socket is not None:
+            if self.line.open:
                 return True
             now = asyncio.get_running_loop().time()
             if now < self._not_before:
@@ -288,7 +284,7 @@ class Keeper:
             fds: list[int] = []
             try:
                 # A keeper that was only slow still holds its descriptors.
-                if await self._in_thread(self._connect) and (await self._ask(b"l"))[0]:
+                if await self._in_thread(self.line.connect) and (await self._ask(b"l"))[0]:
                     await self._watch()
                     return True
                 # The script is run by its path: as a module of the package it would import the package.
@@ -296,7 +292,7 @@ class Keeper:
                 compiled = _spawn.__file__
                 fds.append(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
                 fds.append(os.dup(fds[0]))
-                listener = await self._in_thread(self._listen)
+                listener = await self._in_thread(self.line.listen)
                 spec = SpawnSpec(
                     [sys.executable, "-ISE", script, compiled],
                     stdio=(listener, fds[0], fds[1]),
@@ -306,7 +302,7 @@ class Keeper:
                 )
                 fds.clear()  # the spawn closes them
                 await self._processes.spawn(spec)
-                if await self._in_thread(self._connect):
+                if await self._in_thread(self.line.connect):
                     await self._watch()
                     return True
                 reason: object = "it does not answer"
@@ -325,90 +321,13 @@ class Keeper:
             )
             return False
 
-    def _is_there(self) -> bool:
-        """Whether the keeper is still alive: descriptors sent to one that was killed are lost."""
-        if self._socket is None:
-            return False
-        poll = select.poll()
-        poll.register(self._socket, 0)  # POLLHUP is reported unasked
-        if poll.poll(0):
-            self._disconnect()
-        return self._socket is not None
-
-    def _listen(self) -> int:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            try:
-                os.unlink(self._path)
-            except FileNotFoundError:
-                pass
-            listener.bind(self._path)
-            os.chmod(self._path, 0o600)
-            listener.listen(8)
-        except BaseException:
-            listener.close()
-            raise
-        return listener.detach()
-
-    def _connect(self) -> bool:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        connection.settimeout(budget.KEEPER_REPLY)
-        try:
-            connection.connect(self._path)
-        except OSError:
-            connection.close()
-            return False
-        self._socket = connection
-        return True
-
-    def _disconnect(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
     async def _ask(self, packet: bytes, fds: Sequence[int] = ()) -> tuple[bytes, list[int]]:
         """One exchange, in the lane.  It closes `fds` in any case.  b"": the keeper did not answer."""
         try:
-            return await self._in_thread(lambda: self.exchange(packet, fds))
+            return await self._in_thread(lambda: self.line.exchange(packet, fds))
         except OSError as error:
             log.error("the keeper does not answer", error=error)
             return b"", []
-
-    def exchange(self, packet: bytes, fds: Sequence[int], borrowed: Sequence[int] = ()) -> tuple[bytes, list[int]]:
-        """One exchange; b"": there is no keeper.  It closes `fds`, and not `borrowed`.  OSError.  For a thread."""
-        try:
-            with self._line:
-                return self._exchange(packet, [*fds, *borrowed])
-        finally:
-            for fd in fds:
-                os.close(fd)
-
-    def _exchange(self, packet: bytes, fds: Sequence[int]) -> tuple[bytes, list[int]]:
-        try:
-            connection = self._socket
-            if connection is None:
-                return b"", []
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-            connection.sendmsg([packet], rights)
-            reply, ancillary, flags, _ = connection.recvmsg(
-                REPLY, socket.CMSG_SPACE(4 * MOST_EACH), socket.MSG_CMSG_CLOEXEC
-            )
-            if not reply:
-                raise ConnectionResetError("the keeper is gone")
-            came = array.array("i")
-            for level, kind, data in ancillary:
-                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                    came.frombytes(data[: len(data) - len(data) % came.itemsize])
-            if flags & socket.MSG_CTRUNC:
-                # The descriptor table is full.  A part of the descriptors is of no use.
-                for fd in came:
-                    os.close(fd)
-                return CUT, []
-            return reply, list(came)
-        except OSError:
-            # The next exchange could take the late reply of this one for its own.
-            self._disconnect()
-            raise
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         # Shielded: a cancelled call must leave neither open descriptors nor an unread reply.

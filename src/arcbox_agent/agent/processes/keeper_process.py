@@ -164,7 +164,8 @@ class Keeper:
     def _answer(self, order: bytes, key: bytes, came: list[int], cut: bool) -> tuple[bytes, list[int], list[int]]:
         """The reply, the descriptors to send with it, and those to close."""
         if order in (b"k", b"n"):
-            over = self._drop(key) if order == b"n" else []
+            # A child stays one: an agent that thought this keeper gone gives it again what it has.
+            over = self.kept.pop(key, []) if order == b"n" else []
             have = self.kept.pop(key, [])
             full = cut or len(have) + len(came) > MOST_EACH or len(self.kept) >= MOST_KEYS
             if not full:
@@ -250,6 +251,8 @@ class Keeper:
             posix.close(fd)
         with self._lock:
             if rights:
+                if key in self._children:
+                    self.leaving.append(self._children[key])  # of a run that is over
                 self._children[key] = pid
                 self.kept.setdefault(key, []).append(pidfd)
             try:

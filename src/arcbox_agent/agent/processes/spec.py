@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _NOFILE = resource.getrlimit(resource.RLIMIT_NOFILE)
 _CORE = resource.getrlimit(resource.RLIMIT_CORE)
 
+#: How many resources Linux has limits for, numbered from 0.
+_RLIMITS = 16
+
 
 #: Of a program with a terminal: without one, top, less and editors refuse to start.
 DEFAULT_TERM = "xterm"
@@ -157,9 +160,10 @@ class SpawnSpec:
             os.close(pidfd)
             raise SpawnError(error.errno or errno.EIO, "clone") from error
 
-    def plan(self) -> tuple[dict[str, Any], list[int]]:
+    def plan(self, keeper: int) -> tuple[dict[str, Any], list[int]]:
         """The arguments of `spawn` for the keeper, as marshal takes them, and descriptors, which stay this spec's.
 
+        `keeper`: its pid, for it may have the limits of another agent; 0: not known.
         A descriptor is given by its index among the keeper's, of which the first two are not the spec's.
         """
         fds = sorted(self.descriptors())
@@ -180,8 +184,7 @@ class SpawnSpec:
             "cwd": self.cwd,
             "mounts": [tuple(each) for each in self.mounts],
             "ids": (uid, gid, list(groups)) if self.ids is not None else None,
-            # The keeper may have those of another agent.
-            "rlimits": [(resource.RLIMIT_NOFILE, *_NOFILE), (resource.RLIMIT_CORE, *_CORE)],
+            "rlimits": _rlimits_beside(keeper),
         }
         return plan, fds
 
@@ -196,6 +199,19 @@ def _rlimits() -> list[tuple[int, int, int]]:
     """The limits that the agent changed for itself, as (resource, soft, hard): a child gets the former ones."""
     wanted = ((resource.RLIMIT_NOFILE, _NOFILE), (resource.RLIMIT_CORE, _CORE))
     return [(which, *limit) for which, limit in wanted if resource.getrlimit(which) != limit]
+
+
+def _rlimits_beside(keeper: int) -> list[tuple[int, int, int]]:
+    """As _rlimits, for a child that would have those of the keeper."""
+    changed = {resource.RLIMIT_NOFILE: _NOFILE, resource.RLIMIT_CORE: _CORE}
+    if not keeper:
+        return [(which, *limit) for which, limit in changed.items()]
+    found = []
+    for which in range(_RLIMITS):
+        limit = changed.get(which) or resource.getrlimit(which)
+        if limit != resource.prlimit(keeper, which):
+            found.append((which, *limit))
+    return found
 
 
 _reset_oom: bool | None = None

@@ -22,7 +22,7 @@ from arcbox_agent.wire import encode_error, encode_message, message_class
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
     from typing import Any
 
     from arcbox_agent.agent.serving.call import Call
@@ -38,12 +38,19 @@ ERROR_TEXT = 8 << 10
 
 
 class Dispatch:
-    """`max_frame_size`: of a reply, in bytes."""
+    """`max_frame_size`: of a reply, in bytes.  `admit`: raises where a request of so many bytes must wait."""
 
-    __slots__ = ("_counters", "_max_frame_size", "routes")
+    __slots__ = ("_admit", "_counters", "_max_frame_size", "routes")
 
-    def __init__(self, routes: Mapping[int, Route], counters: dict[str, int], max_frame_size: int) -> None:
+    def __init__(
+        self,
+        routes: Mapping[int, Route],
+        counters: dict[str, int],
+        max_frame_size: int,
+        admit: Callable[[int], None],
+    ) -> None:
         self.routes = routes
+        self._admit = admit
         self._counters = counters
         self._max_frame_size = max_frame_size
 
@@ -58,6 +65,7 @@ class Dispatch:
                 raise ForbiddenError(
                     f"this listener does not allow {NEEDS[route.access]}: its mode refuses {_name(frame.type)}"
                 )
+            self._admit(len(frame.payload))
             request = route.request.decode(frame.payload) if route.request is not None else None
             reply = route.handler(request, call)
             if type(reply) is CoroutineType:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Protocol
 
     class Account(Protocol):
@@ -40,12 +41,15 @@ class Holder:
 class Ledger:
     """`limit`: the most bytes that may be charged to all accounts together; `share`: to a peer that may only look."""
 
-    __slots__ = ("_limit", "_share", "holders", "total")
+    __slots__ = ("_began", "_limit", "_share", "evicted", "holders", "most", "total")
 
-    def __init__(self, limit: int, share: int) -> None:
+    def __init__(self, limit: int, share: int, began: Callable[[], None] | None = None) -> None:
         self._limit = limit
         self._share = share
+        self._began = began  # told that something is held
         self.total = 0
+        self.most = 0  # the highest total, and
+        self.evicted = 0  # bytes taken from accounts: whoever looks at these sets them back
         self.holders: dict[str, Holder] = {}  # by owner: those that hold anything
 
     def charge(self, account: Account, size: int) -> None:
@@ -53,10 +57,19 @@ class Ledger:
         holder = self.holders.get(account.owner)
         if holder is None:
             holder = self.holders[account.owner] = Holder()
+            if self._began is not None:
+                self._began()
         self._set(holder, account, size)
+        if self.total > self.most:
+            self.most = self.total
         if account.restricted and holder.total > self._share:
             self._evict(holder)
-        while self.total > self._limit:
+        if self.total > self._limit:
+            self.shed(self._limit)
+
+    def shed(self, limit: int) -> None:
+        """Evict, of the peer that holds most, the largest, until no more than `limit` is held."""
+        while self.total > limit:
             self._evict(max(self.holders.values(), key=_total))
 
     def release(self, account: Account) -> None:
@@ -78,6 +91,7 @@ class Ledger:
     def _evict(self, holder: Holder) -> None:
         largest = max(holder.accounts, key=_charged)
         charged, of_peer = largest.charged, holder.total
+        self.evicted += charged
         self.release(largest)
         largest.evict(charged, of_peer)
 

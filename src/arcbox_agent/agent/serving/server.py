@@ -8,6 +8,7 @@ from __future__ import annotations
 from asyncio import Event, get_running_loop
 from socket import SO_SNDBUF, SOL_SOCKET
 
+from arcbox_agent._guest import give_back_memory
 from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.config.access import is_restricted
 from arcbox_agent.agent.observe.log import Logger
@@ -17,6 +18,7 @@ from arcbox_agent.agent.serving.dispatch import Dispatch
 from arcbox_agent.agent.serving.ledger import Ledger
 from arcbox_agent.agent.serving.listeners import owner_of
 from arcbox_agent.agent.serving.outbox import Outbox
+from arcbox_agent.agent.serving.shortage import Shortage
 from arcbox_agent.agent.serving.watch import Watch
 from arcbox_agent.errors import BusyError
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from arcbox_agent.agent.config.table import Settings
     from arcbox_agent.agent.metrics import Metrics
+    from arcbox_agent.agent.observe.memory import Memory
     from arcbox_agent.agent.serving.listeners import Listener
     from arcbox_agent.agent.serving.route import Route
 
@@ -52,7 +55,9 @@ WATCH_INTERVAL = 1.0
 class Server:
     """The connections of one agent."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, version: str, routes: Mapping[int, Route]) -> None:
+    def __init__(
+        self, settings: Settings, metrics: Metrics, version: str, routes: Mapping[int, Route], memory: Memory
+    ) -> None:
         loop = get_running_loop()
         self._loop = loop
         self._counters = metrics.counters
@@ -64,7 +69,12 @@ class Server:
         self._limit_log = OncePerMinute()
         self._restricted: dict[str, int] = {}  # connections of each peer that may only look
         self._most_restricted = max(LEAST_RESTRICTED, settings.max_connections // SHARES_OF_CONNECTIONS)
-        self._ledger = Ledger(settings.max_queued_total, settings.max_queued_total // SHARES_OF_BYTES)
+        self._ledger = Ledger(
+            settings.max_queued_total,
+            settings.max_queued_total // SHARES_OF_BYTES,
+            lambda: self._watch.add(self._shortage),
+        )
+        self._shortage = Shortage(memory, self._ledger, metrics.counters, loop.time, give_back_memory)
         interval = WATCH_INTERVAL
         for bound in (settings.frame_timeout, settings.idle_timeout):
             if bound:
@@ -75,7 +85,7 @@ class Server:
             settings,
             metrics.counters,
             version.encode(),
-            Dispatch(routes, metrics.counters, settings.max_frame_size),
+            Dispatch(routes, metrics.counters, settings.max_frame_size, self._shortage.admit),
             self._ledger,
             self._watch,
             self._forget,

@@ -39,22 +39,24 @@ class CommandCalls(Caller):
         """
         command = calls.words("ExecRequest.cmd", cmd)
         limit = self._output_limit if output_limit is None else output_limit
-        output: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+        # Not lists of the pieces: an agent may send any number of them, each with a byte or none.
+        output = {"stdout": bytearray(), "stderr": bytearray()}
         size = 0
         async with self.exec_stream(command, **options) as parts:
             last = None
             async for last in parts:
-                size += len(last.data)
+                size += len(last.data) + len(last.stderr)
                 if size > limit:
                     raise OutputLimitError(command, limit)
-                output.setdefault(last.stream, []).append(last.data)
+                if last.stream in output:
+                    output[last.stream] += last.data
         if last is None or not last.done:
             raise ConnectionLostError("the agent did not say how the command ended")
         result = ExecResult(
             exit_code=calls.exit_code(last),
             signal=last.signal,
-            stdout=b"".join(output["stdout"]),
-            stderr=b"".join(output["stderr"]) + last.stderr,
+            stdout=bytes(output["stdout"]),
+            stderr=bytes(output["stderr"]) + last.stderr,
             timed_out=last.timed_out,
             output_cut=last.output_cut,
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from arcbox_agent import wire
 from arcbox_agent.client import calls
 from arcbox_agent.client.caller import Caller
+from arcbox_agent.errors import DecodeError, ReplyLimitError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +29,15 @@ STOP_TIMEOUT = 10
 
 def signal_text(signal: str | int) -> str:
     return str(int(signal)) if isinstance(signal, int) else signal
+
+
+#: Containers that are asked for at a time.
+_PAGE = 256
+
+#: The most bytes of a list, and what each container in it costs besides its own: a guest must not
+#: be able to fill its host's memory with pages.
+_LIST_LIMIT = 64 << 20
+_ROW_COST = 256
 
 
 class ContainerCalls(Caller):
@@ -124,12 +134,31 @@ class ContainerCalls(Caller):
         await self.call(request, wire.Empty, timeout=timeout, long=force)
 
     async def list_containers(
-        self, *, all: bool = False, filter: str = "", timeout: float | None = None
+        self, *, all: bool = False, filter: str = "", text_limit: int = 0, timeout: float | None = None
     ) -> list[ContainerInfo]:
-        """The running containers; with `all` the others too.  `filter`: only this id, id prefix or name."""
-        request = wire.ListContainersRequest(all=all, detail=True, filter=filter)
-        reply = await self.call(request, wire.ListContainersResponse, timeout=timeout, repeatable=True)
-        return reply.containers
+        """The running containers; with `all` the others too.  `filter`: only this id, id prefix or name.
+
+        They come in pages, each within `timeout`.  `text_limit`: bytes of one container's texts
+        that are wanted, of which a command is the longest; what is cut ends with `…`; 0: all of
+        them.  A list of more than 64 MiB raises ReplyLimitError.
+        """
+        listed: list[ContainerInfo] = []
+        size = 0
+        after = ""
+        while True:
+            request = wire.ListContainersRequest(
+                all=all, detail=True, filter=filter, after=after, limit=_PAGE, text_limit=text_limit
+            )
+            reply = await self.call(request, wire.ListContainersResponse, timeout=timeout, repeatable=True)
+            listed += reply.containers
+            size += sum(_ROW_COST + len(each.encode()) for each in reply.containers)
+            if size > _LIST_LIMIT:
+                raise ReplyLimitError("the list of containers", _LIST_LIMIT, "ask with a filter, or a text_limit")
+            if not reply.next:
+                return listed
+            if not reply.containers or reply.next == after:
+                raise DecodeError("ListContainersResponse.next", "there is a next page, and nothing in this one")
+            after = reply.next
 
     async def container_top(self, id: str, *, ps_args: str = "", timeout: float | None = None) -> ContainerTopResponse:
         """The processes of a running container, commands of clients included: `titles`, and `processes` of `values`.

@@ -105,7 +105,10 @@ class Spawning:
 
     def _order(self) -> socket.socket | None:
         """Have the keeper spawn; where the outcome comes.  None: it does not."""
-        plan, fds = self._spec.plan()
+        try:
+            plan, fds = self._spec.plan(self._keeper.pid)
+        except OSError:
+            return None  # the keeper is gone
         try:
             file = _in_memory(marshal.dumps(plan))
         except OSError:
@@ -116,7 +119,7 @@ class Spawning:
             os.close(file)
             return None
         try:
-            reply, _ = self._keeper.exchange(b"s" + self._key.encode(), [file, theirs.detach()], fds)
+            reply, _ = self._keeper.line.exchange(b"s" + self._key.encode(), [file, theirs.detach()], fds)
         except OSError:
             # Perhaps it has the order all the same: the other end of the socket tells.
             return ours
