@@ -13,6 +13,7 @@ import pytest
 from arcbox_agent.agent.config.access import Access
 from arcbox_agent.agent.config.table import Settings
 from arcbox_agent.agent.metrics import Metrics
+from arcbox_agent.agent.observe.memory import Memory
 from arcbox_agent.agent.serving.call import Call
 from arcbox_agent.agent.serving.route import Route
 from arcbox_agent.agent.serving.server import Server
@@ -87,7 +88,7 @@ def serve(tmp_path: Path, run_async: Any) -> Callable[..., dict[str, int]]:
                 MessageType.PING_REQUEST: Route(ping, PingRequest, Access.READ),
                 MessageType.LIST_CONTAINERS_REQUEST: Route(no_inputs, ListContainersRequest, Access.READ),
             }
-            server = Server(settings, metrics, "1", routes)
+            server = Server(settings, metrics, "1", routes, Memory())
             (listener,) = open_listeners(settings, {})
             listener.start(loop, settings, metrics, server.accept)
             try:

@@ -11,6 +11,7 @@ import pytest
 from arcbox_agent.agent.config.access import Access
 from arcbox_agent.agent.config.table import Settings
 from arcbox_agent.agent.metrics import Metrics
+from arcbox_agent.agent.observe.memory import Memory
 from arcbox_agent.agent.serving.route import Route
 from arcbox_agent.agent.serving.server import Server
 from arcbox_agent.agent.serving.sockets import open_listeners
@@ -63,7 +64,7 @@ def test_its_request_gets_500_and_the_connection_lives(
         settings = Settings(listen=[f"unix:{tmp_path}/s"])
         metrics = Metrics()
         loop = asyncio.get_running_loop()
-        server = Server(settings, metrics, "1", ROUTES)
+        server = Server(settings, metrics, "1", ROUTES, Memory())
         (listener,) = open_listeners(settings, {})
         listener.start(loop, settings, metrics, server.accept)
         replies = await asyncio.to_thread(talk)

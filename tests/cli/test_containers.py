@@ -55,7 +55,7 @@ def test_ps_for_programs_is_a_line_a_container_with_all_fields(ctl: Arcboxctl) -
     [listed] = [json.loads(line) for line in ctl("ps", "--json").stdout.splitlines()]
     assert list(listed) == [
         "id", "name", "image", "state", "status", "created", "pid", "exit_code", "signal", "started_at",
-        "finished_at", "command", "error", "warnings", "tty", "user", "rootfs",
+        "finished_at", "command", "error", "warnings", "tty", "user", "rootfs", "stop_signal", "stop_timeout_ms",
     ]  # fmt: skip
     assert (listed["id"], listed["name"], listed["state"]) == (container, "web", "running")
     assert listed["status"] == f"Running (PID: {listed['pid']})"

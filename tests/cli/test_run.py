@@ -101,7 +101,7 @@ def test_a_terminal_where_one_is_asked_for(ctl: Arcboxctl) -> None:
 def test_for_programs_it_is_a_line_an_entry_and_one_for_the_end(ctl: Arcboxctl) -> None:
     done = ctl("run", "--json", "--name", "j", "x", "sh", "-c", r"echo out; printf '\377'; exit 2", code=2)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [{name: value for name, value in line.items() if name != "time"} for line in lines[:-1]] == [
+    assert [{name: value for name, value in line.items() if name not in ("time", "cursor")} for line in lines[:-1]] == [
         {"stream": "stdout", "data": "out", "partial": False},
         {"stream": "stdout", "data_base64": "/w==", "partial": True},
     ]

@@ -68,8 +68,8 @@ def test_both_clients_have_the_same_methods_with_the_same_arguments_and_docstrin
 def test_help_shows_every_keyword_with_its_default_and_what_the_blocking_client_returns() -> None:
     assert str(inspect.signature(sync.Client.logs)).replace("'", "") == (
         "(self, container: str, *, follow: bool = False, tail: int = 0, since: Time | None = None, "
-        "until: Time | None = None, stdout: bool = False, stderr: bool = False, timestamps: bool = False) "
-        "-> BlockingStream[LogEntry]"
+        "until: Time | None = None, stdout: bool = False, stderr: bool = False, timestamps: bool = False, "
+        "after: str = , only_new: bool = False, attach: bool = False) -> BlockingStream[LogEntry]"
     )
     assert list(inspect.signature(sync.Client.exec).parameters) == [
         *("self", "cmd", "check", "output_limit", "tty", "tty_width", "tty_height", "timeout"),

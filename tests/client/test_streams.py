@@ -119,7 +119,7 @@ def test_a_log_ends_with_empty_and_its_connection_serves_on(run_async: RunAsync)
         entries = run_async(main(agent))
     assert [item.data for item in entries] == [b"one", b""]
     assert [(item.stream, item.timestamp) for item in entries] == [("stdout", 1_000_000_002)] * 2
-    assert requests == [wire.LogsRequest(container_id="web", tail=2, stdout=True, stream=True)]
+    assert requests == [wire.LogsRequest(container_id="web", tail=2, stdout=True, stream=True, detail=True)]
 
 
 def test_nothing_is_sent_before_the_first_item_is_asked_for(run_async: RunAsync) -> None:

@@ -183,3 +183,4 @@ class Client:
 
     call = _call(AsyncClient.call)
     knows = _value(AsyncClient.knows)
+    knows_field = _value(AsyncClient.knows_field)

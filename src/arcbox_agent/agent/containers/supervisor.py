@@ -90,6 +90,8 @@ class Supervisor:
                 _take_back_start(record, before)
                 await self._carry_out(container, Trigger.START_REFUSED)
                 raise AgentFailedError(f"the start cannot be recorded: {error.strerror}") from error
+            # Before the spawn: no line of its output is older than its start.
+            began_ns = time.time_ns()
             try:
                 run = await self._runtimes.of(record).start(record)
             except asyncio.CancelledError:
@@ -102,7 +104,7 @@ class Supervisor:
                 if isinstance(error, StartError):
                     raise AgentFailedError(str(error)) from error
                 raise
-            _note_start(record)
+            _note_start(record, began_ns)
             await self._watch(container, run, Trigger.STARTED)
 
     async def _watch(self, container: Container, run: Run, trigger: Trigger) -> None:
@@ -211,7 +213,7 @@ class Supervisor:
             await self._carry_out(container, Trigger.NEVER_STARTED)
             return
         if record.state == STARTING:
-            _note_start(record)
+            _note_start(record, time.time_ns())
         # In the lock, as in a start: the end of the run, which may come at once, is written after this.
         async with container.lock:
             await self._watch(container, found, Trigger.ADOPTED)
@@ -238,8 +240,8 @@ class Supervisor:
         await self.tasks.close()
 
 
-def _note_start(record: Record) -> None:
-    record.started_ns, record.finished_ns = time.time_ns(), 0
+def _note_start(record: Record, began_ns: int) -> None:
+    record.started_ns, record.finished_ns = began_ns, 0
     record.exit_code = record.signal = 0
     record.stopped = record.lost = record.output_cut = False
     record.error = ""
