@@ -40,7 +40,8 @@ DISK = "48m"
 SETTINGS = {
     "containers_at_exit": "leave",
     "log_max_size": "64KiB",
-    "log_max_files": "100",
+    # A container that is started again and again on a slow machine writes more than a hundred files.
+    "log_max_files": "1000",
     "frame_timeout": "2",
 }
 

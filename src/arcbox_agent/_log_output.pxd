@@ -43,6 +43,7 @@ cdef int append_entry(
     const char* text, size_t n, bint prefixed, bint partial, const char* cursor, size_t cursor_length,
 ) noexcept nogil
 cdef int append_gap(
-    const Form* form, Output* out, int stream, int64_t stamp, const Lost* lost, const char* cursor, size_t cursor_length,
+    const Form* form, Output* out, int stream, int64_t stamp, const Lost* lost,
+    const char* cursor, size_t cursor_length,
 ) noexcept nogil
 cdef list split_entries(const char* p, size_t n)

@@ -16,7 +16,8 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from arcbox_agent._bytes cimport append_block, append_u16, append_u32, append_varint, u32_at, varint_size
 from arcbox_agent._lines cimport NANOSECONDS, STAMP_LENGTH, STDERR, format_stamp
 from arcbox_agent._tags cimport (
-    TAG_LOG_ENTRY_CURSOR, TAG_LOG_ENTRY_DATA, TAG_LOG_ENTRY_GAP, TAG_LOG_ENTRY_PARTIAL, TAG_LOG_ENTRY_STREAM, TAG_LOG_ENTRY_TIMESTAMP,
+    TAG_LOG_ENTRY_CURSOR, TAG_LOG_ENTRY_DATA, TAG_LOG_ENTRY_GAP, TAG_LOG_ENTRY_PARTIAL, TAG_LOG_ENTRY_STREAM,
+    TAG_LOG_ENTRY_TIMESTAMP,
     TAG_LOG_ENTRY_V2_TIMESTAMP, TAG_LOG_GAP_AT_LEAST, TAG_LOG_GAP_BYTES, TAG_LOG_GAP_LINES, TAG_LOG_GAP_REASON,
     TAG_TIMESTAMP_NANOS, TAG_TIMESTAMP_SECONDS, TYPE_LOG_ENTRY,
 )
@@ -186,7 +187,8 @@ cdef inline uint8_t* append_record(
 
 
 cdef int append_gap(
-    const Form* form, Output* out, int stream, int64_t stamp, const Lost* lost, const char* cursor, size_t cursor_length,
+    const Form* form, Output* out, int stream, int64_t stamp, const Lost* lost,
+    const char* cursor, size_t cursor_length,
 ) noexcept nogil:
     """Append an entry that tells of a gap, where the form has them; 0 or -ENOMEM."""
     cdef size_t n = 0, rest

@@ -533,8 +533,8 @@ cdef class Engine:
     `output`: `v1` or `v2` LogEntry frames (with `trace`), `text` (each line and
     a newline), or `entries`.  `since`, `until`: Unix ns, both inclusive, None:
     unbounded; they are judged line by line of the file, parts too.
-    `part_limit`: the longest text of one entry.  `detail`: with cursors and gaps.  `eager`: at the end of a read, what there is of a text whose end is missing
-    is given too.
+    `part_limit`: the longest text of one entry.  `detail`: with cursors and gaps.  `eager`: at the
+    end of a read, what there is of a text whose end is missing is given too.
     """
 
     cdef State state
@@ -840,7 +840,10 @@ def open_cached(path):
 
 
 def open_unlinked(path, bint no_links):
-    """A descriptor to read a file with.  OSError with ELOOP: its name, or with no_links any part of its path, is a link."""
+    """A descriptor to read a file with.
+
+    OSError with ELOOP: its name, or with no_links any part of its path, is a link.
+    """
     cdef bytes raw = os.fsencode(path)
     cdef const char* name = raw
     cdef int fd
