@@ -13,7 +13,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from arcbox_agent import sync, wire
 from arcbox_agent.agent.processes.cgroups import Cgroup, find_parent, mount_point
 from arcbox_agent.agent.processes.scopes import cgroup_name
 
-from .support import alive, eventually, run
+from .support import alive, eventually, leased, run
 
 #: Says its number and that of what it leaves in the background.
 LEAVES_ONE = "sleep 1000 >/dev/null 2>&1 & echo $!"
@@ -211,15 +210,6 @@ def test_a_signal_for_a_cgroup_reaches_no_stranger_that_has_a_number_of_its_proc
                 each.kill()
 
 
-@contextmanager
-def whatever_is_born_waits(cgroup: Path) -> Iterator[None]:
-    (cgroup / "cgroup.freeze").write_text("1")
-    try:
-        yield
-    finally:
-        (cgroup / "cgroup.freeze").write_text("0")
-
-
 def is_locked(path: Path) -> bool:
     with path.open() as file:
         try:
@@ -229,23 +219,24 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def test_the_file_with_the_number_of_a_container_is_locked_until_its_program_runs(start_agent: Any) -> None:
+def test_the_file_with_the_number_of_a_container_is_locked_until_its_program_runs(
+    start_agent: Any, tmp_path: Path
+) -> None:
     agent = start_agent(containers_at_exit="leave")
     with sync.connect(agent.address, wait=10) as client:
-        client.exec(["true"])
         all_containers = Path(find_parent(cgroup_name(str(agent.state_dir))) or "no cgroup2")
-        client.create_container(cmd=["sleep", "1000"], id="x")
+        client.create_container(cmd=[f"{tmp_path}/sleep", "1000"], id="x")
     pid_file = agent.run_dir / "containers" / "x" / "pid"
-    born = all_containers / "x" / "cgroup.procs"
-    with whatever_is_born_waits(all_containers):
+    born = all_containers / "@x" / "cgroup.procs"
+    with leased(tmp_path / "sleep"):
         with socket.socket(socket.AF_UNIX) as leaving:
             leaving.connect(str(agent.socket_path))
             leaving.sendall(wire.encode_message(wire.StartContainerRequest(id="x")))
             eventually(lambda: born.exists() and born.read_text() != "")
+            eventually(lambda: pid_file.read_text() != "")
             assert is_locked(pid_file)
             agent.kill()
         assert is_locked(pid_file)
-        assert pid_file.read_text() == ""
     eventually(lambda: not is_locked(pid_file))
     assert pid_file.read_text().split()[0] == born.read_text().strip()
     agent.restart()
@@ -273,14 +264,7 @@ def test_an_agent_that_comes_back_in_the_middle_of_a_start_waits_for_what_become
         before = agent.process
         restarting.start()
 
-        def is_read() -> bool:
-            """The new agent has it open, or has decided without."""
-            if '"starting"' not in record_path.read_text() or agent.process is before:
-                return agent.process is not before
-            fds = Path(f"/proc/{agent.process.pid}/fd")
-            return any(os.path.realpath(fd) == str(pid_file.resolve()) for fd in fds.iterdir())
-
-        eventually(is_read)
+        eventually(lambda: agent.process is not before and "agent: starting" in agent.log())
         child.write(f"{Path('/proc/self/stat').read_text()}\nfailed 2 18\n")
         child.flush()
     restarting.join()
@@ -291,15 +275,20 @@ def test_an_agent_that_comes_back_in_the_middle_of_a_start_waits_for_what_become
 
 
 @pytest.mark.parametrize("detach", [False, True])
-def test_a_command_that_cannot_be_started_fails_quietly_when_its_client_has_gone(agent: Any, detach: bool) -> None:
+def test_a_command_that_cannot_be_started_fails_quietly_when_its_client_has_gone(
+    agent: Any, tmp_path: Path, detach: bool
+) -> None:
+    broken = tmp_path / "source"
+    broken.write_bytes(b"\x7fELF of no machine")
+    broken.chmod(0o755)
     with sync.connect(agent.address, wait=10) as client:
         client.exec(["true"])
         everything = find_parent(cgroup_name(str(agent.state_dir)))
         assert everything is not None, "this test needs cgroup2"
-        with whatever_is_born_waits(Path(everything)):
+        with leased(tmp_path / "broken", str(broken)):
             with socket.socket(socket.AF_UNIX) as leaving:
                 leaving.connect(str(agent.socket_path))
-                leaving.sendall(wire.encode_message(wire.ExecRequest(cmd=["/nowhere"], detach=detach)))
+                leaving.sendall(wire.encode_message(wire.ExecRequest(cmd=[f"{tmp_path}/broken"], detach=detach)))
                 eventually(lambda: len(Cgroup(everything).pids()) == 1)
             eventually(lambda: client.agent_info().connections == 1)
         eventually(lambda: Cgroup(everything).pids() == set())

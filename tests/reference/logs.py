@@ -101,7 +101,7 @@ def parse_json(line: bytes) -> Line | None:
     log, stream, time = found.get("log"), found.get("stream"), found.get("time")
     if not isinstance(log, str) or stream not in ("stdout", "stderr") or not isinstance(time, str):
         return None
-    match = _ONLY_STAMP.fullmatch(time.encode("utf-8", "surrogateescape"))
+    match = _ONLY_STAMP.fullmatch(time.encode("ascii", "replace"))
     stamp = parse_stamp(match) if match else None
     if stamp is None:
         return None

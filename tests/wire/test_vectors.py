@@ -394,6 +394,7 @@ VECTORS: list[tuple[wire.Message, str]] = [
         "0a02633110011801200128959aaef5c5b6a8bd1830959aaef5c5b6a8bd18380140959aaef5c5b6a8"
         "bd18a00601a806959aaef5c5b6a8bd18b006959aaef5c5b6a8bd18",
     ),
+    (wire.LogGap(bytes=300, lines=2, at_least=True, reason="full"), "08ac0210021801220466756c6c"),
     (
         wire.LogEntry(stream="stderr", data=b"\x00\xffraw", timestamp=1763900000123456789, partial=True),
         "0a06737464657272120500ff72617718959aaef5c5b6a8bd18a00601",
