@@ -987,7 +987,7 @@ cdef class CreateContainerRequest(Message):
             elif tag == 0x2A:
                 if <PyObject*>self.env == unset:
                     self.env = {}
-                p = read_str_map(location, 0x2A, p, end, <dict>self.env, 16384)
+                p = read_str_map(location, 0x2A, p, end, <dict>self.env, 65536)
             elif tag == 0x32:
                 self.working_dir = read_str(location, 0x32, &p, end)
             elif tag == 0x3A:
@@ -1983,7 +1983,7 @@ cdef class ExecRequest(Message):
             elif tag == 0x1A:
                 if <PyObject*>self.env == unset:
                     self.env = {}
-                p = read_str_map(location, 0x1A, p, end, <dict>self.env, 16384)
+                p = read_str_map(location, 0x1A, p, end, <dict>self.env, 65536)
             elif tag == 0x22:
                 self.working_dir = read_str(location, 0x22, &p, end)
             elif tag == 0x2A:

@@ -1,4 +1,5 @@
 from collections.abc import Iterable, Sequence
+from typing import final
 
 STEPS: tuple[str, ...]
 MAX_ITEMS: int
@@ -13,6 +14,7 @@ class SpawnError(Exception):
     strerror: str
     def __init__(self, errno: int, step: str, item: int = -1, interpreter: str = "") -> None: ...
 
+@final
 class Attempt:
     """One spawn, as another thread sees it."""
 

@@ -526,12 +526,18 @@ def test_a_command_that_cannot_be_prepared_leaves_no_cgroup(client: sync.Client,
     assert len([entry for entry in os.scandir(f"{parent}/.commands") if entry.is_dir()]) <= 1
 
 
+def test_a_time_that_is_over_before_the_command_has_started_is_told_as_such(client: sync.Client) -> None:
+    for _ in range(20):
+        result = client.exec(["sleep", "1000"], timeout=0.0001)
+        assert (result.timed_out, result.signal) == (True, signal.SIGKILL)
+
+
 def test_more_arguments_than_one_command_may_have_are_refused(client: sync.Client) -> None:
     for call in (client.exec, client.create_container):
         with pytest.raises(BadRequestError, match="more than 65536 items"):
             call(cmd=["true", *["x"] * 65536])
-    with pytest.raises(BadRequestError, match="more than 16384 items"):
-        client.exec(["true"], env={f"v{n}": "" for n in range(65536)})
+    with pytest.raises(BadRequestError, match="more than 65536 items"):
+        client.exec(["true"], env={f"v{n}": "" for n in range(65537)})
 
 
 @pytest.mark.parametrize("trace", [None, "", "8f1c", "x" * 3000])

@@ -114,11 +114,16 @@ class Commands:
     async def _spawn(self, request: ExecRequest, host: CommandHost, stderr: bool) -> Command:
         self._number += 1
         preparation = Preparation(request, host, self._number, stderr)
+        limit = budget.SPAWNED
+        if request.timeout_ms:
+            # A time that is over before its command has started ends the command, and is told as such.  Only a start
+            # that hangs is given up.
+            limit = min(max(request.timeout_ms / 1000, budget.HANGING_START), limit)
         try:
             process = await self._processes.spawn_by(
                 preparation.run,
                 key=host.key,
-                limit=min(request.timeout_ms / 1000 or budget.SPAWNED, budget.SPAWNED),
+                limit=limit,
                 late=lambda: self._abandoned(host.key, preparation),
             )
         except HungError as error:
