@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import re
 import resource
 import socket
 import subprocess
@@ -18,6 +17,7 @@ import pytest
 
 from arcbox_agent import connect
 from arcbox_agent.errors import RequestError
+from arcbox_agent.wire import LogEntry
 from tools.soak import small_disk
 from tools.stress.agent import PATIENCE, PING, AgentProcess
 
@@ -76,7 +76,7 @@ def test_a_container_goes_on_while_the_disk_is_full_and_the_gap_is_recorded(
         f"while [ ! -e {more} ]; do sleep 0.05; done; echo the last line"
     )
 
-    async def run() -> list[bytes]:
+    async def run() -> list[LogEntry]:
         async with connect(agent.address, timeout=PATIENCE) as client:
             await client.create_container(id="writer", cmd=["/bin/sh", "-c", script])
             await client.start_container("writer")
@@ -85,18 +85,18 @@ def test_a_container_goes_on_while_the_disk_is_full_and_the_gap_is_recorded(
             subprocess.run(["mount", "-o", f"remount,size={16 * DISK}", disk], check=True)
             more.touch()
             assert (await client.wait_container("writer")).status_code == 0
-            lines = [entry.data async for entry in client.logs("writer")]
+            lines = [entry async for entry in client.logs("writer")]
             await client.remove_container("writer")
             return lines
 
     lines = asyncio.run(run())
-    assert lines[-1] == b"the last line"
+    assert lines[-1].data == b"the last line"
     lost, numbers = 0, []
     for line in lines[:-1]:
-        if gap := re.match(rb"\[output lost: (\d+) bytes, (\d+) lines", line):
-            lost += int(gap[2])
+        if line.gap is not None:
+            lost += line.gap.lines
         else:
-            numbers.append(int(line.split()[0]))
+            numbers.append(int(line.data.split()[0]))
     # In order, none twice, and each that is not there is counted.
     assert numbers == sorted(set(numbers))
     assert lost > 0

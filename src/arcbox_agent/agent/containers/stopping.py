@@ -80,6 +80,8 @@ class Stopper:
     ) -> None:
         loop = asyncio.get_running_loop()
         if gently:
+            # Without a cgroup, what has a session of its own is found by its parent: it is looked for while that lives.
+            await run.alive()
             run.send_signal(container.stop_signal)
         while not watcher.done():
             stop.shortened.clear()
