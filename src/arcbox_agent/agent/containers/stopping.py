@@ -14,7 +14,7 @@ from arcbox_agent.agent.containers.lifecycle import State, Trigger, refusal
 from arcbox_agent.agent.containers.model import Stop
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.processes.helpers import HELPERS, LATE_IN_ALL, NOBODY
-from arcbox_agent.errors import ConflictError
+from arcbox_agent.errors import BusyError, ConflictError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,7 +81,10 @@ class Stopper:
         loop = asyncio.get_running_loop()
         if gently:
             # Without a cgroup, what has a session of its own is found by its parent: it is looked for while that lives.
-            await run.alive()
+            try:
+                await run.alive()
+            except (OSError, BusyError) as error:  # no thread to look with, or too many that look
+                log.debug("what it started cannot be looked for yet", container=container.id, error=error)
             run.send_signal(container.stop_signal)
         while not watcher.done():
             stop.shortened.clear()
