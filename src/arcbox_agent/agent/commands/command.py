@@ -15,7 +15,7 @@ import select
 
 from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.processes.helpers import HELPERS, LATE_IN_ALL, file_id, holders
-from arcbox_agent.agent.processes.pipes import readable_bytes
+from arcbox_agent.agent.processes.pipes import readable_bytes, widen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 #: After the process has ended and all it wrote itself is read: how much may still come from
 #: others that hold its output open.
 CHATTER_BYTES = 1 << 20
+
+#: What a command may write while nobody reads, once it has written anything.
+PIPE_SIZES = (1 << 20, 1 << 18)
 
 #: The most that one piece of a pipe holds.
 PIECE = 1 << 20
@@ -116,6 +119,7 @@ class Command:
         "_round",
         "_typed",
         "_wakes",
+        "_wide",
         "host",
         "left",
         "output_cut",
@@ -156,6 +160,8 @@ class Command:
         #: Outputs that have not had their turn in the present round, the next one last.
         self._round = self._outputs[::-1]
         self._got_any = False
+        #: Its pipes have their size.  A command that says nothing needs no more than they have at first.
+        self._wide = terminal
         #: Since the other tasks of the loop had their turn.
         self._pieces = 0
         self._last_read = self._loop.time()
@@ -178,6 +184,8 @@ class Command:
                 output = self._round.pop()
                 size = output.waiting() if room is None else output.read_into(room)
                 if size:
+                    if not self._wide:
+                        self._widen()
                     if self._ended_at is not None:
                         self._chatter += max(0, size - output.owed)
                     output.owed = max(0, output.owed - size)
@@ -198,6 +206,11 @@ class Command:
             if not self._outputs or not await self._more():
                 return None
             self._round = self._outputs[::-1]
+
+    def _widen(self) -> None:
+        self._wide = True
+        for output in self._outputs:
+            widen(output.fd, PIPE_SIZES)
 
     async def _more(self) -> bool:
         """After a round: wait until the next one is worth it.  False: the output is over."""

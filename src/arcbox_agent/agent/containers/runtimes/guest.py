@@ -41,9 +41,12 @@ class GuestRun:
             scope = self._scopes.commands().child(name)
             scope.create()
         try:
+            # That of a detached command is not used again.
+            cgroup_fd = -1 if request.detach else scope.keep_open()
             if scope.frozen():
                 raise frozen("the cgroup of the guest's commands")
-            cgroup_fd = scope.open()
+            if request.detach:
+                cgroup_fd = scope.open()
         except BaseException:
             scope.remove()
             raise
@@ -57,6 +60,8 @@ class GuestRun:
             terminal=terminal,
             cgroup_fd=cgroup_fd,
         )
+        if not request.detach:
+            spec.lent.add(cgroup_fd)
         return spec, scope
 
     def take_back(self, scope: Scope) -> bool:
