@@ -143,6 +143,9 @@ cdef extern from "spawn_child.h" nogil:
     ssize_t spawn_read_at(int dir, const char *path, char *out, size_t size)
     int AT_FDCWD
 
+cdef extern from "Python.h":
+    bytes PyUnicode_EncodeFSDefault(object text)
+
 
 #: What a failed step was about, in the order of `enum spawn_step`.
 STEPS = (
@@ -257,7 +260,11 @@ cdef class _Strings:
 
 cdef bytes _text(value):
     """The bytes of one string for the kernel, which ends it at the first NUL."""
-    cdef bytes data = value if type(value) is bytes else os.fsencode(value)
+    cdef bytes data
+    if type(value) is str:
+        data = PyUnicode_EncodeFSDefault(value)
+    else:
+        data = os.fsencode(value)
     if b"\0" in data:
         raise ValueError(f"embedded NUL in {value!r}")
     return data

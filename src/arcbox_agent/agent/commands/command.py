@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.containers.runtimes.protocol import CommandHost
     from arcbox_agent.agent.processes.children import Process
     from arcbox_agent.agent.processes.lanes import Lanes
+    from arcbox_agent.agent.processes.ready import Ready
     from arcbox_agent.agent.processes.scopes import Scope
     from arcbox_agent.agent.processes.status import ExitStatus
 
@@ -116,6 +117,7 @@ class Command:
         "_loop",
         "_outputs",
         "_pieces",
+        "_ready",
         "_round",
         "_typed",
         "_wakes",
@@ -138,6 +140,7 @@ class Command:
         typed: bytes,
         terminal: bool,
         lanes: Lanes,
+        ready: Ready,
         late_output: float,
     ) -> None:
         self.process = process
@@ -150,6 +153,7 @@ class Command:
         #: No more helper was seen.
         self._given_up = False
         self._lanes = lanes
+        self._ready = ready
         self._late = late_output
         #: When a helper was last seen.
         self._helped_at = float("-inf")
@@ -201,7 +205,7 @@ class Command:
                     self._hung_up = True
                 else:
                     self._outputs.remove(output)
-                    output.close()
+                    self._close(output)
             self._type()
             if not self._outputs or not await self._more():
                 return None
@@ -269,9 +273,13 @@ class Command:
 
     def close_outputs(self) -> None:
         for output in self._outputs:
-            output.close()
+            self._close(output)
         self._outputs.clear()
         self._round.clear()
+
+    def _close(self, output: CommandOutput) -> None:
+        self._ready.forget(output.fd)
+        output.close()
 
     async def _wait_for_something(self, timeout: float | None) -> None:
         """Until an output has something, the terminal takes something, or the process ends."""
@@ -282,18 +290,15 @@ class Command:
             # Its descriptor is readable all the time.
             self._hung_up, fds, timeout = False, [], REOPENED
         timer = loop.call_later(timeout, self._wake) if timeout is not None else None
+        # While the client does not read, nor do we: so each wakes once, and not until it is read.
         for fd in fds:
-            loop.add_reader(fd, self._wake)
+            self._ready.once(fd, self._wake)
         writer = fds[0] if fds and self._typed else -1
         if writer >= 0:
             loop.add_writer(writer, self._wake)
         try:
             await self._wakes
         finally:
-            # Not left in place: while the client does not read, nor do we, and a pipe with something
-            # in it would wake the loop without end.
-            for fd in fds:
-                loop.remove_reader(fd)
             if writer >= 0:
                 loop.remove_writer(writer)
             if timer is not None:

@@ -19,6 +19,7 @@ from arcbox_agent._spawn import SpawnError, exit_status, take_status
 from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.observe.rate import OncePerMinute
+from arcbox_agent.agent.processes.ready import Ready
 from arcbox_agent.agent.processes.spawning import HungError, SpawnUnderWay
 from arcbox_agent.agent.processes.stat_line import (
     is_stopped,
@@ -56,7 +57,7 @@ ADOPTED_STATUS_STEP = 0.01
 class Process:
     """A process that was started or adopted here."""
 
-    __slots__ = ("_ask", "_ended", "_owner", "child", "pid", "pidfd", "start_time", "status")
+    __slots__ = ("_ask", "_on_exit", "_owner", "_waiters", "child", "pid", "pidfd", "start_time", "status")
 
     def __init__(
         self,
@@ -69,7 +70,8 @@ class Process:
     ) -> None:
         self._owner = owner
         self._ask = ask
-        self._ended: asyncio.Future[ExitStatus] = owner.loop.create_future()
+        self._waiters: list[asyncio.Future[None]] = []
+        self._on_exit: list[Callable[[ExitStatus], None]] = []
         self.pid = pid
         #: -1 once its status is taken.
         self.pidfd = pidfd
@@ -81,17 +83,28 @@ class Process:
         self.status: ExitStatus | None = None
 
     async def wait(self) -> ExitStatus:
-        """Return its status when it has ended.  Any number of tasks may wait, and each may be cancelled."""
-        return await asyncio.shield(self._ended)
+        """Return its status when it has ended.  Any number of tasks may wait, and each may be cancelled.
+
+        CancelledError, too: it is not owned any more.
+        """
+        while self.status is None:
+            if self.pidfd < 0:
+                raise asyncio.CancelledError
+            waiter: asyncio.Future[None] = self._owner.loop.create_future()
+            self._waiters.append(waiter)
+            try:
+                await waiter
+            finally:
+                if waiter in self._waiters:
+                    self._waiters.remove(waiter)
+        return self.status
 
     def on_exit(self, callback: Callable[[ExitStatus], None]) -> None:
         """Call `callback` with the status when it has ended; never, where the agent ends first."""
-
-        def notify(future: asyncio.Future[ExitStatus]) -> None:
-            if not future.cancelled():
-                callback(future.result())
-
-        self._ended.add_done_callback(notify)
+        if self.status is not None:
+            self._owner.loop.call_soon(callback, self.status)
+        else:
+            self._on_exit.append(callback)
 
     def send_signal(self, sig: int) -> bool:
         """False: it has ended already."""
@@ -114,9 +127,11 @@ class Process:
             else:
                 self._ask_kernel(self._owner.loop.time() + budget.ADOPTED_STATUS)
             return
-        if taken is not None:
-            self._owner._forget(self)
-            self._finish(ExitStatus(*taken))
+        if taken is None:
+            self._owner.ready.once(self.pidfd, self._readable)
+            return
+        self._owner._forget(self)
+        self._finish(ExitStatus(*taken))
 
     async def _ask_parent(self, ask: Callable[[int], Awaitable[int | None]]) -> None:
         """Find the status of a process that is another's child, which can be asked."""
@@ -163,8 +178,13 @@ class Process:
         os.close(self.pidfd)
         self.pidfd = -1
         self.status = status
-        if not self._ended.done():
-            self._ended.set_result(status)
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        callbacks, self._on_exit = self._on_exit, []
+        for callback in callbacks:
+            callback(status)
 
 
 class Processes:
@@ -172,6 +192,7 @@ class Processes:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, lanes: Lanes, metrics: Counter | None = None) -> None:
         self.loop = loop
+        self.ready = Ready(loop)
         self._lanes = lanes
         self._metrics = metrics
         self._owned: dict[int, Process] = {}
@@ -210,14 +231,43 @@ class Processes:
         late: Late | None = None,
         kill: Callable[[], None] | None = None,
     ) -> Process:
-        """Start a process for container `key`, or for the guest.  SpawnError: nothing of it is left.
+        """Start a process for container `key`, or for the guest, as `begin` and `finish` do.
 
-        `run` prepares a SpawnSpec and runs it, so one thread switch does both.
-        HungError: it had not started within `limit` seconds.  It is killed, and `late` is called when
-        nothing of it runs any more.  BusyError: too much waits for that container.
-        `undo`: called where `run` is not.  `outlives`: the process goes on where the agent ends meanwhile.
         `kill`: kills the child that another process has made for `run`, without blocking.
         `ask`: the wait status of a pid that has ended, from the parent that it has instead of this process.
+        """
+        spawning = self.begin(run, undo, outlives, key=key, limit=limit, late=late, kill=kill)
+        try:
+            # Cancelled, the thread goes on, and `_abandoned` owns the process that it starts.
+            await spawning.future
+        except asyncio.CancelledError:
+            future = spawning.future
+            if not future.cancelled() and not spawning.given_up:
+                # It was over already.
+                self._abandoned(spawning.ticket, None if future.exception() else future.result())
+            self._count("spawn_failures")
+            raise
+        except Exception:
+            pass  # `finish` raises it
+        return self.finish(spawning, ask)
+
+    def begin(
+        self,
+        run: Callable[[Attempt], tuple[int, int, int]],
+        undo: Callable[[], None] | None = None,
+        outlives: bool = False,
+        *,
+        key: str | None = None,
+        limit: float = budget.SPAWNED,
+        late: Late | None = None,
+        kill: Callable[[], None] | None = None,
+    ) -> SpawnUnderWay:
+        """Begin to start a process.  `finish` it when its future is done.
+
+        `run` prepares a SpawnSpec and runs it, so one thread switch does both.
+        SpawnError: nothing of it is left.  BusyError: too much waits for that container.
+        `undo`: called where `run` is not.  `outlives`: the process goes on where the agent ends meanwhile.
+        `late`: called where it was given up, when nothing of it runs any more.
         """
         if self._closed:
             if undo is not None:
@@ -225,7 +275,7 @@ class Processes:
             raise SpawnError(errno.ESHUTDOWN, "clone")
         self._tickets += 1
         ticket = self._tickets
-        spawning = self._in_flight[ticket] = SpawnUnderWay(key, self.loop.time(), limit, outlives, late)
+        spawning = self._in_flight[ticket] = SpawnUnderWay(ticket, key, self.loop.time(), limit, outlives, late)
         spawning.kill = kill
         if self._look_timer is None:
             self._look_timer = self.loop.call_later(LOOK, self._look, context=Context())
@@ -238,7 +288,7 @@ class Processes:
                 late()
 
         try:
-            future = spawning.future = self._lanes.spawn.submit(
+            spawning.future = self._lanes.spawn.submit(
                 key, run, spawning.attempt, late=lambda made, error: self._abandoned(ticket, made), dropped=dropped
             )
         except (OSError, BusyError) as error:
@@ -247,23 +297,28 @@ class Processes:
             if isinstance(error, BusyError):
                 raise
             raise SpawnError(error.errno or errno.EAGAIN, "clone") from error
-        # The look is for those that have the time; it comes too late for a client's own limit.
-        timer = self.loop.call_later(limit, self._give_up, spawning) if limit < budget.SPAWNED else None
+        if limit < budget.SPAWNED:
+            # The look is for those that have the time; it comes too late for a client's own limit.
+            spawning.timer = self.loop.call_later(limit, self._give_up, spawning)
+        return spawning
+
+    def finish(self, spawning: SpawnUnderWay, ask: Callable[[int], Awaitable[int | None]] | None = None) -> Process:
+        """The process that was started.  SpawnError: nothing of it is left.
+
+        HungError: it had not started within its limit, and is killed.
+        """
+        if spawning.timer is not None:
+            spawning.timer.cancel()
         try:
-            # Cancelled, the thread goes on, and `_abandoned` owns the process that it starts.
-            pid, pidfd, start_time = await future
-        except (HungError, asyncio.CancelledError):
+            pid, pidfd, start_time = spawning.future.result()
+        except BaseException as error:
+            # In these two cases it is not over yet: `_abandoned` ends it.
+            if not isinstance(error, (HungError, asyncio.CancelledError)):
+                self._landed(spawning.ticket)
             self._count("spawn_failures")
             raise
-        except BaseException:
-            self._landed(ticket)
-            self._count("spawn_failures")
-            raise
-        finally:
-            if timer is not None:
-                timer.cancel()
         process = self._own(pid, pidfd, start_time, ask=ask)
-        self._landed(ticket)
+        self._landed(spawning.ticket)
         self._count("processes_spawned")
         return process
 
@@ -303,7 +358,9 @@ class Processes:
         self._forget(process)
         os.close(process.pidfd)
         process.pidfd = -1
-        process._ended.cancel()
+        process._on_exit.clear()
+        for waiter in process._waiters:
+            waiter.cancel()
 
     def reap_orphans(self) -> int:
         """Reap the zombies without an owner; returns how many.  For PID 1, at each SIGCHLD."""
@@ -352,6 +409,7 @@ class Processes:
             self.release(process)
         for task in self._asking:
             task.cancel()
+        self.ready.close()
 
     def _begin_asking(self, work: Coroutine[None, None, None]) -> None:
         task = self.loop.create_task(work, context=Context())
@@ -402,7 +460,7 @@ class Processes:
 
     def _give_up(self, spawning: SpawnUnderWay) -> None:
         future = spawning.future
-        if future is None or future.done():
+        if future.done():
             return
         seconds = self.loop.time() - spawning.began
         waits = self._lanes.spawn.waits(future)
@@ -430,11 +488,11 @@ class Processes:
     ) -> Process:
         process = Process(self, pid, pidfd, start_time, child, ask)
         self._owned[pid] = process
-        self.loop.add_reader(pidfd, process._readable)
+        self.ready.once(pidfd, process._readable)
         return process
 
     def _forget(self, process: Process) -> None:
-        self.loop.remove_reader(process.pidfd)
+        self.ready.forget(process.pidfd)
         if self._owned.get(process.pid) is process:
             del self._owned[process.pid]
 

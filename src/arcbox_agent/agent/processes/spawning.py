@@ -32,12 +32,36 @@ class HungError(Exception):
 
 
 class SpawnUnderWay:
-    """A spawn that is under way: its thread may have made a child that has no owner yet."""
+    """A spawn that is under way: its thread may have made a child that has no owner yet.
 
-    __slots__ = ("attempt", "began", "future", "given_up", "key", "kill", "late", "limit", "outlives", "since", "told")
+    `future`: pid, pidfd and start time; filled in when it has a thread, or waits for one.
+    """
 
-    def __init__(self, key: str | None, began: float, limit: float, outlives: bool, late: Late | None) -> None:
+    __slots__ = (
+        "attempt",
+        "began",
+        "future",
+        "given_up",
+        "key",
+        "kill",
+        "late",
+        "limit",
+        "outlives",
+        "since",
+        "ticket",
+        "timer",
+        "told",
+    )
+
+    future: asyncio.Future[tuple[int, int, int]]
+
+    def __init__(
+        self, ticket: int, key: str | None, began: float, limit: float, outlives: bool, late: Late | None
+    ) -> None:
+        self.ticket = ticket
         self.attempt = Attempt()
+        #: Gives it up.
+        self.timer: asyncio.TimerHandle | None = None
         #: Kills the child where another process has it.
         self.kill: Callable[[], None] | None = None
         self.key = key
@@ -48,7 +72,6 @@ class SpawnUnderWay:
         self.since = time.time()
         self.given_up = False
         self.told = False
-        self.future: asyncio.Future[tuple[int, int, int]] | None = None
 
     @property
     def step(self) -> str:
