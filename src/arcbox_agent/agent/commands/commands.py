@@ -10,6 +10,7 @@ import asyncio
 import signal
 
 from arcbox_agent.agent.commands.command import Command
+from arcbox_agent.agent.commands.prepare import Preparation
 from arcbox_agent.agent.commands.start import Start
 from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.containers.tasks import take_failure
@@ -73,8 +74,9 @@ class Commands:
             raise BusyError(f"max_execs = {self._settings.max_execs} commands run already: try again later")
         self._active += 1
         self._number += 1
+        preparation = Preparation(request, host, self._number, stderr)
         try:
-            start = Start(self._processes, request, host, self._number, stderr, late=lambda: self._abandoned(start))
+            start = Start(self._processes, preparation, late=lambda: self._abandoned(preparation))
         except BaseException:
             self._active -= 1
             raise
@@ -96,7 +98,7 @@ class Commands:
         except Exception:
             take_failure(start.future)
             return
-        if start.request.detach:
+        if start.preparation.request.detach:
             self.detach(command)
         else:
             self.leave(command)
@@ -108,8 +110,8 @@ class Commands:
             self._active -= 1
             raise
         self._metrics.add("commands_started")
-        request, host, preparation = start.request, start.host, start.preparation
-        scope = preparation.scope
+        preparation = start.preparation
+        request, host, scope = preparation.request, preparation.host, preparation.scope
         assert scope is not None
         command = Command(
             process,
@@ -133,11 +135,11 @@ class Commands:
             process.on_exit(lambda _: timer.cancel())
         return command
 
-    def _abandoned(self, start: Start) -> None:
+    def _abandoned(self, preparation: Preparation) -> None:
         """A start that was given up is over after all: nothing of it stays."""
-        start.preparation.close()
-        if start.preparation.scope is not None:
-            self._end_later(self._end_scope(start.host.key, start.preparation.scope))
+        preparation.close()
+        if preparation.scope is not None:
+            self._end_later(self._end_scope(preparation.host.key, preparation.scope))
 
     async def _end_scope(self, key: str | None, scope: Scope) -> None:
         await self._lanes.removal.submit(key, end, scope)

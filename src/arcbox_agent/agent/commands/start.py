@@ -6,7 +6,6 @@ The start goes on where its client goes away meanwhile: what it has made then ne
 from __future__ import annotations
 
 from arcbox_agent._spawn import SpawnError
-from arcbox_agent.agent.commands.prepare import Preparation
 from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.containers.runtimes.protocol import interpreter_of, reason
 from arcbox_agent.agent.processes.spawning import HungError
@@ -17,33 +16,29 @@ if TYPE_CHECKING:
     import asyncio
     from typing import NoReturn
 
-    from arcbox_agent.agent.containers.runtimes.protocol import CommandHost
+    from arcbox_agent.agent.commands.prepare import Preparation
     from arcbox_agent.agent.processes.children import Process, Processes
     from arcbox_agent.agent.processes.spawning import Late, SpawnUnderWay
-    from arcbox_agent.wire import ExecRequest
 
 
 class Start:
-    """`number`, `stderr`: see Preparation.  RequestError: it cannot be begun."""
+    """`late`: see Processes.begin.  RequestError: it cannot be begun."""
 
-    __slots__ = ("_processes", "_spawning", "began", "host", "preparation", "request")
+    __slots__ = ("_processes", "_spawning", "began", "preparation")
 
-    def __init__(
-        self, processes: Processes, request: ExecRequest, host: CommandHost, number: int, stderr: bool, late: Late
-    ) -> None:
+    def __init__(self, processes: Processes, preparation: Preparation, late: Late) -> None:
         self._processes = processes
-        self.request = request
-        self.host = host
-        self.preparation = Preparation(request, host, number, stderr)
+        self.preparation = preparation
         #: Loop time.
         self.began = processes.loop.time()
+        request, key = preparation.request, preparation.host.key
         limit = budget.SPAWNED
         if request.timeout_ms:
             # A time that is over before its command has started ends the command, and is told as such.  Only a start
             # that hangs is given up.
             limit = min(max(request.timeout_ms / 1000, budget.HANGING_START), limit)
         try:
-            self._spawning: SpawnUnderWay = processes.begin(self.preparation.run, key=host.key, limit=limit, late=late)
+            self._spawning: SpawnUnderWay = processes.begin(preparation.run, key=key, limit=limit, late=late)
         except (SpawnError, OSError) as error:
             self._fail(error)
 
@@ -71,13 +66,14 @@ class Start:
             self._fail(error)
 
     def _fail(self, error: HungError | SpawnError | OSError) -> NoReturn:
+        program = self.preparation.request.cmd[0]
         if isinstance(error, HungError):
             raise AgentFailedError(f"exec failed: {error}") from error
         if isinstance(error, OSError) or error.step == "exec":
             # As 0.0.1-alpha.1 says it, and then which program.
             words = f"{error.strerror} (os error {error.errno})"
             if isinstance(error, SpawnError):
-                words += f": {self.request.cmd[0]}{interpreter_of(error)}"
+                words += f": {program}{interpreter_of(error)}"
         else:
-            words = reason(error, self.request.cmd[0], self.preparation.cwd, ())
+            words = reason(error, program, self.preparation.cwd, ())
         raise AgentFailedError(f"exec failed: {words}") from error

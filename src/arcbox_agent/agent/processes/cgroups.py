@@ -58,8 +58,7 @@ class Cgroup:
         self._fd = -1
 
     def __del__(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
+        self._close()
 
     def create(self, parents: bool = True) -> None:
         if parents:
@@ -72,7 +71,7 @@ class Cgroup:
         return os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def keep_open(self) -> int:
-        """The same, open as long as this object is there: for one that many are born in, one after the other."""
+        """The same, open until this is removed or forgotten: for one that many are born in, one after the other."""
         if self._fd < 0:
             self._fd = self.open()
         return self._fd
@@ -190,6 +189,17 @@ class Cgroup:
 
     def remove(self) -> bool:
         """Remove it and all below it; False: something runs in it."""
+        if not self._remove():
+            return False
+        self._close()
+        return True
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+    def _remove(self) -> bool:
         give_up = time.monotonic() + budget.CGROUPS_REMOVED
         for attempt in range(20):
             try:
