@@ -55,6 +55,36 @@ __all__ = [
     "AttachRequest",
     "AttachInput",
     "AttachOutput",
+    "StartExecutionRequest",
+    "Execution",
+    "ExecutionOutput",
+    "ListExecutionsRequest",
+    "ListExecutionsResponse",
+    "InspectExecutionRequest",
+    "AttachExecutionRequest",
+    "StreamCursor",
+    "StreamInput",
+    "StreamCredit",
+    "StreamHeartbeat",
+    "StreamControl",
+    "StreamOutput",
+    "StreamGap",
+    "StreamAccepted",
+    "StreamEnd",
+    "StreamAlive",
+    "WriteExecutionRequest",
+    "ResizeExecutionRequest",
+    "SignalExecutionRequest",
+    "WaitExecutionRequest",
+    "RemoveExecutionRequest",
+    "ConnectRequest",
+    "Connected",
+    "ListenRequest",
+    "Listening",
+    "Incoming",
+    "AcceptRequest",
+    "WaitForRequest",
+    "WaitForResponse",
     "LogsRequest",
     "LogGap",
     "LogEntry",
@@ -969,6 +999,617 @@ class AttachOutput(Message):
         *,
         stream: str = ...,
         data: bytes = ...,
+    ) -> None: ...
+
+@final
+class StartExecutionRequest(Message):
+    """Starts a command that does not belong to its connection: docs/executions.md."""
+
+    TYPE: ClassVar[int]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[str, str, str, str, str, str, str]]
+    id: str
+    """Chosen by the caller: [a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}; empty: by the agent. An id that the same command has gives that execution, whether it runs or has ended."""
+    command: ExecRequest | None
+    """What to run, and where. Of it `stream`, `detach`, `stdin` and `detail` say nothing here."""
+    open_stdin: bool
+    """its input comes by StreamInput or WriteExecutionRequest; else it has none"""
+    idempotency_key: str
+    """The same key gives the execution that was started with it, as long as that is kept."""
+    spool_limit: int
+    """bytes of each output that are kept; 0: the agent's setting"""
+    wait_when_full: bool
+    """While the spool is full of what a reader has not taken, the command waits in its pipe. Else the oldest output is dropped."""
+    keep_ms: int
+    """how long it is kept after its end; 0: the agent's setting"""
+    def __init__(
+        self,
+        *,
+        id: str = ...,
+        command: ExecRequest | None = ...,
+        open_stdin: bool = ...,
+        idempotency_key: str = ...,
+        spool_limit: int = ...,
+        wait_when_full: bool = ...,
+        keep_ms: int = ...,
+    ) -> None: ...
+
+@final
+class Execution(Message):
+    TYPE: ClassVar[int]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[str, str, str, str, str, str, str, str, str, str, str, str, str, str, str, str, str, str, str, str, str]]
+    id: str
+    state: str
+    """`starting`, `running`, `ended`"""
+    container_id: str
+    """empty: in the guest itself"""
+    cmd: list[str]
+    tty: bool
+    open_stdin: bool
+    pid: int
+    """0: not started yet"""
+    created_ns: int
+    """Unix ns, by the guest's clock; so are the others"""
+    started_ns: int
+    ended_ns: int
+    cause: str
+    """How it ended: `exited`, `signalled`, `timeout`, `oom`, `killed` (a client asked for SIGKILL), `unknown` (nobody saw it)."""
+    exit_code: int
+    """-1 where a signal ended it, or where it is not known"""
+    signal: int
+    output_cut: bool
+    """something it started still held its output open: what that wrote later is missing"""
+    cpu_ns: int
+    """of all that it started; 0: not known"""
+    peak_memory: int
+    """bytes; 0: not known"""
+    outputs: list[ExecutionOutput]
+    input_offset: int
+    """bytes of input that were accepted"""
+    input_closed: bool
+    """the input has its end, or nobody reads it any more"""
+    attached: int
+    """clients"""
+    user: str
+    def __init__(
+        self,
+        *,
+        id: str = ...,
+        state: str = ...,
+        container_id: str = ...,
+        cmd: list[str] = ...,
+        tty: bool = ...,
+        open_stdin: bool = ...,
+        pid: int = ...,
+        created_ns: int = ...,
+        started_ns: int = ...,
+        ended_ns: int = ...,
+        cause: str = ...,
+        exit_code: int = ...,
+        signal: int = ...,
+        output_cut: bool = ...,
+        cpu_ns: int = ...,
+        peak_memory: int = ...,
+        outputs: list[ExecutionOutput] = ...,
+        input_offset: int = ...,
+        input_closed: bool = ...,
+        attached: int = ...,
+        user: str = ...,
+    ) -> None: ...
+
+@final
+class ExecutionOutput(Message):
+    TYPE: ClassVar[None]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[str, str, str, str]]
+    stream: str
+    """`stdout`, `stderr`; of a terminal `stdout` alone"""
+    begin: int
+    """the cursor of the first byte that is kept"""
+    end: int
+    """the cursor behind the last byte"""
+    over: bool
+    """no more comes"""
+    def __init__(
+        self,
+        *,
+        stream: str = ...,
+        begin: int = ...,
+        end: int = ...,
+        over: bool = ...,
+    ) -> None: ...
+
+@final
+class ListExecutionsRequest(Message):
+    TYPE: ClassVar[int]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[str, str, str]]
+    container_id: str
+    """only those in this container"""
+    all: bool
+    """those that have ended too"""
+    after: str
+    """the next page: `next` of the page before"""
+    def __init__(
+        self,
+        *,
+        container_id: str = ...,
+        all: bool = ...,
+        after: str = ...,
+    ) -> None: ...
+
+@final
+class ListExecutionsResponse(Message):
+    TYPE: ClassVar[int]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[str, str]]
+    executions: list[Execution]
+    next: str
+    """empty: this is the last page"""
+    def __init__(
+        self,
+        *,
+        executions: list[Execution] = ...,
+        next: str = ...,
+    ) -> None: ...
+
+@final
+class InspectExecutionRequest(Message):
+    TYPE: ClassVar[int]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[str]]
+    id: str
+    def __init__(
+        self,
+        *,
+        id: str = ...,
+    ) -> None: ...
+
+@final
+class AttachExecutionRequest(Message):
+    """Opens a stream; the order of its frames is in docs/protocol.md."""
+
+    TYPE: ClassVar[int]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[str, str, str, str, str]]
+    id: str
+    outputs: list[StreamCursor]
+    """those that are wanted, and from where"""
+    input: bool
+    """this client gives the input. One client at a time does."""
+    window: int
+    """bytes of each output that may be under way; 0: 256 KiB"""
+    heartbeat_ms: int
+    """each side is heard at least so often; 0: 10 s"""
+    def __init__(
+        self,
+        *,
+        id: str = ...,
+        outputs: list[StreamCursor] = ...,
+        input: bool = ...,
+        window: int = ...,
+        heartbeat_ms: int = ...,
+    ) -> None: ...
+
+@final
+class StreamCursor(Message):
+    TYPE: ClassVar[None]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[str, str, str]]
+    stream: str
+    cursor: int
+    """of the first byte that is wanted"""
+    newest: bool
+    """only what comes from now on, in place of `cursor`"""
+    def __init__(
+        self,
+        *,
+        stream: str = ...,
+        cursor: int = ...,
+        newest: bool = ...,
+    ) -> None: ...
+
+@final
+class StreamInput(Message):
+    TYPE: ClassVar[int]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[str, str, str]]
+    offset: int
+    """of the first byte of `data`; bytes that were accepted before are passed over"""
+    data: bytes
+    close: bool
+    """the input ends behind `data`"""
+    def __init__(
+        self,
+        *,
+        offset: int = ...,
+        data: bytes = ...,
+        close: bool = ...,
+    ) -> None: ...
+
+@final
+class StreamCredit(Message):
+    TYPE: ClassVar[int]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[str, str, str]]
+    stream: str
+    taken: int
+    """the cursor up to which the reader has taken the stream"""
+    until: int
+    """the cursor up to which the sender may send"""
+    def __init__(
+        self,
+        *,
+        stream: str = ...,
+        taken: int = ...,
+        until: int = ...,
+    ) -> None: ...
+
+@final
+class StreamHeartbeat(Message):
+    TYPE: ClassVar[int]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[()]]
+
+@final
+class StreamControl(Message):
+    TYPE: ClassVar[int]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[str, str, str, str]]
+    rows: int
+    """of the terminal, with `columns`; 0: as it is"""
+    columns: int
+    signal: str
+    """to the command, by name or number"""
+    detach: bool
+    """the stream ends with Empty, and the command goes on"""
+    def __init__(
+        self,
+        *,
+        rows: int = ...,
+        columns: int = ...,
+        signal: str = ...,
+        detach: bool = ...,
+    ) -> None: ...
+
+@final
+class StreamOutput(Message):
+    TYPE: ClassVar[int]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[str, str, str]]
+    stream: str
+    cursor: int
+    """of the first byte of `data`"""
+    data: bytes
+    def __init__(
+        self,
+        *,
+        stream: str = ...,
+        cursor: int = ...,
+        data: bytes = ...,
+    ) -> None: ...
+
+@final
+class StreamGap(Message):
+    TYPE: ClassVar[int]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[str, str, str]]
+    stream: str
+    cursor: int
+    """of the first byte that is missing"""
+    bytes: int
+    def __init__(
+        self,
+        *,
+        stream: str = ...,
+        cursor: int = ...,
+        bytes: int = ...,
+    ) -> None: ...
+
+@final
+class StreamAccepted(Message):
+    TYPE: ClassVar[int]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[str, str, str]]
+    offset: int
+    """the input was accepted up to here"""
+    until: int
+    """and may be sent up to here"""
+    closed: bool
+    """nobody reads it any more, or it has its end: more is refused"""
+    def __init__(
+        self,
+        *,
+        offset: int = ...,
+        until: int = ...,
+        closed: bool = ...,
+    ) -> None: ...
+
+@final
+class StreamEnd(Message):
+    TYPE: ClassVar[int]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[str, str]]
+    stream: str
+    """no more comes of it"""
+    cursor: int
+    """behind its last byte"""
+    def __init__(
+        self,
+        *,
+        stream: str = ...,
+        cursor: int = ...,
+    ) -> None: ...
+
+@final
+class StreamAlive(Message):
+    TYPE: ClassVar[int]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[()]]
+
+@final
+class WriteExecutionRequest(Message):
+    TYPE: ClassVar[int]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[str, str, str, str]]
+    id: str
+    offset: int
+    """as in StreamInput"""
+    data: bytes
+    close: bool
+    def __init__(
+        self,
+        *,
+        id: str = ...,
+        offset: int = ...,
+        data: bytes = ...,
+        close: bool = ...,
+    ) -> None: ...
+
+@final
+class ResizeExecutionRequest(Message):
+    TYPE: ClassVar[int]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[str, str, str]]
+    id: str
+    rows: int
+    columns: int
+    def __init__(
+        self,
+        *,
+        id: str = ...,
+        rows: int = ...,
+        columns: int = ...,
+    ) -> None: ...
+
+@final
+class SignalExecutionRequest(Message):
+    TYPE: ClassVar[int]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[str, str, str]]
+    id: str
+    signal: str
+    """a name or a number; empty: SIGTERM"""
+    all: bool
+    """to all that it started"""
+    def __init__(
+        self,
+        *,
+        id: str = ...,
+        signal: str = ...,
+        all: bool = ...,
+    ) -> None: ...
+
+@final
+class WaitExecutionRequest(Message):
+    TYPE: ClassVar[int]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[str, str]]
+    id: str
+    timeout_ms: int
+    """0: none; then the reply tells that it still runs"""
+    def __init__(
+        self,
+        *,
+        id: str = ...,
+        timeout_ms: int = ...,
+    ) -> None: ...
+
+@final
+class RemoveExecutionRequest(Message):
+    TYPE: ClassVar[int]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[str, str]]
+    id: str
+    force: bool
+    """one that runs is killed"""
+    def __init__(
+        self,
+        *,
+        id: str = ...,
+        force: bool = ...,
+    ) -> None: ...
+
+@final
+class ConnectRequest(Message):
+    """A connection from the guest, or from a container's network, to an address. The stream that follows is that of AttachExecutionRequest, with one output whose name is empty."""
+
+    TYPE: ClassVar[int]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[str, str, str, str, str, str, str]]
+    host: str
+    """a name or an address; empty: 127.0.0.1"""
+    port: int
+    """TCP"""
+    path: str
+    """a unix socket, in place of host and port"""
+    container_id: str
+    """whose network and files; empty: the guest's"""
+    window: int
+    """as in AttachExecutionRequest; so is heartbeat_ms"""
+    heartbeat_ms: int
+    timeout_ms: int
+    """to connect in; 0: 10 s"""
+    def __init__(
+        self,
+        *,
+        host: str = ...,
+        port: int = ...,
+        path: str = ...,
+        container_id: str = ...,
+        window: int = ...,
+        heartbeat_ms: int = ...,
+        timeout_ms: int = ...,
+    ) -> None: ...
+
+@final
+class Connected(Message):
+    TYPE: ClassVar[int]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[str, str]]
+    local: str
+    """`host:port`, or the path"""
+    remote: str
+    def __init__(
+        self,
+        *,
+        local: str = ...,
+        remote: str = ...,
+    ) -> None: ...
+
+@final
+class ListenRequest(Message):
+    """Listens in the guest. The call lasts as long as it listens, and tells each connection."""
+
+    TYPE: ClassVar[int]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[str, str, str, str, str, str]]
+    host: str
+    """empty: 127.0.0.1"""
+    port: int
+    """0: any, with an empty `path`"""
+    path: str
+    container_id: str
+    heartbeat_ms: int
+    mode: int
+    """of the socket's file; 0: 0600"""
+    def __init__(
+        self,
+        *,
+        host: str = ...,
+        port: int = ...,
+        path: str = ...,
+        container_id: str = ...,
+        heartbeat_ms: int = ...,
+        mode: int = ...,
+    ) -> None: ...
+
+@final
+class Listening(Message):
+    TYPE: ClassVar[int]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[str]]
+    address: str
+    """`host:port`, or the path"""
+    def __init__(
+        self,
+        *,
+        address: str = ...,
+    ) -> None: ...
+
+@final
+class Incoming(Message):
+    TYPE: ClassVar[int]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[str, str]]
+    id: str
+    """for AcceptRequest"""
+    remote: str
+    def __init__(
+        self,
+        *,
+        id: str = ...,
+        remote: str = ...,
+    ) -> None: ...
+
+@final
+class AcceptRequest(Message):
+    """Picks up a connection that ListenRequest told; the stream is that of ConnectRequest."""
+
+    TYPE: ClassVar[int]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[str, str, str]]
+    id: str
+    window: int
+    heartbeat_ms: int
+    def __init__(
+        self,
+        *,
+        id: str = ...,
+        window: int = ...,
+        heartbeat_ms: int = ...,
+    ) -> None: ...
+
+@final
+class WaitForRequest(Message):
+    """Waits until one thing holds. One of port, path, file, output, execution and pid is given."""
+
+    TYPE: ClassVar[int]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[str, str, str, str, str, str, str, str, str, str]]
+    container_id: str
+    """empty: in the guest"""
+    host: str
+    """with `port`; empty: 127.0.0.1"""
+    port: int
+    """accepts connections"""
+    path: str
+    """a unix socket that accepts connections"""
+    file: str
+    """exists"""
+    changes: bool
+    """`file` changes from what it is now"""
+    pattern: str
+    """a regular expression that a line of the container's log matches, or of `execution`"""
+    execution: str
+    """has ended, or with `pattern`: its output matches"""
+    pid: int
+    """of the guest, has ended"""
+    timeout_ms: int
+    """0: 60 s"""
+    def __init__(
+        self,
+        *,
+        container_id: str = ...,
+        host: str = ...,
+        port: int = ...,
+        path: str = ...,
+        file: str = ...,
+        changes: bool = ...,
+        pattern: str = ...,
+        execution: str = ...,
+        pid: int = ...,
+        timeout_ms: int = ...,
+    ) -> None: ...
+
+@final
+class WaitForResponse(Message):
+    TYPE: ClassVar[int]
+    FRAME_VERSION: ClassVar[None]
+    __match_args__: ClassVar[tuple[str, str, str]]
+    met: bool
+    """false: the time is over"""
+    found: str
+    """the line that matched"""
+    last: str
+    """with `met` false: why not yet, as the last look found"""
+    def __init__(
+        self,
+        *,
+        met: bool = ...,
+        found: str = ...,
+        last: str = ...,
     ) -> None: ...
 
 @final

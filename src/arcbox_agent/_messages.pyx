@@ -65,6 +65,36 @@ __all__ = [
     "AttachRequest",
     "AttachInput",
     "AttachOutput",
+    "StartExecutionRequest",
+    "Execution",
+    "ExecutionOutput",
+    "ListExecutionsRequest",
+    "ListExecutionsResponse",
+    "InspectExecutionRequest",
+    "AttachExecutionRequest",
+    "StreamCursor",
+    "StreamInput",
+    "StreamCredit",
+    "StreamHeartbeat",
+    "StreamControl",
+    "StreamOutput",
+    "StreamGap",
+    "StreamAccepted",
+    "StreamEnd",
+    "StreamAlive",
+    "WriteExecutionRequest",
+    "ResizeExecutionRequest",
+    "SignalExecutionRequest",
+    "WaitExecutionRequest",
+    "RemoveExecutionRequest",
+    "ConnectRequest",
+    "Connected",
+    "ListenRequest",
+    "Listening",
+    "Incoming",
+    "AcceptRequest",
+    "WaitForRequest",
+    "WaitForResponse",
     "LogsRequest",
     "LogGap",
     "LogEntry",
@@ -2403,6 +2433,1449 @@ cdef class AttachOutput(Message):
         return 0
 
 
+cdef MessageClass* _StartExecutionRequest
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class StartExecutionRequest(Message):
+    """Starts a command that does not belong to its connection: docs/executions.md.
+
+    id: str  # Chosen by the caller: [a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}; empty: by the agent. An id that the same command has gives that execution, whether it runs or has ended.
+    command: ExecRequest | None  # What to run, and where. Of it `stream`, `detach`, `stdin` and `detail` say nothing here.
+    open_stdin: bool  # its input comes by StreamInput or WriteExecutionRequest; else it has none
+    idempotency_key: str  # The same key gives the execution that was started with it, as long as that is kept.
+    spool_limit: int  # bytes of each output that are kept; 0: the agent's setting
+    wait_when_full: bool  # While the spool is full of what a reader has not taken, the command waits in its pipe. Else the oldest output is dropped.
+    keep_ms: int  # how long it is kept after its end; 0: the agent's setting
+    """
+
+    TYPE = 0x0110
+    FRAME_VERSION = None
+    __match_args__ = ("id", "command", "open_stdin", "idempotency_key", "spool_limit", "wait_when_full", "keep_ms")
+
+    cdef object id
+    cdef object command
+    cdef object open_stdin
+    cdef object idempotency_key
+    cdef object spool_limit
+    cdef object wait_when_full
+    cdef object keep_ms
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.keep_ms != default_int:
+            p = write_uint64(w, p, 0x38, <PyObject*>self.keep_ms)
+        if <PyObject*>self.wait_when_full != Py_False:
+            p = write_bool(w, p, 0x30, <PyObject*>self.wait_when_full)
+        if <PyObject*>self.spool_limit != default_int:
+            p = write_uint64(w, p, 0x28, <PyObject*>self.spool_limit)
+        if <PyObject*>self.idempotency_key != default_str:
+            p = prepend_short_str(p, w.short_start, 0x22, <PyObject*>self.idempotency_key) or write_str(w, p, 0x22, <PyObject*>self.idempotency_key)
+        if <PyObject*>self.open_stdin != Py_False:
+            p = write_bool(w, p, 0x18, <PyObject*>self.open_stdin)
+        p = write_message(w, p, 0x12, <PyObject*>self.command, _ExecRequest)
+        if <PyObject*>self.id != default_str:
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        cdef uint32_t tag = 0
+        while p < end:
+            p = read_tag(location, p, end, &tag)
+            if tag == 0xA:
+                self.id = read_str(location, 0xA, &p, end)
+            elif tag == 0x12:
+                if self.command is None:
+                    self.command = new_message(_ExecRequest)
+                p = read_message(location, 0x12, p, end, self.command)
+            elif tag == 0x18:
+                self.open_stdin = read_bool(location, 0x18, &p, end)
+            elif tag == 0x22:
+                self.idempotency_key = read_str(location, 0x22, &p, end)
+            elif tag == 0x28:
+                self.spool_limit = read_uint64(location, 0x28, &p, end)
+            elif tag == 0x30:
+                self.wait_when_full = read_bool(location, 0x30, &p, end)
+            elif tag == 0x38:
+                self.keep_ms = read_uint64(location, 0x38, &p, end)
+            else:
+                p = skip(location, tag, p, end)
+        return 0
+
+
+cdef MessageClass* _Execution
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class Execution(Message):
+    """id: str
+    state: str  # `starting`, `running`, `ended`
+    container_id: str  # empty: in the guest itself
+    cmd: list[str]
+    tty: bool
+    open_stdin: bool
+    pid: int  # 0: not started yet
+    created_ns: int  # Unix ns, by the guest's clock; so are the others
+    started_ns: int
+    ended_ns: int
+    cause: str  # How it ended: `exited`, `signalled`, `timeout`, `oom`, `killed` (a client asked for SIGKILL), `unknown` (nobody saw it).
+    exit_code: int  # -1 where a signal ended it, or where it is not known
+    signal: int
+    output_cut: bool  # something it started still held its output open: what that wrote later is missing
+    cpu_ns: int  # of all that it started; 0: not known
+    peak_memory: int  # bytes; 0: not known
+    outputs: list[ExecutionOutput]
+    input_offset: int  # bytes of input that were accepted
+    input_closed: bool  # the input has its end, or nobody reads it any more
+    attached: int  # clients
+    user: str
+    """
+
+    TYPE = 0x1110
+    FRAME_VERSION = None
+    __match_args__ = ("id", "state", "container_id", "cmd", "tty", "open_stdin", "pid", "created_ns", "started_ns", "ended_ns", "cause", "exit_code", "signal", "output_cut", "cpu_ns", "peak_memory", "outputs", "input_offset", "input_closed", "attached", "user")
+
+    cdef object id
+    cdef object state
+    cdef object container_id
+    cdef object cmd
+    cdef object tty
+    cdef object open_stdin
+    cdef object pid
+    cdef object created_ns
+    cdef object started_ns
+    cdef object ended_ns
+    cdef object cause
+    cdef object exit_code
+    cdef object signal
+    cdef object output_cut
+    cdef object cpu_ns
+    cdef object peak_memory
+    cdef object outputs
+    cdef object input_offset
+    cdef object input_closed
+    cdef object attached
+    cdef object user
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.user != default_str:
+            p = prepend_short_str(p, w.short_start, 0xAA, <PyObject*>self.user) or write_str(w, p, 0xAA, <PyObject*>self.user)
+        if <PyObject*>self.attached != default_int:
+            p = write_uint32(w, p, 0xA0, <PyObject*>self.attached)
+        if <PyObject*>self.input_closed != Py_False:
+            p = write_bool(w, p, 0x98, <PyObject*>self.input_closed)
+        if <PyObject*>self.input_offset != default_int:
+            p = write_uint64(w, p, 0x90, <PyObject*>self.input_offset)
+        if not is_empty_list(<PyObject*>self.outputs):
+            p = write_message_list(w, p, 0x8A, <PyObject*>self.outputs, _ExecutionOutput)
+        if <PyObject*>self.peak_memory != default_int:
+            p = write_uint64(w, p, 0x80, <PyObject*>self.peak_memory)
+        if <PyObject*>self.cpu_ns != default_int:
+            p = write_uint64(w, p, 0x78, <PyObject*>self.cpu_ns)
+        if <PyObject*>self.output_cut != Py_False:
+            p = write_bool(w, p, 0x70, <PyObject*>self.output_cut)
+        if <PyObject*>self.signal != default_int:
+            p = write_int32(w, p, 0x68, <PyObject*>self.signal)
+        if <PyObject*>self.exit_code != default_int:
+            p = write_int32(w, p, 0x60, <PyObject*>self.exit_code)
+        if <PyObject*>self.cause != default_str:
+            p = prepend_short_str(p, w.short_start, 0x5A, <PyObject*>self.cause) or write_str(w, p, 0x5A, <PyObject*>self.cause)
+        if <PyObject*>self.ended_ns != default_int:
+            p = write_int64(w, p, 0x50, <PyObject*>self.ended_ns)
+        if <PyObject*>self.started_ns != default_int:
+            p = write_int64(w, p, 0x48, <PyObject*>self.started_ns)
+        if <PyObject*>self.created_ns != default_int:
+            p = write_int64(w, p, 0x40, <PyObject*>self.created_ns)
+        if <PyObject*>self.pid != default_int:
+            p = write_uint32(w, p, 0x38, <PyObject*>self.pid)
+        if <PyObject*>self.open_stdin != Py_False:
+            p = write_bool(w, p, 0x30, <PyObject*>self.open_stdin)
+        if <PyObject*>self.tty != Py_False:
+            p = write_bool(w, p, 0x28, <PyObject*>self.tty)
+        if not is_empty_list(<PyObject*>self.cmd):
+            p = write_str_list(w, p, 0x22, <PyObject*>self.cmd)
+        if <PyObject*>self.container_id != default_str:
+            p = prepend_short_str(p, w.short_start, 0x1A, <PyObject*>self.container_id) or write_str(w, p, 0x1A, <PyObject*>self.container_id)
+        if <PyObject*>self.state != default_str:
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.state) or write_str(w, p, 0x12, <PyObject*>self.state)
+        if <PyObject*>self.id != default_str:
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        cdef uint32_t tag = 0
+        while p < end:
+            p = read_tag(location, p, end, &tag)
+            if tag == 0xA:
+                self.id = read_str(location, 0xA, &p, end)
+            elif tag == 0x12:
+                self.state = read_str(location, 0x12, &p, end)
+            elif tag == 0x1A:
+                self.container_id = read_str(location, 0x1A, &p, end)
+            elif tag == 0x22:
+                if <PyObject*>self.cmd == unset:
+                    self.cmd = []
+                p = read_str_item(location, 0x22, p, end, <list>self.cmd, 65536)
+            elif tag == 0x28:
+                self.tty = read_bool(location, 0x28, &p, end)
+            elif tag == 0x30:
+                self.open_stdin = read_bool(location, 0x30, &p, end)
+            elif tag == 0x38:
+                self.pid = read_uint32(location, 0x38, &p, end)
+            elif tag == 0x40:
+                self.created_ns = read_int64(location, 0x40, &p, end)
+            elif tag == 0x48:
+                self.started_ns = read_int64(location, 0x48, &p, end)
+            elif tag == 0x50:
+                self.ended_ns = read_int64(location, 0x50, &p, end)
+            elif tag == 0x5A:
+                self.cause = read_str(location, 0x5A, &p, end)
+            elif tag == 0x60:
+                self.exit_code = read_int32(location, 0x60, &p, end)
+            elif tag == 0x68:
+                self.signal = read_int32(location, 0x68, &p, end)
+            elif tag == 0x70:
+                self.output_cut = read_bool(location, 0x70, &p, end)
+            elif tag == 0x78:
+                self.cpu_ns = read_uint64(location, 0x78, &p, end)
+            elif tag == 0x80:
+                self.peak_memory = read_uint64(location, 0x80, &p, end)
+            elif tag == 0x8A:
+                if <PyObject*>self.outputs == unset:
+                    self.outputs = []
+                p = read_message_item(location, 0x8A, p, end, <list>self.outputs, 16, _ExecutionOutput)
+            elif tag == 0x90:
+                self.input_offset = read_uint64(location, 0x90, &p, end)
+            elif tag == 0x98:
+                self.input_closed = read_bool(location, 0x98, &p, end)
+            elif tag == 0xA0:
+                self.attached = read_uint32(location, 0xA0, &p, end)
+            elif tag == 0xAA:
+                self.user = read_str(location, 0xAA, &p, end)
+            else:
+                p = skip(location, tag, p, end)
+        return 0
+
+
+cdef MessageClass* _ExecutionOutput
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class ExecutionOutput(Message):
+    """stream: str  # `stdout`, `stderr`; of a terminal `stdout` alone
+    begin: int  # the cursor of the first byte that is kept
+    end: int  # the cursor behind the last byte
+    over: bool  # no more comes
+    """
+
+    TYPE = None
+    FRAME_VERSION = None
+    __match_args__ = ("stream", "begin", "end", "over")
+
+    cdef object stream
+    cdef object begin
+    cdef object end
+    cdef object over
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.over != Py_False:
+            p = write_bool(w, p, 0x20, <PyObject*>self.over)
+        if <PyObject*>self.end != default_int:
+            p = write_uint64(w, p, 0x18, <PyObject*>self.end)
+        if <PyObject*>self.begin != default_int:
+            p = write_uint64(w, p, 0x10, <PyObject*>self.begin)
+        if <PyObject*>self.stream != default_str:
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.stream) or write_str(w, p, 0xA, <PyObject*>self.stream)
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        cdef uint32_t tag = 0
+        while p < end:
+            p = read_tag(location, p, end, &tag)
+            if tag == 0xA:
+                self.stream = read_str(location, 0xA, &p, end)
+            elif tag == 0x10:
+                self.begin = read_uint64(location, 0x10, &p, end)
+            elif tag == 0x18:
+                self.end = read_uint64(location, 0x18, &p, end)
+            elif tag == 0x20:
+                self.over = read_bool(location, 0x20, &p, end)
+            else:
+                p = skip(location, tag, p, end)
+        return 0
+
+
+cdef MessageClass* _ListExecutionsRequest
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class ListExecutionsRequest(Message):
+    """container_id: str  # only those in this container
+    all: bool  # those that have ended too
+    after: str  # the next page: `next` of the page before
+    """
+
+    TYPE = 0x0111
+    FRAME_VERSION = None
+    __match_args__ = ("container_id", "all", "after")
+
+    cdef object container_id
+    cdef object all
+    cdef object after
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.after != default_str:
+            p = prepend_short_str(p, w.short_start, 0x1A, <PyObject*>self.after) or write_str(w, p, 0x1A, <PyObject*>self.after)
+        if <PyObject*>self.all != Py_False:
+            p = write_bool(w, p, 0x10, <PyObject*>self.all)
+        if <PyObject*>self.container_id != default_str:
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.container_id) or write_str(w, p, 0xA, <PyObject*>self.container_id)
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        cdef uint32_t tag = 0
+        while p < end:
+            p = read_tag(location, p, end, &tag)
+            if tag == 0xA:
+                self.container_id = read_str(location, 0xA, &p, end)
+            elif tag == 0x10:
+                self.all = read_bool(location, 0x10, &p, end)
+            elif tag == 0x1A:
+                self.after = read_str(location, 0x1A, &p, end)
+            else:
+                p = skip(location, tag, p, end)
+        return 0
+
+
+cdef MessageClass* _ListExecutionsResponse
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class ListExecutionsResponse(Message):
+    """executions: list[Execution]
+    next: str  # empty: this is the last page
+    """
+
+    TYPE = 0x1111
+    FRAME_VERSION = None
+    __match_args__ = ("executions", "next")
+
+    cdef object executions
+    cdef object next
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.next != default_str:
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.next) or write_str(w, p, 0x12, <PyObject*>self.next)
+        if not is_empty_list(<PyObject*>self.executions):
+            p = write_message_list(w, p, 0xA, <PyObject*>self.executions, _Execution)
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        cdef uint32_t tag = 0
+        while p < end:
+            p = read_tag(location, p, end, &tag)
+            if tag == 0xA:
+                if <PyObject*>self.executions == unset:
+                    self.executions = []
+                p = read_message_item(location, 0xA, p, end, <list>self.executions, 65536, _Execution)
+            elif tag == 0x12:
+                self.next = read_str(location, 0x12, &p, end)
+            else:
+                p = skip(location, tag, p, end)
+        return 0
+
+
+cdef MessageClass* _InspectExecutionRequest
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class InspectExecutionRequest(Message):
+    """id: str"""
+
+    TYPE = 0x0112
+    FRAME_VERSION = None
+    __match_args__ = ("id",)
+
+    cdef object id
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.id != default_str:
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        cdef uint32_t tag = 0
+        while p < end:
+            p = read_tag(location, p, end, &tag)
+            if tag == 0xA:
+                self.id = read_str(location, 0xA, &p, end)
+            else:
+                p = skip(location, tag, p, end)
+        return 0
+
+
+cdef MessageClass* _AttachExecutionRequest
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class AttachExecutionRequest(Message):
+    """Opens a stream; the order of its frames is in docs/protocol.md.
+
+    id: str
+    outputs: list[StreamCursor]  # those that are wanted, and from where
+    input: bool  # this client gives the input. One client at a time does.
+    window: int  # bytes of each output that may be under way; 0: 256 KiB
+    heartbeat_ms: int  # each side is heard at least so often; 0: 10 s
+    """
+
+    TYPE = 0x0113
+    FRAME_VERSION = None
+    __match_args__ = ("id", "outputs", "input", "window", "heartbeat_ms")
+
+    cdef object id
+    cdef object outputs
+    cdef object input
+    cdef object window
+    cdef object heartbeat_ms
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.heartbeat_ms != default_int:
+            p = write_uint32(w, p, 0x28, <PyObject*>self.heartbeat_ms)
+        if <PyObject*>self.window != default_int:
+            p = write_uint64(w, p, 0x20, <PyObject*>self.window)
+        if <PyObject*>self.input != Py_False:
+            p = write_bool(w, p, 0x18, <PyObject*>self.input)
+        if not is_empty_list(<PyObject*>self.outputs):
+            p = write_message_list(w, p, 0x12, <PyObject*>self.outputs, _StreamCursor)
+        if <PyObject*>self.id != default_str:
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        cdef uint32_t tag = 0
+        while p < end:
+            p = read_tag(location, p, end, &tag)
+            if tag == 0xA:
+                self.id = read_str(location, 0xA, &p, end)
+            elif tag == 0x12:
+                if <PyObject*>self.outputs == unset:
+                    self.outputs = []
+                p = read_message_item(location, 0x12, p, end, <list>self.outputs, 16, _StreamCursor)
+            elif tag == 0x18:
+                self.input = read_bool(location, 0x18, &p, end)
+            elif tag == 0x20:
+                self.window = read_uint64(location, 0x20, &p, end)
+            elif tag == 0x28:
+                self.heartbeat_ms = read_uint32(location, 0x28, &p, end)
+            else:
+                p = skip(location, tag, p, end)
+        return 0
+
+
+cdef MessageClass* _StreamCursor
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class StreamCursor(Message):
+    """stream: str
+    cursor: int  # of the first byte that is wanted
+    newest: bool  # only what comes from now on, in place of `cursor`
+    """
+
+    TYPE = None
+    FRAME_VERSION = None
+    __match_args__ = ("stream", "cursor", "newest")
+
+    cdef object stream
+    cdef object cursor
+    cdef object newest
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.newest != Py_False:
+            p = write_bool(w, p, 0x18, <PyObject*>self.newest)
+        if <PyObject*>self.cursor != default_int:
+            p = write_uint64(w, p, 0x10, <PyObject*>self.cursor)
+        if <PyObject*>self.stream != default_str:
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.stream) or write_str(w, p, 0xA, <PyObject*>self.stream)
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        cdef uint32_t tag = 0
+        while p < end:
+            p = read_tag(location, p, end, &tag)
+            if tag == 0xA:
+                self.stream = read_str(location, 0xA, &p, end)
+            elif tag == 0x10:
+                self.cursor = read_uint64(location, 0x10, &p, end)
+            elif tag == 0x18:
+                self.newest = read_bool(location, 0x18, &p, end)
+            else:
+                p = skip(location, tag, p, end)
+        return 0
+
+
+cdef MessageClass* _StreamInput
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class StreamInput(Message):
+    """offset: int  # of the first byte of `data`; bytes that were accepted before are passed over
+    data: bytes
+    close: bool  # the input ends behind `data`
+    """
+
+    TYPE = 0x0114
+    FRAME_VERSION = None
+    __match_args__ = ("offset", "data", "close")
+
+    cdef object offset
+    cdef object data
+    cdef object close
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.close != Py_False:
+            p = write_bool(w, p, 0x18, <PyObject*>self.close)
+        if <PyObject*>self.data != default_bytes:
+            p = write_bytes(w, p, 0x12, <PyObject*>self.data)
+        if <PyObject*>self.offset != default_int:
+            p = write_uint64(w, p, 0x8, <PyObject*>self.offset)
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        cdef uint32_t tag = 0
+        while p < end:
+            p = read_tag(location, p, end, &tag)
+            if tag == 0x8:
+                self.offset = read_uint64(location, 0x8, &p, end)
+            elif tag == 0x12:
+                self.data = read_bytes(location, 0x12, &p, end)
+            elif tag == 0x18:
+                self.close = read_bool(location, 0x18, &p, end)
+            else:
+                p = skip(location, tag, p, end)
+        return 0
+
+
+cdef MessageClass* _StreamCredit
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class StreamCredit(Message):
+    """stream: str
+    taken: int  # the cursor up to which the reader has taken the stream
+    until: int  # the cursor up to which the sender may send
+    """
+
+    TYPE = 0x0115
+    FRAME_VERSION = None
+    __match_args__ = ("stream", "taken", "until")
+
+    cdef object stream
+    cdef object taken
+    cdef object until
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.until != default_int:
+            p = write_uint64(w, p, 0x18, <PyObject*>self.until)
+        if <PyObject*>self.taken != default_int:
+            p = write_uint64(w, p, 0x10, <PyObject*>self.taken)
+        if <PyObject*>self.stream != default_str:
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.stream) or write_str(w, p, 0xA, <PyObject*>self.stream)
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        cdef uint32_t tag = 0
+        while p < end:
+            p = read_tag(location, p, end, &tag)
+            if tag == 0xA:
+                self.stream = read_str(location, 0xA, &p, end)
+            elif tag == 0x10:
+                self.taken = read_uint64(location, 0x10, &p, end)
+            elif tag == 0x18:
+                self.until = read_uint64(location, 0x18, &p, end)
+            else:
+                p = skip(location, tag, p, end)
+        return 0
+
+
+cdef MessageClass* _StreamHeartbeat
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class StreamHeartbeat(Message):
+    TYPE = 0x0116
+    FRAME_VERSION = None
+    __match_args__ = ()
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        return skip_all(location, p, end)
+
+
+cdef MessageClass* _StreamControl
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class StreamControl(Message):
+    """rows: int  # of the terminal, with `columns`; 0: as it is
+    columns: int
+    signal: str  # to the command, by name or number
+    detach: bool  # the stream ends with Empty, and the command goes on
+    """
+
+    TYPE = 0x0117
+    FRAME_VERSION = None
+    __match_args__ = ("rows", "columns", "signal", "detach")
+
+    cdef object rows
+    cdef object columns
+    cdef object signal
+    cdef object detach
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.detach != Py_False:
+            p = write_bool(w, p, 0x20, <PyObject*>self.detach)
+        if <PyObject*>self.signal != default_str:
+            p = prepend_short_str(p, w.short_start, 0x1A, <PyObject*>self.signal) or write_str(w, p, 0x1A, <PyObject*>self.signal)
+        if <PyObject*>self.columns != default_int:
+            p = write_uint32(w, p, 0x10, <PyObject*>self.columns)
+        if <PyObject*>self.rows != default_int:
+            p = write_uint32(w, p, 0x8, <PyObject*>self.rows)
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        cdef uint32_t tag = 0
+        while p < end:
+            p = read_tag(location, p, end, &tag)
+            if tag == 0x8:
+                self.rows = read_uint32(location, 0x8, &p, end)
+            elif tag == 0x10:
+                self.columns = read_uint32(location, 0x10, &p, end)
+            elif tag == 0x1A:
+                self.signal = read_str(location, 0x1A, &p, end)
+            elif tag == 0x20:
+                self.detach = read_bool(location, 0x20, &p, end)
+            else:
+                p = skip(location, tag, p, end)
+        return 0
+
+
+cdef MessageClass* _StreamOutput
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class StreamOutput(Message):
+    """stream: str
+    cursor: int  # of the first byte of `data`
+    data: bytes
+    """
+
+    TYPE = 0x1112
+    FRAME_VERSION = None
+    __match_args__ = ("stream", "cursor", "data")
+
+    cdef object stream
+    cdef object cursor
+    cdef object data
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.data != default_bytes:
+            p = write_bytes(w, p, 0x1A, <PyObject*>self.data)
+        if <PyObject*>self.cursor != default_int:
+            p = write_uint64(w, p, 0x10, <PyObject*>self.cursor)
+        if <PyObject*>self.stream != default_str:
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.stream) or write_str(w, p, 0xA, <PyObject*>self.stream)
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        cdef uint32_t tag = 0
+        while p < end:
+            p = read_tag(location, p, end, &tag)
+            if tag == 0xA:
+                self.stream = read_str(location, 0xA, &p, end)
+            elif tag == 0x10:
+                self.cursor = read_uint64(location, 0x10, &p, end)
+            elif tag == 0x1A:
+                self.data = read_bytes(location, 0x1A, &p, end)
+            else:
+                p = skip(location, tag, p, end)
+        return 0
+
+
+cdef MessageClass* _StreamGap
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class StreamGap(Message):
+    """stream: str
+    cursor: int  # of the first byte that is missing
+    bytes: int
+    """
+
+    TYPE = 0x1113
+    FRAME_VERSION = None
+    __match_args__ = ("stream", "cursor", "bytes")
+
+    cdef object stream
+    cdef object cursor
+    cdef object bytes
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.bytes != default_int:
+            p = write_uint64(w, p, 0x18, <PyObject*>self.bytes)
+        if <PyObject*>self.cursor != default_int:
+            p = write_uint64(w, p, 0x10, <PyObject*>self.cursor)
+        if <PyObject*>self.stream != default_str:
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.stream) or write_str(w, p, 0xA, <PyObject*>self.stream)
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        cdef uint32_t tag = 0
+        while p < end:
+            p = read_tag(location, p, end, &tag)
+            if tag == 0xA:
+                self.stream = read_str(location, 0xA, &p, end)
+            elif tag == 0x10:
+                self.cursor = read_uint64(location, 0x10, &p, end)
+            elif tag == 0x18:
+                self.bytes = read_uint64(location, 0x18, &p, end)
+            else:
+                p = skip(location, tag, p, end)
+        return 0
+
+
+cdef MessageClass* _StreamAccepted
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class StreamAccepted(Message):
+    """offset: int  # the input was accepted up to here
+    until: int  # and may be sent up to here
+    closed: bool  # nobody reads it any more, or it has its end: more is refused
+    """
+
+    TYPE = 0x1114
+    FRAME_VERSION = None
+    __match_args__ = ("offset", "until", "closed")
+
+    cdef object offset
+    cdef object until
+    cdef object closed
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.closed != Py_False:
+            p = write_bool(w, p, 0x18, <PyObject*>self.closed)
+        if <PyObject*>self.until != default_int:
+            p = write_uint64(w, p, 0x10, <PyObject*>self.until)
+        if <PyObject*>self.offset != default_int:
+            p = write_uint64(w, p, 0x8, <PyObject*>self.offset)
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        cdef uint32_t tag = 0
+        while p < end:
+            p = read_tag(location, p, end, &tag)
+            if tag == 0x8:
+                self.offset = read_uint64(location, 0x8, &p, end)
+            elif tag == 0x10:
+                self.until = read_uint64(location, 0x10, &p, end)
+            elif tag == 0x18:
+                self.closed = read_bool(location, 0x18, &p, end)
+            else:
+                p = skip(location, tag, p, end)
+        return 0
+
+
+cdef MessageClass* _StreamEnd
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class StreamEnd(Message):
+    """stream: str  # no more comes of it
+    cursor: int  # behind its last byte
+    """
+
+    TYPE = 0x1115
+    FRAME_VERSION = None
+    __match_args__ = ("stream", "cursor")
+
+    cdef object stream
+    cdef object cursor
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.cursor != default_int:
+            p = write_uint64(w, p, 0x10, <PyObject*>self.cursor)
+        if <PyObject*>self.stream != default_str:
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.stream) or write_str(w, p, 0xA, <PyObject*>self.stream)
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        cdef uint32_t tag = 0
+        while p < end:
+            p = read_tag(location, p, end, &tag)
+            if tag == 0xA:
+                self.stream = read_str(location, 0xA, &p, end)
+            elif tag == 0x10:
+                self.cursor = read_uint64(location, 0x10, &p, end)
+            else:
+                p = skip(location, tag, p, end)
+        return 0
+
+
+cdef MessageClass* _StreamAlive
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class StreamAlive(Message):
+    TYPE = 0x1116
+    FRAME_VERSION = None
+    __match_args__ = ()
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        return skip_all(location, p, end)
+
+
+cdef MessageClass* _WriteExecutionRequest
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class WriteExecutionRequest(Message):
+    """id: str
+    offset: int  # as in StreamInput
+    data: bytes
+    close: bool
+    """
+
+    TYPE = 0x0118
+    FRAME_VERSION = None
+    __match_args__ = ("id", "offset", "data", "close")
+
+    cdef object id
+    cdef object offset
+    cdef object data
+    cdef object close
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.close != Py_False:
+            p = write_bool(w, p, 0x20, <PyObject*>self.close)
+        if <PyObject*>self.data != default_bytes:
+            p = write_bytes(w, p, 0x1A, <PyObject*>self.data)
+        if <PyObject*>self.offset != default_int:
+            p = write_uint64(w, p, 0x10, <PyObject*>self.offset)
+        if <PyObject*>self.id != default_str:
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        cdef uint32_t tag = 0
+        while p < end:
+            p = read_tag(location, p, end, &tag)
+            if tag == 0xA:
+                self.id = read_str(location, 0xA, &p, end)
+            elif tag == 0x10:
+                self.offset = read_uint64(location, 0x10, &p, end)
+            elif tag == 0x1A:
+                self.data = read_bytes(location, 0x1A, &p, end)
+            elif tag == 0x20:
+                self.close = read_bool(location, 0x20, &p, end)
+            else:
+                p = skip(location, tag, p, end)
+        return 0
+
+
+cdef MessageClass* _ResizeExecutionRequest
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class ResizeExecutionRequest(Message):
+    """id: str
+    rows: int
+    columns: int
+    """
+
+    TYPE = 0x0119
+    FRAME_VERSION = None
+    __match_args__ = ("id", "rows", "columns")
+
+    cdef object id
+    cdef object rows
+    cdef object columns
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.columns != default_int:
+            p = write_uint32(w, p, 0x18, <PyObject*>self.columns)
+        if <PyObject*>self.rows != default_int:
+            p = write_uint32(w, p, 0x10, <PyObject*>self.rows)
+        if <PyObject*>self.id != default_str:
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        cdef uint32_t tag = 0
+        while p < end:
+            p = read_tag(location, p, end, &tag)
+            if tag == 0xA:
+                self.id = read_str(location, 0xA, &p, end)
+            elif tag == 0x10:
+                self.rows = read_uint32(location, 0x10, &p, end)
+            elif tag == 0x18:
+                self.columns = read_uint32(location, 0x18, &p, end)
+            else:
+                p = skip(location, tag, p, end)
+        return 0
+
+
+cdef MessageClass* _SignalExecutionRequest
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class SignalExecutionRequest(Message):
+    """id: str
+    signal: str  # a name or a number; empty: SIGTERM
+    all: bool  # to all that it started
+    """
+
+    TYPE = 0x011A
+    FRAME_VERSION = None
+    __match_args__ = ("id", "signal", "all")
+
+    cdef object id
+    cdef object signal
+    cdef object all
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.all != Py_False:
+            p = write_bool(w, p, 0x18, <PyObject*>self.all)
+        if <PyObject*>self.signal != default_str:
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.signal) or write_str(w, p, 0x12, <PyObject*>self.signal)
+        if <PyObject*>self.id != default_str:
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        cdef uint32_t tag = 0
+        while p < end:
+            p = read_tag(location, p, end, &tag)
+            if tag == 0xA:
+                self.id = read_str(location, 0xA, &p, end)
+            elif tag == 0x12:
+                self.signal = read_str(location, 0x12, &p, end)
+            elif tag == 0x18:
+                self.all = read_bool(location, 0x18, &p, end)
+            else:
+                p = skip(location, tag, p, end)
+        return 0
+
+
+cdef MessageClass* _WaitExecutionRequest
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class WaitExecutionRequest(Message):
+    """id: str
+    timeout_ms: int  # 0: none; then the reply tells that it still runs
+    """
+
+    TYPE = 0x011B
+    FRAME_VERSION = None
+    __match_args__ = ("id", "timeout_ms")
+
+    cdef object id
+    cdef object timeout_ms
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.timeout_ms != default_int:
+            p = write_uint64(w, p, 0x10, <PyObject*>self.timeout_ms)
+        if <PyObject*>self.id != default_str:
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        cdef uint32_t tag = 0
+        while p < end:
+            p = read_tag(location, p, end, &tag)
+            if tag == 0xA:
+                self.id = read_str(location, 0xA, &p, end)
+            elif tag == 0x10:
+                self.timeout_ms = read_uint64(location, 0x10, &p, end)
+            else:
+                p = skip(location, tag, p, end)
+        return 0
+
+
+cdef MessageClass* _RemoveExecutionRequest
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class RemoveExecutionRequest(Message):
+    """id: str
+    force: bool  # one that runs is killed
+    """
+
+    TYPE = 0x011C
+    FRAME_VERSION = None
+    __match_args__ = ("id", "force")
+
+    cdef object id
+    cdef object force
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.force != Py_False:
+            p = write_bool(w, p, 0x10, <PyObject*>self.force)
+        if <PyObject*>self.id != default_str:
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        cdef uint32_t tag = 0
+        while p < end:
+            p = read_tag(location, p, end, &tag)
+            if tag == 0xA:
+                self.id = read_str(location, 0xA, &p, end)
+            elif tag == 0x10:
+                self.force = read_bool(location, 0x10, &p, end)
+            else:
+                p = skip(location, tag, p, end)
+        return 0
+
+
+cdef MessageClass* _ConnectRequest
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class ConnectRequest(Message):
+    """A connection from the guest, or from a container's network, to an address. The stream that follows is that of AttachExecutionRequest, with one output whose name is empty.
+
+    host: str  # a name or an address; empty: 127.0.0.1
+    port: int  # TCP
+    path: str  # a unix socket, in place of host and port
+    container_id: str  # whose network and files; empty: the guest's
+    window: int  # as in AttachExecutionRequest; so is heartbeat_ms
+    heartbeat_ms: int
+    timeout_ms: int  # to connect in; 0: 10 s
+    """
+
+    TYPE = 0x0120
+    FRAME_VERSION = None
+    __match_args__ = ("host", "port", "path", "container_id", "window", "heartbeat_ms", "timeout_ms")
+
+    cdef object host
+    cdef object port
+    cdef object path
+    cdef object container_id
+    cdef object window
+    cdef object heartbeat_ms
+    cdef object timeout_ms
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.timeout_ms != default_int:
+            p = write_uint32(w, p, 0x38, <PyObject*>self.timeout_ms)
+        if <PyObject*>self.heartbeat_ms != default_int:
+            p = write_uint32(w, p, 0x30, <PyObject*>self.heartbeat_ms)
+        if <PyObject*>self.window != default_int:
+            p = write_uint64(w, p, 0x28, <PyObject*>self.window)
+        if <PyObject*>self.container_id != default_str:
+            p = prepend_short_str(p, w.short_start, 0x22, <PyObject*>self.container_id) or write_str(w, p, 0x22, <PyObject*>self.container_id)
+        if <PyObject*>self.path != default_str:
+            p = prepend_short_str(p, w.short_start, 0x1A, <PyObject*>self.path) or write_str(w, p, 0x1A, <PyObject*>self.path)
+        if <PyObject*>self.port != default_int:
+            p = write_uint32(w, p, 0x10, <PyObject*>self.port)
+        if <PyObject*>self.host != default_str:
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.host) or write_str(w, p, 0xA, <PyObject*>self.host)
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        cdef uint32_t tag = 0
+        while p < end:
+            p = read_tag(location, p, end, &tag)
+            if tag == 0xA:
+                self.host = read_str(location, 0xA, &p, end)
+            elif tag == 0x10:
+                self.port = read_uint32(location, 0x10, &p, end)
+            elif tag == 0x1A:
+                self.path = read_str(location, 0x1A, &p, end)
+            elif tag == 0x22:
+                self.container_id = read_str(location, 0x22, &p, end)
+            elif tag == 0x28:
+                self.window = read_uint64(location, 0x28, &p, end)
+            elif tag == 0x30:
+                self.heartbeat_ms = read_uint32(location, 0x30, &p, end)
+            elif tag == 0x38:
+                self.timeout_ms = read_uint32(location, 0x38, &p, end)
+            else:
+                p = skip(location, tag, p, end)
+        return 0
+
+
+cdef MessageClass* _Connected
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class Connected(Message):
+    """local: str  # `host:port`, or the path
+    remote: str
+    """
+
+    TYPE = 0x1120
+    FRAME_VERSION = None
+    __match_args__ = ("local", "remote")
+
+    cdef object local
+    cdef object remote
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.remote != default_str:
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.remote) or write_str(w, p, 0x12, <PyObject*>self.remote)
+        if <PyObject*>self.local != default_str:
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.local) or write_str(w, p, 0xA, <PyObject*>self.local)
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        cdef uint32_t tag = 0
+        while p < end:
+            p = read_tag(location, p, end, &tag)
+            if tag == 0xA:
+                self.local = read_str(location, 0xA, &p, end)
+            elif tag == 0x12:
+                self.remote = read_str(location, 0x12, &p, end)
+            else:
+                p = skip(location, tag, p, end)
+        return 0
+
+
+cdef MessageClass* _ListenRequest
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class ListenRequest(Message):
+    """Listens in the guest. The call lasts as long as it listens, and tells each connection.
+
+    host: str  # empty: 127.0.0.1
+    port: int  # 0: any, with an empty `path`
+    path: str
+    container_id: str
+    heartbeat_ms: int
+    mode: int  # of the socket's file; 0: 0600
+    """
+
+    TYPE = 0x0121
+    FRAME_VERSION = None
+    __match_args__ = ("host", "port", "path", "container_id", "heartbeat_ms", "mode")
+
+    cdef object host
+    cdef object port
+    cdef object path
+    cdef object container_id
+    cdef object heartbeat_ms
+    cdef object mode
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.mode != default_int:
+            p = write_uint32(w, p, 0x30, <PyObject*>self.mode)
+        if <PyObject*>self.heartbeat_ms != default_int:
+            p = write_uint32(w, p, 0x28, <PyObject*>self.heartbeat_ms)
+        if <PyObject*>self.container_id != default_str:
+            p = prepend_short_str(p, w.short_start, 0x22, <PyObject*>self.container_id) or write_str(w, p, 0x22, <PyObject*>self.container_id)
+        if <PyObject*>self.path != default_str:
+            p = prepend_short_str(p, w.short_start, 0x1A, <PyObject*>self.path) or write_str(w, p, 0x1A, <PyObject*>self.path)
+        if <PyObject*>self.port != default_int:
+            p = write_uint32(w, p, 0x10, <PyObject*>self.port)
+        if <PyObject*>self.host != default_str:
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.host) or write_str(w, p, 0xA, <PyObject*>self.host)
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        cdef uint32_t tag = 0
+        while p < end:
+            p = read_tag(location, p, end, &tag)
+            if tag == 0xA:
+                self.host = read_str(location, 0xA, &p, end)
+            elif tag == 0x10:
+                self.port = read_uint32(location, 0x10, &p, end)
+            elif tag == 0x1A:
+                self.path = read_str(location, 0x1A, &p, end)
+            elif tag == 0x22:
+                self.container_id = read_str(location, 0x22, &p, end)
+            elif tag == 0x28:
+                self.heartbeat_ms = read_uint32(location, 0x28, &p, end)
+            elif tag == 0x30:
+                self.mode = read_uint32(location, 0x30, &p, end)
+            else:
+                p = skip(location, tag, p, end)
+        return 0
+
+
+cdef MessageClass* _Listening
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class Listening(Message):
+    """address: str  # `host:port`, or the path"""
+
+    TYPE = 0x1121
+    FRAME_VERSION = None
+    __match_args__ = ("address",)
+
+    cdef object address
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.address != default_str:
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.address) or write_str(w, p, 0xA, <PyObject*>self.address)
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        cdef uint32_t tag = 0
+        while p < end:
+            p = read_tag(location, p, end, &tag)
+            if tag == 0xA:
+                self.address = read_str(location, 0xA, &p, end)
+            else:
+                p = skip(location, tag, p, end)
+        return 0
+
+
+cdef MessageClass* _Incoming
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class Incoming(Message):
+    """id: str  # for AcceptRequest
+    remote: str
+    """
+
+    TYPE = 0x1122
+    FRAME_VERSION = None
+    __match_args__ = ("id", "remote")
+
+    cdef object id
+    cdef object remote
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.remote != default_str:
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.remote) or write_str(w, p, 0x12, <PyObject*>self.remote)
+        if <PyObject*>self.id != default_str:
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        cdef uint32_t tag = 0
+        while p < end:
+            p = read_tag(location, p, end, &tag)
+            if tag == 0xA:
+                self.id = read_str(location, 0xA, &p, end)
+            elif tag == 0x12:
+                self.remote = read_str(location, 0x12, &p, end)
+            else:
+                p = skip(location, tag, p, end)
+        return 0
+
+
+cdef MessageClass* _AcceptRequest
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class AcceptRequest(Message):
+    """Picks up a connection that ListenRequest told; the stream is that of ConnectRequest.
+
+    id: str
+    window: int
+    heartbeat_ms: int
+    """
+
+    TYPE = 0x0122
+    FRAME_VERSION = None
+    __match_args__ = ("id", "window", "heartbeat_ms")
+
+    cdef object id
+    cdef object window
+    cdef object heartbeat_ms
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.heartbeat_ms != default_int:
+            p = write_uint32(w, p, 0x18, <PyObject*>self.heartbeat_ms)
+        if <PyObject*>self.window != default_int:
+            p = write_uint64(w, p, 0x10, <PyObject*>self.window)
+        if <PyObject*>self.id != default_str:
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.id) or write_str(w, p, 0xA, <PyObject*>self.id)
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        cdef uint32_t tag = 0
+        while p < end:
+            p = read_tag(location, p, end, &tag)
+            if tag == 0xA:
+                self.id = read_str(location, 0xA, &p, end)
+            elif tag == 0x10:
+                self.window = read_uint64(location, 0x10, &p, end)
+            elif tag == 0x18:
+                self.heartbeat_ms = read_uint32(location, 0x18, &p, end)
+            else:
+                p = skip(location, tag, p, end)
+        return 0
+
+
+cdef MessageClass* _WaitForRequest
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class WaitForRequest(Message):
+    """Waits until one thing holds. One of port, path, file, output, execution and pid is given.
+
+    container_id: str  # empty: in the guest
+    host: str  # with `port`; empty: 127.0.0.1
+    port: int  # accepts connections
+    path: str  # a unix socket that accepts connections
+    file: str  # exists
+    changes: bool  # `file` changes from what it is now
+    pattern: str  # a regular expression that a line of the container's log matches, or of `execution`
+    execution: str  # has ended, or with `pattern`: its output matches
+    pid: int  # of the guest, has ended
+    timeout_ms: int  # 0: 60 s
+    """
+
+    TYPE = 0x0123
+    FRAME_VERSION = None
+    __match_args__ = ("container_id", "host", "port", "path", "file", "changes", "pattern", "execution", "pid", "timeout_ms")
+
+    cdef object container_id
+    cdef object host
+    cdef object port
+    cdef object path
+    cdef object file
+    cdef object changes
+    cdef object pattern
+    cdef object execution
+    cdef object pid
+    cdef object timeout_ms
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.timeout_ms != default_int:
+            p = write_uint64(w, p, 0x50, <PyObject*>self.timeout_ms)
+        if <PyObject*>self.pid != default_int:
+            p = write_uint32(w, p, 0x48, <PyObject*>self.pid)
+        if <PyObject*>self.execution != default_str:
+            p = prepend_short_str(p, w.short_start, 0x42, <PyObject*>self.execution) or write_str(w, p, 0x42, <PyObject*>self.execution)
+        if <PyObject*>self.pattern != default_str:
+            p = prepend_short_str(p, w.short_start, 0x3A, <PyObject*>self.pattern) or write_str(w, p, 0x3A, <PyObject*>self.pattern)
+        if <PyObject*>self.changes != Py_False:
+            p = write_bool(w, p, 0x30, <PyObject*>self.changes)
+        if <PyObject*>self.file != default_str:
+            p = prepend_short_str(p, w.short_start, 0x2A, <PyObject*>self.file) or write_str(w, p, 0x2A, <PyObject*>self.file)
+        if <PyObject*>self.path != default_str:
+            p = prepend_short_str(p, w.short_start, 0x22, <PyObject*>self.path) or write_str(w, p, 0x22, <PyObject*>self.path)
+        if <PyObject*>self.port != default_int:
+            p = write_uint32(w, p, 0x18, <PyObject*>self.port)
+        if <PyObject*>self.host != default_str:
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.host) or write_str(w, p, 0x12, <PyObject*>self.host)
+        if <PyObject*>self.container_id != default_str:
+            p = prepend_short_str(p, w.short_start, 0xA, <PyObject*>self.container_id) or write_str(w, p, 0xA, <PyObject*>self.container_id)
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        cdef uint32_t tag = 0
+        while p < end:
+            p = read_tag(location, p, end, &tag)
+            if tag == 0xA:
+                self.container_id = read_str(location, 0xA, &p, end)
+            elif tag == 0x12:
+                self.host = read_str(location, 0x12, &p, end)
+            elif tag == 0x18:
+                self.port = read_uint32(location, 0x18, &p, end)
+            elif tag == 0x22:
+                self.path = read_str(location, 0x22, &p, end)
+            elif tag == 0x2A:
+                self.file = read_str(location, 0x2A, &p, end)
+            elif tag == 0x30:
+                self.changes = read_bool(location, 0x30, &p, end)
+            elif tag == 0x3A:
+                self.pattern = read_str(location, 0x3A, &p, end)
+            elif tag == 0x42:
+                self.execution = read_str(location, 0x42, &p, end)
+            elif tag == 0x48:
+                self.pid = read_uint32(location, 0x48, &p, end)
+            elif tag == 0x50:
+                self.timeout_ms = read_uint64(location, 0x50, &p, end)
+            else:
+                p = skip(location, tag, p, end)
+        return 0
+
+
+cdef MessageClass* _WaitForResponse
+
+
+@cython.final
+@cython.no_gc  # no message of the schema can hold itself
+cdef class WaitForResponse(Message):
+    """met: bool  # false: the time is over
+    found: str  # the line that matched
+    last: str  # with `met` false: why not yet, as the last look found
+    """
+
+    TYPE = 0x1123
+    FRAME_VERSION = None
+    __match_args__ = ("met", "found", "last")
+
+    cdef object met
+    cdef object found
+    cdef object last
+
+    cdef uint8_t* _write(self, Writer* w, uint8_t* p) except NULL:
+        if <PyObject*>self.last != default_str:
+            p = prepend_short_str(p, w.short_start, 0x1A, <PyObject*>self.last) or write_str(w, p, 0x1A, <PyObject*>self.last)
+        if <PyObject*>self.found != default_str:
+            p = prepend_short_str(p, w.short_start, 0x12, <PyObject*>self.found) or write_str(w, p, 0x12, <PyObject*>self.found)
+        if <PyObject*>self.met != Py_False:
+            p = write_bool(w, p, 0x8, <PyObject*>self.met)
+        return p
+
+    cdef int _merge(self, Location* location, const uint8_t* p, const uint8_t* end) except -1:
+        cdef uint32_t tag = 0
+        while p < end:
+            p = read_tag(location, p, end, &tag)
+            if tag == 0x8:
+                self.met = read_bool(location, 0x8, &p, end)
+            elif tag == 0x12:
+                self.found = read_str(location, 0x12, &p, end)
+            elif tag == 0x1A:
+                self.last = read_str(location, 0x1A, &p, end)
+            else:
+                p = skip(location, tag, p, end)
+        return 0
+
+
 cdef MessageClass* _LogsRequest
 
 
@@ -3345,6 +4818,156 @@ _AttachOutput = register_message(
     AttachOutput,
     ("", b""),
     {1: ("stream", None), 2: ("data", None)},
+)
+_StartExecutionRequest = register_message(
+    StartExecutionRequest,
+    ("", None, False, "", 0, False, 0),
+    {1: ("id", None), 2: ("command", ExecRequest), 3: ("open_stdin", None), 4: ("idempotency_key", None), 5: ("spool_limit", None), 6: ("wait_when_full", None), 7: ("keep_ms", None)},
+)
+_Execution = register_message(
+    Execution,
+    ("", "", "", [], False, False, 0, 0, 0, 0, "", 0, 0, False, 0, 0, [], 0, False, 0, ""),
+    {1: ("id", None), 2: ("state", None), 3: ("container_id", None), 4: ("cmd", None), 5: ("tty", None), 6: ("open_stdin", None), 7: ("pid", None), 8: ("created_ns", None), 9: ("started_ns", None), 10: ("ended_ns", None), 11: ("cause", None), 12: ("exit_code", None), 13: ("signal", None), 14: ("output_cut", None), 15: ("cpu_ns", None), 16: ("peak_memory", None), 17: ("outputs", ExecutionOutput), 18: ("input_offset", None), 19: ("input_closed", None), 20: ("attached", None), 21: ("user", None)},
+)
+_ExecutionOutput = register_message(
+    ExecutionOutput,
+    ("", 0, 0, False),
+    {1: ("stream", None), 2: ("begin", None), 3: ("end", None), 4: ("over", None)},
+)
+_ListExecutionsRequest = register_message(
+    ListExecutionsRequest,
+    ("", False, ""),
+    {1: ("container_id", None), 2: ("all", None), 3: ("after", None)},
+)
+_ListExecutionsResponse = register_message(
+    ListExecutionsResponse,
+    ([], ""),
+    {1: ("executions", Execution), 2: ("next", None)},
+)
+_InspectExecutionRequest = register_message(
+    InspectExecutionRequest,
+    ("",),
+    {1: ("id", None)},
+)
+_AttachExecutionRequest = register_message(
+    AttachExecutionRequest,
+    ("", [], False, 0, 0),
+    {1: ("id", None), 2: ("outputs", StreamCursor), 3: ("input", None), 4: ("window", None), 5: ("heartbeat_ms", None)},
+)
+_StreamCursor = register_message(
+    StreamCursor,
+    ("", 0, False),
+    {1: ("stream", None), 2: ("cursor", None), 3: ("newest", None)},
+)
+_StreamInput = register_message(
+    StreamInput,
+    (0, b"", False),
+    {1: ("offset", None), 2: ("data", None), 3: ("close", None)},
+)
+_StreamCredit = register_message(
+    StreamCredit,
+    ("", 0, 0),
+    {1: ("stream", None), 2: ("taken", None), 3: ("until", None)},
+)
+_StreamHeartbeat = register_message(
+    StreamHeartbeat,
+    (),
+    {},
+)
+_StreamControl = register_message(
+    StreamControl,
+    (0, 0, "", False),
+    {1: ("rows", None), 2: ("columns", None), 3: ("signal", None), 4: ("detach", None)},
+)
+_StreamOutput = register_message(
+    StreamOutput,
+    ("", 0, b""),
+    {1: ("stream", None), 2: ("cursor", None), 3: ("data", None)},
+)
+_StreamGap = register_message(
+    StreamGap,
+    ("", 0, 0),
+    {1: ("stream", None), 2: ("cursor", None), 3: ("bytes", None)},
+)
+_StreamAccepted = register_message(
+    StreamAccepted,
+    (0, 0, False),
+    {1: ("offset", None), 2: ("until", None), 3: ("closed", None)},
+)
+_StreamEnd = register_message(
+    StreamEnd,
+    ("", 0),
+    {1: ("stream", None), 2: ("cursor", None)},
+)
+_StreamAlive = register_message(
+    StreamAlive,
+    (),
+    {},
+)
+_WriteExecutionRequest = register_message(
+    WriteExecutionRequest,
+    ("", 0, b"", False),
+    {1: ("id", None), 2: ("offset", None), 3: ("data", None), 4: ("close", None)},
+)
+_ResizeExecutionRequest = register_message(
+    ResizeExecutionRequest,
+    ("", 0, 0),
+    {1: ("id", None), 2: ("rows", None), 3: ("columns", None)},
+)
+_SignalExecutionRequest = register_message(
+    SignalExecutionRequest,
+    ("", "", False),
+    {1: ("id", None), 2: ("signal", None), 3: ("all", None)},
+)
+_WaitExecutionRequest = register_message(
+    WaitExecutionRequest,
+    ("", 0),
+    {1: ("id", None), 2: ("timeout_ms", None)},
+)
+_RemoveExecutionRequest = register_message(
+    RemoveExecutionRequest,
+    ("", False),
+    {1: ("id", None), 2: ("force", None)},
+)
+_ConnectRequest = register_message(
+    ConnectRequest,
+    ("", 0, "", "", 0, 0, 0),
+    {1: ("host", None), 2: ("port", None), 3: ("path", None), 4: ("container_id", None), 5: ("window", None), 6: ("heartbeat_ms", None), 7: ("timeout_ms", None)},
+)
+_Connected = register_message(
+    Connected,
+    ("", ""),
+    {1: ("local", None), 2: ("remote", None)},
+)
+_ListenRequest = register_message(
+    ListenRequest,
+    ("", 0, "", "", 0, 0),
+    {1: ("host", None), 2: ("port", None), 3: ("path", None), 4: ("container_id", None), 5: ("heartbeat_ms", None), 6: ("mode", None)},
+)
+_Listening = register_message(
+    Listening,
+    ("",),
+    {1: ("address", None)},
+)
+_Incoming = register_message(
+    Incoming,
+    ("", ""),
+    {1: ("id", None), 2: ("remote", None)},
+)
+_AcceptRequest = register_message(
+    AcceptRequest,
+    ("", 0, 0),
+    {1: ("id", None), 2: ("window", None), 3: ("heartbeat_ms", None)},
+)
+_WaitForRequest = register_message(
+    WaitForRequest,
+    ("", "", 0, "", "", False, "", "", 0, 0),
+    {1: ("container_id", None), 2: ("host", None), 3: ("port", None), 4: ("path", None), 5: ("file", None), 6: ("changes", None), 7: ("pattern", None), 8: ("execution", None), 9: ("pid", None), 10: ("timeout_ms", None)},
+)
+_WaitForResponse = register_message(
+    WaitForResponse,
+    (False, "", ""),
+    {1: ("met", None), 2: ("found", None), 3: ("last", None)},
 )
 _LogsRequest = register_message(
     LogsRequest,

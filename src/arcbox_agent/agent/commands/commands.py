@@ -9,19 +9,20 @@ from __future__ import annotations
 import asyncio
 import signal
 
+from arcbox_agent._spawn import SpawnError
 from arcbox_agent.agent.commands.command import Command
 from arcbox_agent.agent.commands.prepare import Preparation
-from arcbox_agent.agent.commands.start import Start
 from arcbox_agent.agent.config import budget
+from arcbox_agent.agent.containers.runtimes.protocol import interpreter_of, reason
 from arcbox_agent.agent.containers.tasks import take_failure
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.processes.scopes import end
-from arcbox_agent.errors import BusyError, RequestError
+from arcbox_agent.agent.processes.spawning import HungError
+from arcbox_agent.errors import AgentFailedError, BusyError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable
-    from typing import Any
 
     from arcbox_agent.agent.config.table import Settings
     from arcbox_agent.agent.containers.runtimes.protocol import CommandHost
@@ -56,7 +57,7 @@ class Commands:
         #: Slots taken: by what runs, and by what is being started.
         self._active = 0
         #: Starts under way, which go on when their clients go away.
-        self._starting: set[asyncio.Future[tuple[int, int, int]]] = set()
+        self._starting: set[asyncio.Task[Command]] = set()
         self._endings: set[asyncio.Task[None]] = set()
         #: Each waits for the end of a detached command.
         self._detached: set[asyncio.Task[None]] = set()
@@ -64,56 +65,73 @@ class Commands:
 
     # --------------------------------------------------------------- start
 
-    async def start(self, request: ExecRequest, host: CommandHost, *, stderr: bool) -> Command:
+    def start(self, request: ExecRequest, host: CommandHost, *, stderr: bool) -> asyncio.Task[Command]:
         """Start what `request` asks for, which has been checked, in `host`; `stderr` False: nobody reads it.
 
-        RequestError: it cannot be started, and why.
+        The start goes on when the client goes away: who awaits the task shields it, and then leaves it (`leave`)
+        in any case.  It fails with a RequestError where the command cannot be started.  BusyError: it is one too many.
         """
         if self._active >= self._settings.max_execs:
             self._metrics.add("bound_execs")
             raise BusyError(f"max_execs = {self._settings.max_execs} commands run already: try again later")
         self._active += 1
+        task = asyncio.get_running_loop().create_task(self._start(request, host, stderr))
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+        return task
+
+    async def _start(self, request: ExecRequest, host: CommandHost, stderr: bool) -> Command:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            command = await self._spawn(request, host, stderr)
+        except BaseException:
+            self._active -= 1
+            raise
+        if host.ended:
+            # The container ended meanwhile, perhaps before the command was in its scope.
+            self._end_later(self._kill(command))
+        if request.timeout_ms:
+            # From the request on: the start counts.
+            timer = loop.call_at(began + request.timeout_ms / 1000, self._time_out, command, request.cmd[0])
+            command.process.ended.add_done_callback(lambda _: timer.cancel())
+        if request.detach:
+            # It goes on without its client, and without the agent.
+            command.left = True
+            self._end_later(self._finish(command, kill=False), self._detached)
+        return command
+
+    async def _spawn(self, request: ExecRequest, host: CommandHost, stderr: bool) -> Command:
         self._number += 1
         preparation = Preparation(request, host, self._number, stderr)
+        limit = budget.SPAWNED
+        if request.timeout_ms:
+            # A time that is over before its command has started ends the command, and is told as such.  Only a start
+            # that hangs is given up.
+            limit = min(max(request.timeout_ms / 1000, budget.HANGING_START), limit)
         try:
-            start = Start(self._processes, preparation, late=lambda: self._abandoned(preparation))
-        except BaseException:
-            self._active -= 1
-            raise
-        self._starting.add(start.future)
-        start.future.add_done_callback(self._starting.discard)
-        try:
-            await start.wait()
-        except asyncio.CancelledError:
-            # The client went away while its command was being started.
-            start.future.add_done_callback(lambda _: self._leave_start(start))
-            raise
-        return self._started(start)
-
-    def _leave_start(self, start: Start) -> None:
-        try:
-            command = self._started(start)
-        except (RequestError, asyncio.CancelledError):
-            return
-        except Exception:
-            take_failure(start.future)
-            return
-        if start.preparation.request.detach:
-            self.detach(command)
-        else:
-            self.leave(command)
-
-    def _started(self, start: Start) -> Command:
-        try:
-            process = start.finish()
-        except BaseException:
-            self._active -= 1
-            raise
+            process = await self._processes.spawn_by(
+                preparation.run,
+                key=host.key,
+                limit=limit,
+                late=lambda: self._abandoned(host.key, preparation),
+            )
+        except HungError as error:
+            raise AgentFailedError(f"exec failed: {error}") from error
+        except SpawnError as error:
+            if error.step == "exec":
+                # As 0.0.1-alpha.1 says it, and then which program.
+                words = f"{error.strerror} (os error {error.errno}): {request.cmd[0]}{interpreter_of(error)}"
+            else:
+                words = reason(error, request.cmd[0], preparation.cwd, ())
+            raise AgentFailedError(f"exec failed: {words}") from error
+        except OSError as error:
+            # As 0.0.1-alpha.1 says it.
+            raise AgentFailedError(f"exec failed: {error.strerror} (os error {error.errno})") from error
         self._metrics.add("commands_started")
-        preparation = start.preparation
-        request, host, scope = preparation.request, preparation.host, preparation.scope
+        scope = preparation.scope
         assert scope is not None
-        command = Command(
+        return Command(
             process,
             host,
             scope,
@@ -124,22 +142,12 @@ class Commands:
             self._processes.ready,
             self._settings.late_output,
         )
-        if host.ended:
-            # The container ended meanwhile, perhaps before the command was in its scope.
-            self._end_later(self._kill(command))
-        if request.timeout_ms:
-            # From the request on: the start counts.
-            timer = self._processes.loop.call_at(
-                start.began + request.timeout_ms / 1000, self._time_out, command, request.cmd[0]
-            )
-            process.on_exit(lambda _: timer.cancel())
-        return command
 
-    def _abandoned(self, preparation: Preparation) -> None:
+    def _abandoned(self, key: str | None, preparation: Preparation) -> None:
         """A start that was given up is over after all: nothing of it stays."""
         preparation.close()
         if preparation.scope is not None:
-            self._end_later(self._end_scope(preparation.host.key, preparation.scope))
+            self._end_later(self._end_scope(key, preparation.scope))
 
     async def _end_scope(self, key: str | None, scope: Scope) -> None:
         await self._lanes.removal.submit(key, end, scope)
@@ -152,11 +160,18 @@ class Commands:
         log.info("command timed out", program=program, pid=command.process.pid)
         self._end_later(self._kill(command))
 
-    def leave(self, command: Command) -> None:
-        """The client of `command` needs nothing of it any more: end it, and all that it started.
+    def leave(self, started: asyncio.Task[Command]) -> None:
+        """The client of a command needs nothing of it any more: end it, and all that it started, once it is started.
 
         A command that has ended by itself leaves behind what it put into the background.
         """
+        if not started.done():
+            started.add_done_callback(take_failure)
+            started.add_done_callback(self.leave)
+            return
+        if started.cancelled() or started.exception() is not None:
+            return
+        command = started.result()
         if command.left:
             return
         command.left = True
@@ -171,11 +186,6 @@ class Commands:
     def _give_back_scope(self, command: Command) -> None:
         if not command.host.take_back(command.scope):
             self._end_later(self._dissolve_scope(command))
-
-    def detach(self, command: Command) -> None:
-        """`command` goes on without its client, and without the agent."""
-        command.left = True
-        self._end_later(self._finish(command, kill=False), self._detached)
 
     async def _finish(self, command: Command, kill: bool) -> None:
         try:
@@ -219,7 +229,7 @@ class Commands:
         for tasks in (self._starting, self._endings):
             if tasks:
                 await asyncio.wait(tasks, timeout=max(0.0, deadline - loop.time()))
-        left: list[asyncio.Future[Any]] = [*self._starting, *self._endings, *self._detached]
+        left = [*self._starting, *self._endings, *self._detached]
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)

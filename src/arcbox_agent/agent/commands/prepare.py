@@ -26,10 +26,10 @@ _MOST_CELLS = 0xFFFF
 class Preparation:
     """`number` tells the commands of this agent apart.  `stderr` False: nobody reads it."""
 
-    __slots__ = ("_child", "_name", "_spec", "_stderr", "_users", "host", "readers", "request", "scope", "typed")
+    __slots__ = ("_child", "_host", "_name", "_request", "_spec", "_stderr", "_users", "readers", "scope", "typed")
 
     def __init__(self, request: ExecRequest, host: CommandHost, number: int, stderr: bool) -> None:
-        self.request = request
+        self._request = request
         # The name of its scope tells the commands of all agents apart, and the next agent whether it was detached.
         self._name = f"{DETACHED_PREFIX if request.detach else COMMAND_PREFIX}{os.getpid()}-{number}"
         self._stderr = stderr
@@ -38,7 +38,7 @@ class Preparation:
         #: Those of them that the user of the command may open again, by /dev/stdout or /dev/tty.
         self._users: list[int] = []
         self._spec: SpawnSpec | None = None
-        self.host = host
+        self._host = host
         self.scope: Scope | None = None
         #: Our ends of the command's output, by the name of the stream.
         self.readers: dict[str, int] = {}
@@ -47,11 +47,11 @@ class Preparation:
 
     def run(self, attempt: Attempt) -> tuple[int, int, int]:
         """Prepare the command and spawn it; see SpawnSpec.run.  Whatever this raises, nothing is left of it."""
-        request = self.request
+        request = self._request
         terminal = request.tty and not request.detach
         try:
             stdio = self._streams()
-            self._spec, self.scope = spec, scope = self.host.command(request, self._name, terminal)
+            self._spec, self.scope = spec, scope = self._host.command(request, self._name, terminal)
             if spec.ids and spec.ids[0] != os.geteuid():
                 for fd in self._users:
                     os.fchown(fd, spec.ids[0], -1)
@@ -97,7 +97,7 @@ class Preparation:
         os.set_blocking(fd, False)
 
     def _streams(self) -> tuple[int, int, int]:
-        request = self.request
+        request = self._request
         if request.detach:
             return (self._input(request.stdin) if request.stdin else null()), null(), null()
         if request.tty:

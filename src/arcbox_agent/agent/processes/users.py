@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 
-from arcbox_agent._entries import find, groups_of, state_of
+from arcbox_agent._entries import find, groups_of
 from arcbox_agent._spawn import open_in_root
 from arcbox_agent.errors import BadRequestError
 
@@ -38,24 +38,6 @@ class User:
 
     def __repr__(self) -> str:
         return f"User(uid={self.uid}, home={self.home!r}, ids={self.ids})"
-
-
-#: Users of the guest itself, each with the state of the files it was found in.
-_known: dict[str, tuple[bytes, User]] = {}
-MOST_KNOWN = 64
-
-
-def look_up_in_guest(spec: str) -> User:
-    """`look_up("/", spec)`, which reads the files again only where they have changed."""
-    state = state_of(b"/etc/passwd", b"/etc/group")
-    known = _known.get(spec)
-    if known is not None and known[0] == state:
-        return known[1]
-    user = look_up("/", spec)
-    if len(_known) >= MOST_KNOWN:
-        _known.clear()
-    _known[spec] = state, user
-    return user
 
 
 def look_up(root: str, spec: str) -> User:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from arcbox_agent._entries import state_of
 from arcbox_agent.agent.containers.runtimes.protocol import frozen
-from arcbox_agent.agent.processes import users
 from arcbox_agent.agent.processes.spec import SpawnSpec, complete
+from arcbox_agent.agent.processes.users import look_up
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from arcbox_agent.agent.processes.lanes import Lanes
     from arcbox_agent.agent.processes.scopes import Scope, Scopes
+    from arcbox_agent.agent.processes.users import User
     from arcbox_agent.wire import ExecRequest
 
 #: Empty scopes that are kept: making and removing a cgroup costs a tenth of a spawn.
 SPARE_SCOPES = 8
 
+#: Users that are kept.
+MOST_USERS = 64
+
 
 class GuestRun:
     """See the module."""
 
-    __slots__ = ("_lanes", "_scopes", "_spare")
+    __slots__ = ("_lanes", "_scopes", "_spare", "_users")
 
     ended = False
     key: str | None = None
@@ -29,9 +34,11 @@ class GuestRun:
         self._lanes = lanes
         #: Scopes of commands that are over, with nothing in them.
         self._spare: list[Scope] = []
+        #: Users that were looked up, each with the state of the files it was found in.
+        self._users: dict[str, tuple[bytes, User]] = {}
 
     def command(self, request: ExecRequest, name: str, terminal: bool) -> tuple[SpawnSpec, Scope]:
-        user = users.look_up_in_guest(request.user)
+        user = self._user(request.user)
         try:
             # The name of a scope tells the next agent whether its command was detached.
             scope = None if request.detach else self._spare.pop()
@@ -63,6 +70,18 @@ class GuestRun:
         if not request.detach:
             spec.lent.add(cgroup_fd)
         return spec, scope
+
+    def _user(self, spec: str) -> User:
+        """`look_up("/", spec)`, which reads the files again only where they have changed."""
+        state = state_of(b"/etc/passwd", b"/etc/group")
+        known = self._users.get(spec)
+        if known is not None and known[0] == state:
+            return known[1]
+        user = look_up("/", spec)
+        if len(self._users) >= MOST_USERS:
+            self._users.clear()
+        self._users[spec] = state, user
+        return user
 
     def take_back(self, scope: Scope) -> bool:
         # A command may have left something behind, which would end with the next one.
