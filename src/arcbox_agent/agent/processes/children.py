@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from arcbox_agent.agent.processes.lanes import Lanes
-    from arcbox_agent.agent.processes.ready import Ready
-from arcbox_agent.agent.processes.spawning import Late
+    from arcbox_agent.agent.processes.spawning import Late
     from arcbox_agent.agent.processes.spec import SpawnSpec
 
     class Counter(Protocol):
