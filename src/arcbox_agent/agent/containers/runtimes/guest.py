@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from arcbox_agent._entries import state_of
 from arcbox_agent.agent.containers.runtimes.protocol import frozen
 from arcbox_agent.agent.processes.spec import SpawnSpec, complete
-from arcbox_agent.agent.processes.users import look_up
+from arcbox_agent.agent.processes.users import look_up, state_in_guest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ class GuestRun:
 
     def _user(self, spec: str) -> User:
         """`look_up("/", spec)`, which reads the files again only where they have changed."""
-        state = state_of(b"/etc/passwd", b"/etc/group")
+        state = state_in_guest()
         known = self._users.get(spec)
         if known is not None and known[0] == state:
             return known[1]
