@@ -21,6 +21,7 @@ from arcbox_agent.agent.containers.output.capture import Capture
 from arcbox_agent.agent.containers.runtimes.choose import Runtimes
 from arcbox_agent.agent.containers.service import Containers
 from arcbox_agent.agent.containers.store import Store
+from arcbox_agent.agent.forwards.forwards import Forwards
 from arcbox_agent.agent.logs.follower import Followers
 from arcbox_agent.agent.metrics import Metrics
 from arcbox_agent.agent.observe import log as agent_log
@@ -80,6 +81,7 @@ class Agent:
         self._containers = Containers(settings, metrics, self._lanes, store, runtimes)
         self._commands = Commands(settings, metrics, self._processes, self._lanes)
         self._followers = Followers(settings, metrics)
+        self._forwards = Forwards(settings, metrics)
         table = routes.bind(
             settings,
             metrics,
@@ -89,6 +91,7 @@ class Agent:
             runtimes.guest,
             self._commands,
             self._followers,
+            self._forwards,
             self._capture,
             runtimes.default.name,
             self._lanes,

@@ -7,12 +7,14 @@ from arcbox_agent.agent.config.access import Access
 from arcbox_agent.agent.handlers.agent_info import Info
 from arcbox_agent.agent.handlers.containers import Lifecycle
 from arcbox_agent.agent.handlers.exec import Exec
+from arcbox_agent.agent.handlers.forwards import Forwards
 from arcbox_agent.agent.handlers.logs import Logs
 from arcbox_agent.agent.handlers.power import Power
 from arcbox_agent.agent.handlers.runtime import Runtime
 from arcbox_agent.agent.handlers.system import System
 from arcbox_agent.agent.handlers.usage import Usage
 from arcbox_agent.agent.serving.route import Route
+from arcbox_agent.agent.serving.stream import INPUTS
 from arcbox_agent.message_types import MessageType as Type
 
 TYPE_CHECKING = False
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.containers.output.capture import Capture
     from arcbox_agent.agent.containers.runtimes.protocol import CommandHost
     from arcbox_agent.agent.containers.service import Containers
+    from arcbox_agent.agent.forwards.forwards import Forwards as ForwardsPart
     from arcbox_agent.agent.logs.follower import Followers
     from arcbox_agent.agent.metrics import Metrics
     from arcbox_agent.agent.processes.lanes import Lanes
@@ -39,6 +42,7 @@ def bind(
     guest: CommandHost,
     commands: Commands,
     followers: Followers,
+    forwards: ForwardsPart,
     capture: Capture,
     runtime_name: str,
     lanes: Lanes,
@@ -52,9 +56,11 @@ def bind(
     runtime = Runtime(runtime_name)
     exec = Exec(containers, guest, commands, settings)
     logs = Logs(containers, followers, capture, settings)
+    forward = Forwards(forwards, containers, lanes)
     usage = Usage(containers, lanes)
     power = Power(settings, end)
     read, control = Access.READ, Access.CONTROL
+    stream = {message.TYPE: message for message in INPUTS}
     routes: dict[int, Route] = {
         Type.PING_REQUEST: Route(system.ping, wire.PingRequest, read),
         # 0.0.1-alpha.1 does not look at the payload either.
@@ -69,6 +75,9 @@ def bind(
         Type.CONTAINER_STATS_REQUEST: Route(usage.stats, wire.ContainerStatsRequest, read),
         Type.CONTAINER_TOP_REQUEST: Route(usage.top, wire.ContainerTopRequest, read),
         Type.EXEC_REQUEST: Route(exec.run, wire.ExecRequest, Access.EXEC),
+        Type.CONNECT_REQUEST: Route(forward.connect, wire.ConnectRequest, Access.EXEC, stream),
+        Type.LISTEN_REQUEST: Route(forward.listen, wire.ListenRequest, Access.EXEC, stream),
+        Type.ACCEPT_REQUEST: Route(forward.accept, wire.AcceptRequest, Access.EXEC, stream),
         Type.LOGS_REQUEST: Route(logs.read, wire.LogsRequest, read),
         Type.RUNTIME_ENSURE_REQUEST: Route(runtime.ensure, wire.RuntimeEnsureRequest, control),
         Type.RUNTIME_STATUS_REQUEST: Route(runtime.status, wire.RuntimeStatusRequest, read),
