@@ -81,6 +81,7 @@ class Process:
         self._size = (0, 0)
         self._call: DuplexCall | None = None
         self._over = False
+        self._left = False
         self._failure: Exception | None = None
         self._changed: set[asyncio.Future[None]] = set()
         self._attached = False
@@ -170,8 +171,9 @@ class Process:
 
     async def detach(self) -> dict[str, int]:
         """Leave the command as it is.  Returns `cursors`, where `attach` can go on."""
+        self._left = True
         call = self._call
-        if not self._over and call is not None and self._attached:
+        if not self._over and call is not None and not call.over:
             call.send(wire.StreamControl(detach=True))
             try:
                 async with asyncio.timeout(_PARTING):
@@ -196,7 +198,13 @@ class Process:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait for the end, without its remaining output; on an exception end the command, or leave it."""
+        """Wait for the end, without its remaining output; on an exception end the command, or leave it.
+
+        After `detach` there is nothing to wait for.
+        """
+        if self._left:
+            await self.aclose()
+            return
         try:
             if error is None:
                 if self.stdin is not None:
