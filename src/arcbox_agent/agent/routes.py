@@ -7,6 +7,7 @@ from arcbox_agent.agent.config.access import Access
 from arcbox_agent.agent.handlers.agent_info import Info
 from arcbox_agent.agent.handlers.containers import Lifecycle
 from arcbox_agent.agent.handlers.exec import Exec
+from arcbox_agent.agent.handlers.executions import ExecutionCalls
 from arcbox_agent.agent.handlers.logs import Logs
 from arcbox_agent.agent.handlers.power import Power
 from arcbox_agent.agent.handlers.runtime import Runtime
@@ -24,10 +25,19 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.containers.output.capture import Capture
     from arcbox_agent.agent.containers.runtimes.protocol import CommandHost
     from arcbox_agent.agent.containers.service import Containers
+    from arcbox_agent.agent.executions.executions import Executions
     from arcbox_agent.agent.logs.follower import Followers
     from arcbox_agent.agent.metrics import Metrics
     from arcbox_agent.agent.processes.lanes import Lanes
     from arcbox_agent.agent.serving.listeners import Listener
+
+#: What a peer may send on a stream.
+STREAM = {
+    Type.STREAM_INPUT: wire.StreamInput,
+    Type.STREAM_CREDIT: wire.StreamCredit,
+    Type.STREAM_HEARTBEAT: wire.StreamHeartbeat,
+    Type.STREAM_CONTROL: wire.StreamControl,
+}
 
 
 def bind(
@@ -38,6 +48,7 @@ def bind(
     containers: Containers,
     guest: CommandHost,
     commands: Commands,
+    executions: Executions,
     followers: Followers,
     capture: Capture,
     runtime_name: str,
@@ -51,6 +62,7 @@ def bind(
     container = Lifecycle(containers, settings.max_frame_size)
     runtime = Runtime(runtime_name)
     exec = Exec(containers, guest, commands, settings)
+    execution = ExecutionCalls(containers, guest, executions)
     logs = Logs(containers, followers, capture, settings)
     usage = Usage(containers, lanes)
     power = Power(settings, end)
@@ -69,6 +81,15 @@ def bind(
         Type.CONTAINER_STATS_REQUEST: Route(usage.stats, wire.ContainerStatsRequest, read),
         Type.CONTAINER_TOP_REQUEST: Route(usage.top, wire.ContainerTopRequest, read),
         Type.EXEC_REQUEST: Route(exec.run, wire.ExecRequest, Access.EXEC),
+        Type.START_EXECUTION_REQUEST: Route(execution.start, wire.StartExecutionRequest, Access.EXEC),
+        Type.LIST_EXECUTIONS_REQUEST: Route(execution.list, wire.ListExecutionsRequest, read),
+        Type.INSPECT_EXECUTION_REQUEST: Route(execution.inspect, wire.InspectExecutionRequest, read),
+        Type.ATTACH_EXECUTION_REQUEST: Route(execution.attach, wire.AttachExecutionRequest, Access.EXEC, STREAM),
+        Type.WRITE_EXECUTION_REQUEST: Route(execution.write, wire.WriteExecutionRequest, Access.EXEC),
+        Type.RESIZE_EXECUTION_REQUEST: Route(execution.resize, wire.ResizeExecutionRequest, Access.EXEC),
+        Type.SIGNAL_EXECUTION_REQUEST: Route(execution.signal, wire.SignalExecutionRequest, Access.EXEC),
+        Type.WAIT_EXECUTION_REQUEST: Route(execution.wait, wire.WaitExecutionRequest, read),
+        Type.REMOVE_EXECUTION_REQUEST: Route(execution.remove, wire.RemoveExecutionRequest, Access.EXEC),
         Type.LOGS_REQUEST: Route(logs.read, wire.LogsRequest, read),
         Type.RUNTIME_ENSURE_REQUEST: Route(runtime.ensure, wire.RuntimeEnsureRequest, control),
         Type.RUNTIME_STATUS_REQUEST: Route(runtime.status, wire.RuntimeStatusRequest, read),
