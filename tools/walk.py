@@ -45,7 +45,7 @@ Call = tuple[int, int, str, str]  # time in ns, thread, file, function
 
 _ROOT = os.path.dirname(arcbox_agent.__file__) + os.sep
 #: Modules whose calls say by their names all that happens: count one up, run this in that pool.
-_BY_NAME = ("agent/metrics.py", "agent/processes/lanes.py")
+_BY_NAME = ("agent/metrics.py", "agent/processes/lanes.py", "agent/processes/pool.py")
 _AFTER_AWAIT = 3
 _SETTLED = 0.3
 _PATIENCE = 30.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,16 @@ import pytest
 
 from arcbox_agent.agent.agent import MEMORY_PARTS, _fit_bounds
 from arcbox_agent.agent.config import Settings
+from arcbox_agent.agent.config.access import Access
 from arcbox_agent.agent.metrics import Metrics
 from arcbox_agent.agent.observe.memory import Memory
+from arcbox_agent.agent.serving.call import LARGE, Call, Dispatch
 from arcbox_agent.agent.serving.ledger import Ledger
-from arcbox_agent.agent.serving.shortage import LARGE, Shortage
+from arcbox_agent.agent.serving.outbox import Outbox
+from arcbox_agent.agent.serving.route import Route
+from arcbox_agent.agent.serving.shortage import Shortage
 from arcbox_agent.errors import RequestError, UnavailableError
+from arcbox_agent.wire import Empty, FrameDecoder, MessageType, encode_frame, encode_message
 from tests.agent.test_peers import Account
 
 
@@ -58,12 +65,29 @@ def test_short_of_memory_half_of_what_is_held_goes_the_largest_first() -> None:
 def test_nothing_large_is_begun_then() -> None:
     ledger = Ledger(100, 100)
     short = shortage(ledger, Given(), short=True)
-    short.admit(LARGE)
     with pytest.raises(UnavailableError, match="the guest is short of memory: try again later") as caught:
         short.admit(LARGE + 1)
     assert caught.value.code == 503
     assert type(RequestError.from_reply(503, "x")) is UnavailableError
     shortage(ledger, Given(), short=False).admit(1 << 30)
+
+
+def test_only_what_is_large_must_be_admitted() -> None:
+    asked: list[int] = []
+    routes: dict[int, Route] = {MessageType.PING_REQUEST: Route(lambda request, call: Empty(), None, Access.READ)}
+    dispatch = Dispatch(routes, Metrics().counters, 1 << 20, asked.append)
+    decoder = FrameDecoder()
+    loop = asyncio.new_event_loop()
+    with socket.socket() as sock:
+        outbox = Outbox(sock, loop, Metrics().counters)
+        for size in (LARGE, LARGE + 1):
+            decoder.feed(encode_frame(MessageType.PING_REQUEST, bytes(size), ""))
+            frame = decoder.next_frame()
+            assert frame is not None
+            call = Call(outbox, "uid 0", frozenset({Access.READ}), "", lambda: None)
+            assert dispatch.answer(frame, call) == encode_message(Empty(), "")
+    loop.close()
+    assert asked == [LARGE + 1]
 
 
 def test_what_was_held_is_given_back_to_the_system_when_it_is_held_no_more() -> None:

@@ -247,7 +247,7 @@ def test_orphans_are_reaped_and_the_status_of_an_owned_child_is_not() -> None:
         loop = asyncio.get_running_loop()
         metrics = Counts()
         processes = Processes(loop, Lanes(), metrics)
-        processes.watch_orphans()
+        processes.orphans.watch()
 
         async def one(n: int) -> None:
             process = await processes.spawn(spec("/bin/sh", "-c", f"(/bin/sh -c 'exit 3' &); exit {n % 200}"))

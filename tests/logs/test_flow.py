@@ -52,11 +52,11 @@ def test_a_member_that_parts_keeps_no_batch_waiting_and_takes_none_from_the_othe
         first, second, third = Member(), Member(), Member()
         flow = await filled(tmp_path / "web.log", first, second, third)
         assert flow.take(first) == b"one\n"
-        waiter = flow.wait()
+        waiter = flow.changes.next()
         waiter.cancel()
         flow.part(first)
         assert flow.members == [second, third]
-        assert flow._waiters == []
+        assert flow.changes.waiters == []
         assert [flow.take(second), flow.take(second), flow.take(second)] == [b"one\n", b"two\n", None]
         assert (len(flow.batches), flow.kept) == (2, 8)
         flow.part(third)

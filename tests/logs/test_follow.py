@@ -22,7 +22,7 @@ from arcbox_agent.agent.config.table import Settings
 from arcbox_agent.agent.logs import flow
 from arcbox_agent.agent.logs.cursor import BLOCKED, END, MORE, Cursor
 from arcbox_agent.agent.logs.follower import Follow, Followers
-from arcbox_agent.agent.logs.inotify import Inotify
+from arcbox_agent.agent.logs.inotify import Changes, Inotify
 from arcbox_agent.agent.metrics import Metrics
 from arcbox_agent.logs import Options
 from arcbox_agent.logs.files import open_if_there
@@ -431,10 +431,10 @@ def test_a_line_written_while_a_new_file_is_not_watched_yet_is_seen(
     add(log, b"first")
     watch_file = Inotify.watch_file
 
-    def late(self: Inotify, fd: int, callback: Any) -> Any:
+    def late(self: Inotify, fd: int, changes: Changes) -> Any:
         if not log.stat().st_size:
             add(log, b"second")
-        return watch_file(self, fd, callback)
+        return watch_file(self, fd, changes)
 
     async def scenario() -> None:
         async with following(log) as found:

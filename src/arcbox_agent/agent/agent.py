@@ -179,7 +179,7 @@ class Agent:
         if os.getpid() == 1:
             # Reap orphans only from here on: until a container is adopted again its zombie has no
             # owner, and reaping it would lose its exit code.
-            self._processes.watch_orphans()
+            self._processes.orphans.watch()
 
     async def _close_containers(self) -> None:
         # First: their ends are told by the keeper, which the containers close.

@@ -165,7 +165,7 @@ class Command:
         self._ended_at: float | None = None
         #: Bytes that came after the end of the process, from others.
         self._chatter = 0
-        process.on_exit(self._ended)
+        process.ended.add_done_callback(self._ended)
 
     async def next(self, room: memoryview | None = None) -> CommandOutput | None:
         """Wait for the next piece of output; None: the output is over.
@@ -248,7 +248,9 @@ class Command:
             self._helped_at = now
         return helped
 
-    def _ended(self, status: ExitStatus) -> None:
+    def _ended(self, ended: asyncio.Future[ExitStatus]) -> None:
+        if ended.cancelled():
+            return  # the agent ends first
         self._ended_at = self._loop.time()
         for output in self._outputs:
             output.note_owed()

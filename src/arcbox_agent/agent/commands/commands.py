@@ -65,10 +65,11 @@ class Commands:
 
     # --------------------------------------------------------------- start
 
-    async def start(self, request: ExecRequest, host: CommandHost, *, stderr: bool) -> Command:
+    def start(self, request: ExecRequest, host: CommandHost, *, stderr: bool) -> asyncio.Task[Command]:
         """Start what `request` asks for, which has been checked, in `host`; `stderr` False: nobody reads it.
 
-        RequestError: it cannot be started, and why.
+        The start goes on when the client goes away: who awaits the task shields it, and then leaves it (`leave`)
+        in any case.  It fails with a RequestError where the command cannot be started.  BusyError: it is one too many.
         """
         if self._active >= self._settings.max_execs:
             self._metrics.add("bound_execs")
@@ -77,22 +78,7 @@ class Commands:
         task = asyncio.get_running_loop().create_task(self._start(request, host, stderr))
         self._starting.add(task)
         task.add_done_callback(self._starting.discard)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            # The client went away while its command was being started.
-            task.add_done_callback(self._detach_started if request.detach else self._leave_started)
-            raise
-
-    def _leave_started(self, task: asyncio.Task[Command]) -> None:
-        take_failure(task)
-        if not task.cancelled() and task.exception() is None:
-            self.leave(task.result())
-
-    def _detach_started(self, task: asyncio.Task[Command]) -> None:
-        take_failure(task)
-        if not task.cancelled() and task.exception() is None:
-            self.detach(task.result())
+        return task
 
     async def _start(self, request: ExecRequest, host: CommandHost, stderr: bool) -> Command:
         loop = asyncio.get_running_loop()
@@ -108,7 +94,11 @@ class Commands:
         if request.timeout_ms:
             # From the request on: the start counts.
             timer = loop.call_at(began + request.timeout_ms / 1000, self._time_out, command, request.cmd[0])
-            command.process.on_exit(lambda _: timer.cancel())
+            command.process.ended.add_done_callback(lambda _: timer.cancel())
+        if request.detach:
+            # It goes on without its client, and without the agent.
+            command.left = True
+            self._end_later(self._finish(command, kill=False), self._detached)
         return command
 
     async def _spawn(self, request: ExecRequest, host: CommandHost, stderr: bool) -> Command:
@@ -169,11 +159,18 @@ class Commands:
         log.info("command timed out", program=program, pid=command.process.pid)
         self._end_later(self._kill(command))
 
-    def leave(self, command: Command) -> None:
-        """The client of `command` needs nothing of it any more: end it, and all that it started.
+    def leave(self, started: asyncio.Task[Command]) -> None:
+        """The client of a command needs nothing of it any more: end it, and all that it started, once it is started.
 
         A command that has ended by itself leaves behind what it put into the background.
         """
+        if not started.done():
+            started.add_done_callback(take_failure)
+            started.add_done_callback(self.leave)
+            return
+        if started.cancelled() or started.exception() is not None:
+            return
+        command = started.result()
         if command.left:
             return
         command.left = True
@@ -188,11 +185,6 @@ class Commands:
     def _give_back_scope(self, command: Command) -> None:
         if not command.host.take_back(command.scope):
             self._end_later(self._dissolve_scope(command))
-
-    def detach(self, command: Command) -> None:
-        """`command` goes on without its client, and without the agent."""
-        command.left = True
-        self._end_later(self._finish(command, kill=False), self._detached)
 
     async def _finish(self, command: Command, kill: bool) -> None:
         try:

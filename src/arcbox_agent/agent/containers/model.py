@@ -51,9 +51,10 @@ class Container:
     recording of an exit), never while somebody waits for it to end.
     """
 
-    __slots__ = ("_events", "life", "lock", "log_path", "record", "run", "stop", "watcher")
+    __slots__ = ("_events", "id", "life", "lock", "log_path", "record", "run", "stop", "watcher")
 
     def __init__(self, record: Record, log_path: str, events: Events) -> None:
+        self.id = record.id
         self.record = record
         self.log_path = log_path
         self.lock = asyncio.Lock()
@@ -72,10 +73,6 @@ class Container:
         ran = record.finished_ns or record.state == STOPPED
         container.life = Life(LOADED[record.state], State.STOPPED if ran else State.CREATED)
         return container
-
-    @property
-    def id(self) -> str:
-        return self.record.id
 
     @property
     def name(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from asyncio import shield
+
 from arcbox_agent.agent.processes import environment
 from arcbox_agent.errors import BadRequestError
 from arcbox_agent.wire import ExecOutput, encode_exec_output_head
@@ -42,17 +44,17 @@ class Exec:
             host = self._containers.host_of(self._containers.resolve(request.container_id))
         # After that: an unknown container is reported before a wrong directory.
         environment.check_working_dir(request.working_dir)
-        command = await self._commands.start(request, host, stderr=detail)
+        started = self._commands.start(request, host, stderr=detail)
         del request  # what it brings for the command's input is the command's now
-        if detach:
-            self._commands.detach(command)
-            return ExecOutput(stream="stdout", done=True, pid=command.process.pid if detail else 0)
         try:
+            command = await shield(started)
+            if detach:
+                return ExecOutput(stream="stdout", done=True, pid=command.process.pid if detail else 0)
             if stream:
                 return await _stream(command, call)
             return await _collect(command, call, self._settings.exec_output_limit, detail)
         finally:
-            self._commands.leave(command)
+            self._commands.leave(started)
 
 
 async def _stream(command: Command, call: Call) -> ExecOutput:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 
 from arcbox_agent.agent.logs.cursor import BLOCKED, END, Cursor
+from arcbox_agent.agent.logs.inotify import Changes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,7 +74,6 @@ class Flow:
         "_next_watched",
         "_progress",
         "_rings",
-        "_waiters",
         "_watch",
         "_watched",
         "batches",
@@ -106,18 +106,15 @@ class Flow:
         self.kept = 0
         #: Follows that use it: its members, and those that read alone until they catch up.
         self.users = 0
-        #: Counts what may have changed.  A change during a read in a thread finds no waiter;
-        #: whoever read compares this number before it waits.
-        self.changes = 0
+        self.changes = Changes(loop)
         self._loop = loop
         self._inotify = inotify
-        self._waiters: list[asyncio.Future[None]] = []
         #: The read in a thread, while there is one.
         self._busy: asyncio.Future[tuple[Read, Any]] | None = None
         #: Whether the last read in a thread left more to do at once.
         self._progress = False
         # The watches begin before the first read, so no write falls between the two.
-        self._name_watch = inotify.watch_name(cursor.path, self.changed)
+        self._name_watch = inotify.watch_name(cursor.path, self.changes)
         self._watch: Watch | None = None
         self._next_watch: Watch | None = None
         self._watched: LogFile | None = None
@@ -133,29 +130,11 @@ class Flow:
         self.batches.clear()
         self._count(-self.kept)
         self._rings = Rings()  # a read that a thread has not ended yet is nobody's
-        self.changed()
+        self.changes.tell()
 
     def _count(self, size: int) -> None:
         self.kept += size
         self._rings.kept += size
-
-    # -------------------------------------------------------------- changes
-
-    def changed(self) -> None:
-        """Wake every waiter, and let whoever is about to wait look again."""
-        self.changes += 1
-        waiters = self._waiters
-        if waiters:
-            self._waiters = []
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
-
-    def wait(self) -> asyncio.Future[None]:
-        """Done at the next change.  (No coroutine: each of thousands would hold a frame.)"""
-        waiter = self._loop.create_future()
-        self._waiters.append(waiter)
-        return waiter
 
     def _watch_files(self) -> bool:
         """Watch the cursor's file, and the next one if the cursor waits for it.
@@ -170,7 +149,7 @@ class Flow:
             self._watched = cursor.file
             self._watch = None
             if cursor.file is not None:
-                self._watch = self._inotify.watch_file(cursor.file.fd, self.changed)
+                self._watch = self._inotify.watch_file(cursor.file.fd, self.changes)
                 begun = True
         awaited, before = cursor.next_file, self._next_watched
         if awaited is None or before is None or (awaited.device, awaited.inode) != (before.device, before.inode):
@@ -178,7 +157,7 @@ class Flow:
                 self._inotify.drop(self._next_watch)
                 self._next_watch = None
             if awaited is not None:
-                self._next_watch = self._inotify.watch_file(awaited.fd, self.changed)
+                self._next_watch = self._inotify.watch_file(awaited.fd, self.changes)
                 begun = True
         self._next_watched = awaited
         return begun
@@ -235,7 +214,7 @@ class Flow:
     def part(self, member: Member) -> None:
         """A member leaves, and the batches that it has not taken no longer wait for it."""
         self.members.remove(member)
-        self._waiters = [waiter for waiter in self._waiters if not waiter.done()]
+        self.changes.drop_done()
         for index in range(member.number - self.first, len(self.batches)):
             self.batches[index].waiting -= 1
         self._drop_taken()
@@ -275,7 +254,7 @@ class Flow:
                 assert oldest.start is not None
                 member.leave(oldest.start.fork())
             self._drop_taken()
-        self.changed()
+        self.changes.tell()
 
     def _drop_taken(self) -> None:
         while self.batches and self.batches[0].waiting <= 0:

@@ -144,7 +144,7 @@ class Follow:
             flow = self._flow
             assert flow is not None
             # Both are asked before the read: what was written before the end is read after it.
-            changes = flow.changes
+            changes = flow.changes.number
             if not self._event_seen:
                 self._event_seen = True
                 self._ended = self._over()
@@ -155,8 +155,8 @@ class Follow:
             elif data is not None:
                 if ended:
                     data = self._last_words(flow)
-                elif flow.changes == changes:
-                    await flow.wait()
+                elif flow.changes.number == changes:
+                    await flow.changes.next()
         if not data:
             return None
         return with_trace(data, self._trace) if self._trace else data
@@ -174,7 +174,7 @@ class Follow:
         """The output may have ended, or `until` has passed: look again."""
         self._event_seen = False
         if self._flow is not None:
-            self._flow.changed()
+            self._flow.changes.tell()
 
     def leave(self, cursor: Cursor) -> None:
         """The flow dropped a batch that this follow has not taken: read alone, from `cursor` on."""

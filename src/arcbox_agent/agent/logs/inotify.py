@@ -2,7 +2,7 @@
 
 The kernel has one watch per inode, and adding it twice gives the same number.  So each
 number has a list of Watch objects.  An event says only that something may have changed:
-the callback looks for itself.
+whoever waits for changes looks for itself.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from arcbox_agent.agent.observe.log import Logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop, TimerHandle
-    from collections.abc import Callable
+    from asyncio import AbstractEventLoop, Future, TimerHandle
 
 log = Logger("logs")
 
@@ -26,19 +25,54 @@ _BUFFER = 65536
 POLL_INTERVAL = 0.1
 
 
+class Changes:
+    """Counts what may have changed, and wakes who waits for it.
+
+    A change while nobody waits is found by its `number`: whoever read compares it before it waits.
+    """
+
+    __slots__ = ("_loop", "number", "waiters")
+
+    def __init__(self, loop: AbstractEventLoop) -> None:
+        self._loop = loop
+        self.number = 0
+        # A list: most have one waiter, and an empty set or deque is larger than all the rest.
+        self.waiters: list[Future[None]] = []
+
+    def tell(self) -> None:
+        """Wake every waiter, and let whoever is about to wait look again."""
+        self.number += 1
+        waiters = self.waiters
+        if waiters:
+            self.waiters = []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def next(self) -> Future[None]:
+        """Done at the next change.  (No coroutine: each of thousands would hold a frame.)"""
+        waiter = self._loop.create_future()
+        self.waiters.append(waiter)
+        return waiter
+
+    def drop_done(self) -> None:
+        """Forget the waiters that were cancelled."""
+        self.waiters = [waiter for waiter in self.waiters if not waiter.done()]
+
+
 class Watch:
-    """One callback for one file or name."""
+    """Those who wait for changes of one file or name."""
 
-    __slots__ = ("callback", "name", "number")
+    __slots__ = ("changes", "name", "number")
 
-    def __init__(self, number: int, name: bytes, callback: Callable[[], None]) -> None:
+    def __init__(self, number: int, name: bytes, changes: Changes) -> None:
         self.number = number  # -1: polled
         self.name = name  # in a directory; empty: the watched file itself
-        self.callback = callback
+        self.changes = changes
 
 
 class Inotify:
-    """Watches files and names in directories, and calls back on the loop."""
+    """Watches files and names in directories, and tells of their changes on the loop."""
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self._loop = loop
@@ -74,19 +108,19 @@ class Inotify:
         self._names.clear()
         self._polled.clear()
 
-    def watch_file(self, fd: int, callback: Callable[[], None]) -> Watch:
+    def watch_file(self, fd: int, changes: Changes) -> Watch:
         """Watch an open file, whatever its path is by now."""
-        watch = Watch(self._add(f"/proc/self/fd/{fd}", _FILE), b"", callback)
+        watch = Watch(self._add(f"/proc/self/fd/{fd}", _FILE), b"", changes)
         if watch.number < 0:
             self._poll(watch)
         else:
             self._files.setdefault(watch.number, []).append(watch)
         return watch
 
-    def watch_name(self, path: str, callback: Callable[[], None]) -> Watch:
+    def watch_name(self, path: str, changes: Changes) -> Watch:
         """Watch for a file that is made at a path, or moved there."""
         directory, name = os.path.split(path)
-        watch = Watch(self._add(directory or ".", _DIRECTORY), os.fsencode(name), callback)
+        watch = Watch(self._add(directory or ".", _DIRECTORY), os.fsencode(name), changes)
         if watch.number < 0:
             self._poll(watch)
         else:
@@ -145,7 +179,7 @@ class Inotify:
     def _tick(self) -> None:
         self._timer = None
         for watch in list(self._polled):
-            watch.callback()
+            watch.changes.tell()
         if self._polled:
             self._timer = self._loop.call_later(POLL_INTERVAL, self._tick)
 
@@ -157,12 +191,12 @@ class Inotify:
         for number, mask in plain.items():
             if number < 0:
                 # The kernel's queue overflowed and events are lost: everything may have changed.
-                self._call_all()
+                self._tell_all()
                 return
             watches = self._files.get(number)
             if watches is not None:
                 for watch in tuple(watches):
-                    watch.callback()
+                    watch.changes.tell()
                 if mask & _inotify.IGNORED:
                     self._files.pop(number, None)
             elif mask & _inotify.IGNORED:
@@ -173,10 +207,10 @@ class Inotify:
                         self._poll(watch)
         for number, _, name in named:
             for watch in tuple(self._names.get(number, {}).get(name, ())):
-                watch.callback()
+                watch.changes.tell()
 
-    def _call_all(self) -> None:
+    def _tell_all(self) -> None:
         every = [watch for watches in self._files.values() for watch in watches]
         every += [watch for names in self._names.values() for watches in names.values() for watch in watches]
         for watch in every:
-            watch.callback()
+            watch.changes.tell()

@@ -2,8 +2,7 @@
 
 Every child has one owner, its Process, which takes its status exactly once, by its
 pidfd.  So a status cannot be taken twice, nor confused with that of a later process
-of the same pid.  As PID 1 the agent also inherits orphans: `reap_orphans` reaps the
-children without an owner, and only those.
+of the same pid.  As PID 1 the agent also inherits orphans (orphans.py).
 """
 
 from __future__ import annotations
@@ -15,17 +14,16 @@ import signal
 import time
 from contextvars import Context
 
-from arcbox_agent._spawn import SpawnError, exit_status, take_status
+from arcbox_agent._spawn import Attempt, SpawnError, exit_status, take_status
 from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.observe.rate import OncePerMinute
-from arcbox_agent.agent.processes.spawning import HungError, SpawnUnderWay
+from arcbox_agent.agent.processes.orphans import Orphans
+from arcbox_agent.agent.processes.spawning import HungError, kill_stopped, take_failure
 from arcbox_agent.agent.processes.stat_line import (
     is_stopped,
     start_time_of,
-    stopped_before_exec,
     zombie_status,
-    zombies,
 )
 from arcbox_agent.agent.processes.status import LOST, ExitStatus
 from arcbox_agent.errors import BusyError
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
     from typing import Protocol
 
-    from arcbox_agent._spawn import Attempt
     from arcbox_agent.agent.processes.lanes import Lanes
     from arcbox_agent.agent.processes.spawning import Late
     from arcbox_agent.agent.processes.spec import SpawnSpec
@@ -56,7 +53,7 @@ ADOPTED_STATUS_STEP = 0.01
 class Process:
     """A process that was started or adopted here."""
 
-    __slots__ = ("_ask", "_ended", "_owner", "child", "pid", "pidfd", "start_time", "status")
+    __slots__ = ("_ask", "_owner", "child", "ended", "pid", "pidfd", "start_time", "status")
 
     def __init__(
         self,
@@ -69,7 +66,8 @@ class Process:
     ) -> None:
         self._owner = owner
         self._ask = ask
-        self._ended: asyncio.Future[ExitStatus] = owner.loop.create_future()
+        #: Done with its status; cancelled where the agent disowns it before that.
+        self.ended: asyncio.Future[ExitStatus] = owner.loop.create_future()
         self.pid = pid
         #: -1 once its status is taken.
         self.pidfd = pidfd
@@ -82,16 +80,7 @@ class Process:
 
     async def wait(self) -> ExitStatus:
         """Return its status when it has ended.  Any number of tasks may wait, and each may be cancelled."""
-        return await asyncio.shield(self._ended)
-
-    def on_exit(self, callback: Callable[[ExitStatus], None]) -> None:
-        """Call `callback` with the status when it has ended; never, where the agent ends first."""
-
-        def notify(future: asyncio.Future[ExitStatus]) -> None:
-            if not future.cancelled():
-                callback(future.result())
-
-        self._ended.add_done_callback(notify)
+        return await asyncio.shield(self.ended)
 
     def send_signal(self, sig: int) -> bool:
         """False: it has ended already."""
@@ -163,8 +152,41 @@ class Process:
         os.close(self.pidfd)
         self.pidfd = -1
         self.status = status
-        if not self._ended.done():
-            self._ended.set_result(status)
+        if not self.ended.done():
+            self.ended.set_result(status)
+
+
+class SpawnUnderWay:
+    """A spawn that is under way: its thread may have made a child that has no owner yet."""
+
+    __slots__ = ("attempt", "began", "future", "given_up", "key", "kill", "late", "limit", "outlives", "since", "told")
+
+    def __init__(self, key: str | None, began: float, limit: float, outlives: bool, late: Late | None) -> None:
+        self.attempt = Attempt()
+        #: Kills the child where another process has it.
+        self.kill: Callable[[], None] | None = None
+        self.key = key
+        self.began = began
+        self.limit = limit
+        self.outlives = outlives
+        self.late = late
+        self.since = time.time()
+        self.given_up = False
+        self.told = False
+        self.future: asyncio.Future[tuple[int, int, int]] | None = None
+
+    @property
+    def step(self) -> str:
+        """Where it stands, as far as that is known."""
+        if self.kill is not None and not self.attempt.begun:
+            return "mount or exec"  # in another process
+        return self.attempt.step
+
+    def end(self) -> None:
+        """Kill the child, and make none any more."""
+        self.attempt.cancel()
+        if self.kill is not None:
+            self.kill()
 
 
 class Processes:
@@ -180,9 +202,7 @@ class Processes:
         self._tickets = 0
         self._hung_log = OncePerMinute()
         self._look_timer: asyncio.TimerHandle | None = None
-        #: Zombies that may be the child of a spawn under way: pid to the tickets of those spawns.
-        self._doubtful: dict[int, set[int]] = {}
-        self._watching = False
+        self.orphans = Orphans(loop, self._owned, self._in_flight, self._count)
         self._closed = False
         #: Other processes that spawn for this one, by pid.
         self.spawners: set[int] = set()
@@ -303,49 +323,12 @@ class Processes:
         self._forget(process)
         os.close(process.pidfd)
         process.pidfd = -1
-        process._ended.cancel()
-
-    def reap_orphans(self) -> int:
-        """Reap the zombies without an owner; returns how many.  For PID 1, at each SIGCHLD."""
-        reaped = 0
-        for pid in zombies():
-            if pid in self._owned:
-                continue  # its pidfd is readable, and its owner takes its status
-            if self._in_flight:
-                own = {ticket for ticket, spawning in self._in_flight.items() if spawning.attempt.may_own(pid)}
-                suspects = self._doubtful.setdefault(pid, own)
-                suspects &= own
-                if suspects:
-                    continue
-            self._doubtful.pop(pid, None)
-            try:
-                if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is not None:
-                    reaped += 1
-            except ChildProcessError:
-                continue
-        if reaped:
-            self._count("orphans_reaped", reaped)
-        return reaped
-
-    def watch_orphans(self) -> None:
-        """Reap orphans from now on.  For PID 1, in the main thread."""
-        # Not add_signal_handler: uvloop reserves SIGCHLD for its own subprocesses.  The handler may run
-        # between any two instructions, so it only schedules a call.
-        self._watching = True
-        signal.signal(signal.SIGCHLD, self._child_ended)
-        self.loop.call_soon(self.reap_orphans)
-
-    def _child_ended(self, *_: object) -> None:
-        # After a failure the loop is closed while the handler is still installed.  An exception here
-        # would be raised in whatever PID 1 does then, and end it.
-        if not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(self.reap_orphans)
+        process.ended.cancel()
 
     async def close(self) -> None:
         """Disown every process; they go on."""
         self._closed = True
-        if self._watching:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self.orphans.close()
         if self._look_timer is not None:
             self._look_timer.cancel()
         for process in list(self._owned.values()):
@@ -395,7 +378,7 @@ class Processes:
         elif spawning.kill is not None:
             # One of these processes may have the child, of which no more is known.
             parents = [os.getpid(), *self.spawners]
-            self._lanes.signals.submit(None, _kill_stopped, parents).add_done_callback(_take_failure)
+            self._lanes.signals.submit(None, kill_stopped, parents).add_done_callback(take_failure)
         elif attempt.pid and is_stopped(attempt.pid):
             log.warning("a process was stopped before it ran its program: killed", pid=attempt.pid)
             attempt.kill()
@@ -457,40 +440,18 @@ class Processes:
         if spawning.given_up and spawning.late is not None:
             late = spawning.late
             if process is not None:
-                process.on_exit(lambda _: late())
+                process.ended.add_done_callback(lambda ended: None if ended.cancelled() else late())
             else:
                 late()
 
     def _landed(self, ticket: int) -> None:
         self._in_flight.pop(ticket, None)
-        if self._doubtful:
-            for suspects in self._doubtful.values():
-                suspects.discard(ticket)
-            for pid in [pid for pid, suspects in self._doubtful.items() if pid in self._owned]:
-                del self._doubtful[pid]
-            if not all(self._doubtful.values()):
-                self.reap_orphans()
+        if self.orphans.doubtful:
+            self.orphans.settle(ticket)
 
     def _count(self, name: str, n: int = 1) -> None:
         if self._metrics is not None:
             self._metrics.add(name, n)
-
-
-def _kill_stopped(parents: list[int]) -> None:
-    """Kill the children of these processes that were stopped before they executed their program.  For a thread."""
-    for pid in [pid for parent in parents for pid in stopped_before_exec(parent)]:
-        pidfd = os.pidfd_open(pid)
-        try:
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        finally:
-            os.close(pidfd)
-        log.warning("a process was stopped before it ran its program: killed", pid=pid)
-
-
-def _take_failure(look: asyncio.Future[None]) -> None:
-    error = None if look.cancelled() else look.exception()
-    if error is not None:  # most likely no descriptor is left: the next look may have one
-        log.debug("cannot look for stopped processes", error=error)
 
 
 def _fill_standard_descriptors() -> None:

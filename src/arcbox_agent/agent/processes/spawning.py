@@ -1,10 +1,12 @@
-"""A spawn that is under way, and the error of one that was given up."""
+"""Spawns that hang: the error of one that was given up, and the end of what was stopped before it ran its program."""
 
 from __future__ import annotations
 
-import time
+import os
+import signal
 
-from arcbox_agent._spawn import Attempt
+from arcbox_agent.agent.observe.log import Logger
+from arcbox_agent.agent.processes.stat_line import stopped_before_exec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
 
     #: What is called when a spawn that was given up is over, and nothing of it runs any more.
     Late = Callable[[], None]
+
+log = Logger("processes")
 
 
 class HungError(Exception):
@@ -31,34 +35,18 @@ class HungError(Exception):
         self.step = step
 
 
-class SpawnUnderWay:
-    """A spawn that is under way: its thread may have made a child that has no owner yet."""
+def kill_stopped(parents: list[int]) -> None:
+    """Kill the children of these processes that were stopped before they executed their program.  For a thread."""
+    for pid in [pid for parent in parents for pid in stopped_before_exec(parent)]:
+        pidfd = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        finally:
+            os.close(pidfd)
+        log.warning("a process was stopped before it ran its program: killed", pid=pid)
 
-    __slots__ = ("attempt", "began", "future", "given_up", "key", "kill", "late", "limit", "outlives", "since", "told")
 
-    def __init__(self, key: str | None, began: float, limit: float, outlives: bool, late: Late | None) -> None:
-        self.attempt = Attempt()
-        #: Kills the child where another process has it.
-        self.kill: Callable[[], None] | None = None
-        self.key = key
-        self.began = began
-        self.limit = limit
-        self.outlives = outlives
-        self.late = late
-        self.since = time.time()
-        self.given_up = False
-        self.told = False
-        self.future: asyncio.Future[tuple[int, int, int]] | None = None
-
-    @property
-    def step(self) -> str:
-        """Where it stands, as far as that is known."""
-        if self.kill is not None and not self.attempt.begun:
-            return "mount or exec"  # in another process
-        return self.attempt.step
-
-    def end(self) -> None:
-        """Kill the child, and make none any more."""
-        self.attempt.cancel()
-        if self.kill is not None:
-            self.kill()
+def take_failure(look: asyncio.Future[None]) -> None:
+    error = None if look.cancelled() else look.exception()
+    if error is not None:  # most likely no descriptor is left: the next look may have one
+        log.debug("cannot look for stopped processes", error=error)

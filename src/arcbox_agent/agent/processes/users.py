@@ -40,32 +40,6 @@ class User:
         return f"User(uid={self.uid}, home={self.home!r}, ids={self.ids})"
 
 
-#: Users of the guest itself, each with the state of the files it was found in.
-_known: dict[str, tuple[object, User]] = {}
-MOST_KNOWN = 64
-
-
-def look_up_in_guest(spec: str) -> User:
-    """`look_up("/", spec)`, which reads the files again only where they have changed."""
-    signature = tuple(map(_signature, ("/etc/passwd", "/etc/group")))
-    known = _known.get(spec)
-    if known is not None and known[0] == signature:
-        return known[1]
-    user = look_up("/", spec)
-    if len(_known) >= MOST_KNOWN:
-        _known.clear()
-    _known[spec] = signature, user
-    return user
-
-
-def _signature(path: str) -> object:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
 def look_up(root: str, spec: str) -> User:
     """The user that `name|uid[:group|gid]` means below `root`; "" is the agent's own, root.
 

@@ -14,43 +14,32 @@ Three things stop the reading, and so, by the kernel's own flow control, the pee
 backpressure): the inbox is full, the peer does not read its replies, or it has had a turn
 and others are due.  Nothing of this touches another connection.
 
-The end.  A peer that has shut down only its sending side still reads: it gets every
-reply it is owed, streams included, before the connection is closed.  A peer that has
-closed gets nothing more, and its running call is cancelled at once.  Both look the
-same to a read; a send of no bytes tells them apart: it fails with EPIPE where the
-peer can no longer read, on unix sockets and on vsock.
+What ends a connection, and how, is in ending.py.
 """
 
 from __future__ import annotations
 
-from asyncio import CancelledError, Protocol
+from asyncio import CancelledError
 
-from arcbox_agent.agent.config import budget
-from arcbox_agent.agent.config.access import is_restricted
-from arcbox_agent.agent.observe.log import Logger, current_labels
-from arcbox_agent.agent.observe.rate import OncePerMinute
+from arcbox_agent.agent.observe.log import current_labels
 from arcbox_agent.agent.serving.call import Call
+from arcbox_agent.agent.serving.ending import Ending
 from arcbox_agent.agent.serving.inbox import NOTHING_WAITS, Inbox
-from arcbox_agent.agent.serving.listeners import lose, owner_of
+from arcbox_agent.agent.serving.listeners import lose
 from arcbox_agent.agent.serving.states import NEXT, Event, State
 from arcbox_agent.errors import ConnectionLostError, FrameError, RequestError
-from arcbox_agent.wire import FrameDecoder, encode_error, serve_pings
+from arcbox_agent.wire import FrameDecoder, serve_pings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from asyncio import AbstractEventLoop, Task, Transport
-    from collections.abc import Callable
+    from asyncio import Task, Transport
 
     from arcbox_agent.agent.config.access import Access
-    from arcbox_agent.agent.config.table import Settings
-    from arcbox_agent.agent.serving.dispatch import Dispatch, Handling
-    from arcbox_agent.agent.serving.ledger import Ledger
+    from arcbox_agent.agent.serving.call import Handling
     from arcbox_agent.agent.serving.outbox import Outbox
-    from arcbox_agent.agent.serving.watch import Watch
+    from arcbox_agent.agent.serving.shared import Shared
     from arcbox_agent.wire import Frame
-
-log = Logger("connection")
 
 #: Pings answered, and other requests answered in place, before other connections get
 #: their turn: a few milliseconds either way, and more pings than one read brings.
@@ -64,75 +53,19 @@ WRITE_SIZE = 128 << 10
 #: connection are bounded by max_connections.
 UNCOUNTED = 16 << 10
 
-#: The longest frame of a peer that may only look: all that it can ask for is short.
-RESTRICTED_FRAME = 1 << 20
-
 # Found faster as names of the module than as those of their classes, for each read and request.
 _READING, _REFUSING, _ANSWERING = State.READING, State.REFUSING, State.ANSWERING
 _DRAINING, _CLOSING, _ABORTED = State.DRAINING, State.CLOSING, State.ABORTED
 
 
-class Shared:
-    """What all connections of one server have in common.
-
-    `forget`: called with a connection that is lost; `task_ended`: called when a task has ended.
-    """
-
-    def __init__(
-        self,
-        loop: AbstractEventLoop,
-        settings: Settings,
-        counters: dict[str, int],
-        version: bytes,
-        dispatch: Dispatch,
-        ledger: Ledger,
-        watch: Watch,
-        forget: Callable[[Connection], None],
-        task_ended: Callable[[], None],
-    ) -> None:
-        self.loop = loop
-        self.now = loop.time
-        self.settings = settings
-        self.counters = counters
-        self.version = version
-        self.dispatch = dispatch
-        self.ledger = ledger
-        self.watch = watch
-        self.forget = forget
-        self.task_ended = task_ended
-        self.idle_timeout = settings.idle_timeout
-        self.stopping = False
-        self.running: set[Connection] = set()  # those whose task runs
-        self.closed_log = OncePerMinute()  # of connections that did what they must not
-
-
-class Connection(Protocol):
+class Connection(Ending):
     """The server's side of one connection.
 
-    `refusal`: answers the first request with this error, whatever it is, and closes.
+    `owner`: whose process `peer` is.  `restricted`: it may only look.  `refusal`: answers the
+    first request with this error, whatever it is, and closes.
     """
 
-    __slots__ = (
-        "_allowed",
-        "_call",
-        "_closing_since",
-        "_decoder",
-        "_frame_since",
-        "_inbox",
-        "_last_request",
-        "_outbox",
-        "_peer",
-        "_refusal",
-        "_shared",
-        "_socket",
-        "_state",
-        "_task",
-        "_transport",
-        "_v2",
-        "charged",
-        "owner",
-        "restricted",
-    )
+    __slots__ = ("_allowed",)
 
     def __init__(
         self,
@@ -140,7 +73,9 @@ class Connection(Protocol):
         sock: socket.socket,
         outbox: Outbox,
         peer: str,
+        owner: str,
         allowed: frozenset[Access],
+        restricted: bool,
         refusal: RequestError | None = None,
     ) -> None:
         self._shared = shared
@@ -149,9 +84,9 @@ class Connection(Protocol):
         self._allowed = allowed
         self._refusal = refusal
         self._state = _READING if refusal is None else _REFUSING
-        self.owner = owner_of(peer)
-        self.restricted = is_restricted(allowed)
-        self._decoder = self._new_decoder()
+        self.owner = owner
+        self.restricted = restricted
+        self._decoder = FrameDecoder(shared.longest_frame[restricted])
         self._inbox = NOTHING_WAITS  # until _own_inbox
         self._outbox = outbox
         outbox.owner = self
@@ -163,10 +98,6 @@ class Connection(Protocol):
         self._last_request = shared.now()
         self._v2 = False  # the version of the last request: for an error about none
         self.charged = 0  # by the ledger
-
-    def _new_decoder(self) -> FrameDecoder:
-        limit = self._shared.settings.max_frame_size
-        return FrameDecoder(min(limit, RESTRICTED_FRAME) if self.restricted else limit)
 
     # ------------------------------------------------- what the transport calls
 
@@ -256,24 +187,7 @@ class Connection(Protocol):
         if not call_waited and self._state is _DRAINING:
             self._go_on()
 
-    def connection_lost(self, error: Exception | None) -> None:
-        if not self._closing_since:
-            self._closing_since = self._shared.now()
-        self._to(Event.LOSS)
-        self._outbox.lose()
-        self._cancel_task()
-        self._inbox.clear()
-        # What a call started may outlive the connection, and its context refers to it: not to
-        # the frame that never became whole.
-        self._decoder = self._new_decoder()
-        self._shared.forget(self)
-
     # ------------------------------------------------------- requests to replies
-
-    def _to(self, event: Event) -> None:
-        state = self._state = NEXT[self._state][event]
-        if state >= _CLOSING:
-            self._outbox.closed = True
 
     def _go_on(self) -> None:
         """What was waited for is over: answer what has arrived meanwhile."""
@@ -351,7 +265,7 @@ class Connection(Protocol):
             if inputs:
                 call.inputs = self._own_inbox().open_inputs(inputs, shared.loop, self._input_taken)
             self._call = call
-            self._to(Event.CALL)
+            self._state = NEXT[self._state][Event.CALL]
             self._task = shared.loop.create_task(self._run(reply, call))  # type: ignore[arg-type]
             shared.running.add(self)
             if shared.stopping:
@@ -396,37 +310,6 @@ class Connection(Protocol):
         if out:
             self._outbox.write(out)
         self._go_on()
-
-    def _break(self, error: FrameError, out: bytearray) -> None:
-        """The stream is broken: `out`, what came before that, is the last but for saying so."""
-        # What was found while an earlier request ran says more than that the decoder failed then.
-        error = self._inbox.broken or error
-        self._shared.counters["frames_broken"] += 1
-        self.close_for("broken frame, connection closed", error=error)
-        self._close(out + encode_error(400, f"invalid frame: {error}", "" if self._v2 else None))
-
-    def _refuse(self) -> None:
-        """Answer the first request with the refusal, and close."""
-        inbox = self._inbox
-        try:
-            if inbox.broken is not None:
-                raise inbox.broken
-            frame = self._decoder.next_frame()
-        except FrameError as error:
-            self._break(error, bytearray())
-            return
-        if frame is not None:
-            self._v2 = frame.trace_id is not None
-            self._shared.counters["requests"] += 1
-            self._close(self._shared.dispatch.error(self._refusal, frame.trace_id))  # type: ignore[arg-type]
-            return
-        self.count()
-        if self._state is not _REFUSING:
-            return
-        if inbox.ended or self._shared.stopping:
-            self._close(b"")
-        else:
-            self._note_partial_frame(False)
 
     # -------------------------------------------------------- waiting and bounds
 
@@ -533,107 +416,3 @@ class Connection(Protocol):
     def unsent(self) -> int:
         """Bytes of replies that the peer has not taken yet."""
         return self._outbox.unsent()
-
-    def check(self, now: float) -> bool:
-        """Called now and then for a connection that is watched; whether to go on watching."""
-        shared = self._shared
-        state = self._state
-        inbox = self._inbox
-        if state >= _CLOSING:
-            if state is _CLOSING and now - self._closing_since > budget.CONNECTION_CLOSED:
-                self.abort()
-            return self._state is _CLOSING
-        if state is _REFUSING and now - self._last_request > budget.CONNECTION_CLOSED:
-            # It asks for nothing, so which version it speaks is not known: it would misread the other one.
-            self.abort()
-            return False
-        if (inbox.ended or inbox.paused) and self._peer_is_gone():
-            self.abort()
-            return False
-        if state <= _REFUSING:
-            timeout = shared.settings.frame_timeout
-            if self._frame_since and timeout and now - self._frame_since > timeout:
-                shared.counters["bound_frame_timeout"] += 1
-                self.close_for("frame not whole in time, connection closed")
-                self._close_with(400, f"a frame was not whole after {timeout:g} s (frame_timeout)")
-                return True
-            if shared.idle_timeout and now - self._last_request > shared.idle_timeout:
-                shared.counters["bound_idle_timeout"] += 1
-                self._close(b"")
-                return True
-        return bool(self._frame_since or inbox.ended or inbox.paused or state is _REFUSING or shared.idle_timeout)
-
-    def _peer_is_gone(self) -> bool:
-        try:
-            self._socket.send(b"")
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-        return False
-
-    # --------------------------------------------------------------------- ending
-
-    def _close_with(self, code: int, message: str) -> None:
-        self._close(encode_error(code, message, "" if self._v2 else None))
-
-    def _close(self, last: bytes | bytearray) -> None:
-        """Close when what is queued and `last` have gone out, or after a while."""
-        if self._state >= _CLOSING or self._transport is None:
-            return
-        if last:
-            self._outbox.write(last)
-        self._closing_since = self._shared.now()
-        self._to(Event.CLOSE)
-        self._transport.close()
-        if self._outbox.blocked:
-            self._shared.watch.add(self)
-
-    def abort(self) -> None:
-        """Close at once: what is queued is lost, and the call that runs is cancelled."""
-        if self._transport is not None and self._state is not State.LOST:
-            self._closing_since = self._closing_since or self._shared.now()
-            self._to(Event.ABORT)
-            self._transport.abort()
-        self._cancel_task()
-
-    def close_for(self, reason: str, **values: object) -> None:
-        """Log why the connection is closed.  A peer can bring that about as often as it connects."""
-        peer = self._peer
-        key = f"{reason} {self.owner}"
-        self._shared.closed_log.log(log.warning, reason, "also_closed", key, peer=peer, **values)
-
-    def _cancel_task(self) -> None:
-        # In a moment: a task that is cancelled before its first step never takes it, and so
-        # nothing of what `_run` does at its end.  That step was asked for before this one.
-        if self._task is not None:
-            self._shared.loop.call_soon(self._task.cancel)
-
-    def stop(self) -> None:
-        """The agent stops: nothing more is read; what has arrived is still answered."""
-        if self._state <= _REFUSING and not self._inbox.frames:
-            self._close(b"")
-        elif self._state < _CLOSING:
-            self._pause()
-            self._shared.loop.call_soon(self._end_open_ended)
-
-    def _end_open_ended(self) -> None:
-        # Called when the first step of the task is done: with it the handler says so.
-        if self._call is not None and self._call.open_ended:
-            self._cancel_task()
-
-    def cancel(self) -> None:
-        """The agent can wait no longer."""
-        if self._task is not None:
-            self._inbox.clear()
-            self._cancel_task()
-        else:
-            self.abort()
-
-    def evict(self, charged: int, of_peer: int) -> None:
-        """This connection keeps the most of all of the peer that keeps the most, and the agent needs it back."""
-        self._shared.counters["bound_queued_total"] += 1
-        self.close_for("connection closed: max_queued_total reached", held=charged, held_by_peer=of_peer)
-        if not self._outbox.in_frame:
-            self._close_with(429, "the agent's bound on bytes in flight was reached (max_queued_total)")
-        self.abort()

@@ -16,7 +16,7 @@ import os
 import socket
 import struct
 
-from arcbox_agent.agent.config.access import MODES
+from arcbox_agent.agent.config.access import MODES, is_restricted
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.observe.rate import OncePerMinute
 from arcbox_agent.agent.serving.refused_peers import RefusedPeers
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.config.table import Settings
     from arcbox_agent.agent.metrics import Metrics
 
-    #: Takes an accepted socket, its peer in words, and its listener.  It gives the coroutine that
-    #: makes the socket's transport; None: it has closed the socket.
-    Accept = Callable[[socket.socket, str, "Listener"], Coroutine[Any, Any, None] | None]
+    #: Takes an accepted socket, its peer and whose process that is, in words, and its listener.  It gives
+    #: the coroutine that makes the socket's transport; None: it has closed the socket.
+    Accept = Callable[[socket.socket, str, str, "Listener"], Coroutine[Any, Any, None] | None]
 
 log = Logger("listener")
 
@@ -49,7 +49,10 @@ _UCRED = struct.Struct("3i")  # pid, uid, gid
 
 
 class Listener:
-    """One listening socket, its accept loop, and whom it lets in."""
+    """One listening socket, its accept loop, and whom it lets in.
+
+    `allowed`: what its mode grants.  `restricted`: its peers may only look, and so hold little.
+    """
 
     __slots__ = (
         "_accept",
@@ -70,6 +73,7 @@ class Listener:
         "allowed",
         "connections",
         "mode",
+        "restricted",
     )
 
     def __init__(self, sock: socket.socket, address: str, mode: str, path: str = "") -> None:
@@ -79,6 +83,7 @@ class Listener:
         self.address = address
         self.mode = mode
         self.allowed = MODES[mode]
+        self.restricted = is_restricted(self.allowed)
         self.connections = 0
         self._back_off = 0.0
         self._timer: TimerHandle | None = None
@@ -119,18 +124,18 @@ class Listener:
                 return
             self._back_off = 0.0
             try:
-                peer = self._peer(sock, address)
+                peer, owner = self._peer(sock, address)
             except OSError as error:
                 log.debug("peer gone before it was known", listener=self.address, error=error)
                 sock.close()
                 continue
-            if peer is None:
+            if not peer:
                 sock.close()
                 continue
             if sock.family == socket.AF_VSOCK:
                 sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=sock.detach())
             sock.setblocking(False)
-            joining = self._accept(sock, peer, self)
+            joining = self._accept(sock, peer, owner, self)
             if joining is not None:
                 task = self._loop.create_task(joining)
                 self._joining.add(task)
@@ -170,21 +175,24 @@ class Listener:
             if self._timer is None:
                 self._loop.add_reader(self._sock.fileno(), self._readable)
 
-    def _peer(self, sock: socket.socket, address: object) -> str | None:
-        """Who connected, in words; None where they may not talk."""
+    def _peer(self, sock: socket.socket, address: object) -> tuple[str, str]:
+        """Who connected, and whose process that is, of which there can be any number; empty where they may not talk."""
         if sock.family == socket.AF_VSOCK:
             number = address[0] if isinstance(address, tuple) else -1
-            peer, kind, setting = f"cid {number}", "cid", "allow_cid"
+            peer = owner = f"cid {number}"
+            kind, setting = "cid", "allow_cid"
             allowed = number in self._allowed_cids
         else:
             pid, number, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-            peer, kind, setting = f"uid {number} pid {pid}", "uid", "allow_uid"
+            owner = f"uid {number}"
+            peer = f"{owner} pid {pid}"
+            kind, setting = "uid", "allow_uid"
             allowed = number in self._allowed_uids
         if allowed:
-            return peer
+            return peer, owner
         self._metrics.add("connections_refused_peer")
         self._refused.tell(peer, kind, number, setting)
-        return None
+        return "", ""
 
     def abandon(self) -> None:
         """Close the socket of a listener that was never started."""
@@ -212,11 +220,6 @@ def lose(sock: socket.socket, protocol: Protocol, error: OSError) -> None:
     log.debug("connection lost while it was accepted", error=error)
     sock.close()
     protocol.connection_lost(error)
-
-
-def owner_of(peer: str) -> str:
-    """Who a peer is, without which of their processes: those can be any number."""
-    return peer.partition(" pid ")[0]
 
 
 _ADVICE = {

@@ -42,7 +42,9 @@ class MetricsEndpoint:
         self.scrapers: set[_Scraper] = set()
         self._refused_log = OncePerMinute()
 
-    def accept(self, sock: socket.socket, peer: str, listener: Listener) -> Coroutine[Any, Any, None] | None:
+    def accept(
+        self, sock: socket.socket, peer: str, owner: str, listener: Listener
+    ) -> Coroutine[Any, Any, None] | None:
         if len(self.scrapers) >= MAX_SCRAPERS:
             self._refused_log.log(
                 log.warning, "scraper refused: too many", "also_refused", peer=peer, most=MAX_SCRAPERS

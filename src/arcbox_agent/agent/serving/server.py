@@ -10,14 +10,13 @@ from socket import SO_SNDBUF, SOL_SOCKET
 
 from arcbox_agent._guest import give_back_memory
 from arcbox_agent.agent.config import budget
-from arcbox_agent.agent.config.access import is_restricted
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.observe.rate import OncePerMinute
-from arcbox_agent.agent.serving.connection import Connection, Shared
-from arcbox_agent.agent.serving.dispatch import Dispatch
+from arcbox_agent.agent.serving.call import Dispatch
+from arcbox_agent.agent.serving.connection import Connection
 from arcbox_agent.agent.serving.ledger import Ledger
-from arcbox_agent.agent.serving.listeners import owner_of
 from arcbox_agent.agent.serving.outbox import Outbox
+from arcbox_agent.agent.serving.shared import Shared
 from arcbox_agent.agent.serving.shortage import Shortage
 from arcbox_agent.agent.serving.watch import Watch
 from arcbox_agent.errors import BusyError
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.config.table import Settings
     from arcbox_agent.agent.metrics import Metrics
     from arcbox_agent.agent.observe.memory import Memory
+    from arcbox_agent.agent.serving.ending import Ending
     from arcbox_agent.agent.serving.listeners import Listener
     from arcbox_agent.agent.serving.route import Route
 
@@ -62,8 +62,8 @@ class Server:
         self._loop = loop
         self._counters = metrics.counters
         self._max_connections = settings.max_connections
-        self._connections: dict[Connection, Listener] = {}
-        self._refusing: set[Connection] = set()  # those over max_connections
+        self._connections: dict[Ending, Listener] = {}
+        self._refusing: set[Ending] = set()  # those over max_connections
         self._paused: set[Listener] = set()  # while those are too many
         self._changed = Event()  # set when a connection or a task has ended
         self._limit_log = OncePerMinute()
@@ -102,13 +102,13 @@ class Server:
 
     # --------------------------------------------------------- connections come
 
-    def accept(self, sock: socket.socket, peer: str, listener: Listener) -> Coroutine[Any, Any, None] | None:
+    def accept(self, sock: socket.socket, peer: str, owner: str, listener: Listener) -> Coroutine[Any, Any, None]:
         """Take over an accepted socket, whose peer has been checked (see listeners.Accept)."""
-        refusal = self._refusal(peer, listener)
-        if is_restricted(listener.allowed):
+        refusal = self._refusal(peer, owner, listener)
+        if listener.restricted:
             sock.setsockopt(SOL_SOCKET, SO_SNDBUF, SEND_BUFFER)
         outbox = Outbox(sock, self._loop, self._counters)
-        connection = Connection(self._shared, sock, outbox, peer, listener.allowed, refusal)
+        connection = Connection(self._shared, sock, outbox, peer, owner, listener.allowed, listener.restricted, refusal)
         # Counted from now on, not from connection_made: a burst must not overshoot.
         self._connections[connection] = listener
         if refusal is not None:
@@ -117,25 +117,25 @@ class Server:
             if len(self._refusing) >= MOST_REFUSALS:
                 listener.pause()
                 self._paused.add(listener)
-        elif connection.restricted:
-            self._restricted[connection.owner] = self._restricted.get(connection.owner, 0) + 1
+        elif listener.restricted:
+            self._restricted[owner] = self._restricted.get(owner, 0) + 1
         listener.connections += 1
         self._counters["connections_accepted"] += 1
         return connection.join()
 
-    def _refusal(self, peer: str, listener: Listener) -> BusyError | None:
+    def _refusal(self, peer: str, owner: str, listener: Listener) -> BusyError | None:
         """Why there can be no more connections, or none of that peer."""
         if len(self._connections) - len(self._refusing) >= self._max_connections:
             self._limit_log.log(log.warning, "connection refused: max_connections reached", "also_refused", peer=peer)
             return BusyError(f"the agent's bound of {self._max_connections} connections is reached (max_connections)")
-        owner, most = owner_of(peer), self._most_restricted
-        if is_restricted(listener.allowed) and self._restricted.get(owner, 0) >= most:
+        most = self._most_restricted
+        if listener.restricted and self._restricted.get(owner, 0) >= most:
             reason = "connection refused: the peer has its share of max_connections"
             self._limit_log.log(log.warning, reason, "also_refused", owner, peer=peer, share=most)
             return BusyError(f"{owner} has {most} connections already, all that one who may only look can have")
         return None
 
-    def _forget(self, connection: Connection) -> None:
+    def _forget(self, connection: Ending) -> None:
         """A connection has ended."""
         listener = self._connections.pop(connection, None)
         if listener is not None:

@@ -24,9 +24,6 @@ log = Logger("server")
 SHORT_PART = 32
 SHORT_BYTES = (8 << 20, 64 << 20)
 
-#: Requests above this are refused then.
-LARGE = 64 << 10
-
 #: Seconds for which one look at the memory counts.
 LOOK_COUNTS = 0.1
 
@@ -66,8 +63,8 @@ class Shortage:
         return self._short
 
     def admit(self, size: int) -> None:
-        """UnavailableError: memory is too short for a request of `size` bytes."""
-        if size > LARGE and self.is_short():
+        """UnavailableError: memory is too short for a large request, of `size` bytes."""
+        if self.is_short():
             self._counters["requests_refused_memory"] += 1
             self._log.log(log.warning, "request refused: the guest is short of memory", "also_refused", size=size)
             raise UnavailableError("the guest is short of memory: try again later, or with a smaller request")

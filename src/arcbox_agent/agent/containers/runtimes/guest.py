@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import os
+
 from arcbox_agent.agent.containers.runtimes.protocol import frozen
-from arcbox_agent.agent.processes import users
 from arcbox_agent.agent.processes.spec import SpawnSpec, complete
+from arcbox_agent.agent.processes.users import look_up
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from arcbox_agent.agent.processes.lanes import Lanes
     from arcbox_agent.agent.processes.scopes import Scope, Scopes
+    from arcbox_agent.agent.processes.users import User
     from arcbox_agent.wire import ExecRequest
 
 #: Empty scopes that are kept: making and removing a cgroup costs a tenth of a spawn.
 SPARE_SCOPES = 8
 
+#: Users that are kept.
+MOST_USERS = 64
+
 
 class GuestRun:
     """See the module."""
 
-    __slots__ = ("_lanes", "_scopes", "_spare")
+    __slots__ = ("_lanes", "_scopes", "_spare", "_users")
 
     ended = False
     key: str | None = None
@@ -29,9 +35,11 @@ class GuestRun:
         self._lanes = lanes
         #: Scopes of commands that are over, with nothing in them.
         self._spare: list[Scope] = []
+        #: Users that were looked up, each with the state of the files it was found in.
+        self._users: dict[str, tuple[object, User]] = {}
 
     def command(self, request: ExecRequest, name: str, terminal: bool) -> tuple[SpawnSpec, Scope]:
-        user = users.look_up_in_guest(request.user)
+        user = self._user(request.user)
         try:
             # The name of a scope tells the next agent whether its command was detached.
             scope = None if request.detach else self._spare.pop()
@@ -59,6 +67,18 @@ class GuestRun:
         )
         return spec, scope
 
+    def _user(self, spec: str) -> User:
+        """`look_up("/", spec)`, which reads the files again only where they have changed."""
+        signature = tuple(map(_signature, ("/etc/passwd", "/etc/group")))
+        known = self._users.get(spec)
+        if known is not None and known[0] == signature:
+            return known[1]
+        user = look_up("/", spec)
+        if len(self._users) >= MOST_USERS:
+            self._users.clear()
+        self._users[spec] = signature, user
+        return user
+
     def take_back(self, scope: Scope) -> bool:
         # A command may have left something behind, which would end with the next one.
         if not scope.reusable or len(self._spare) >= SPARE_SCOPES or scope.alive():
@@ -70,3 +90,11 @@ class GuestRun:
         for scope in self._spare:
             await self._lanes.removal.submit(None, scope.dissolve)
         self._spare.clear()
+
+
+def _signature(path: str) -> object:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

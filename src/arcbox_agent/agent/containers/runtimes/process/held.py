@@ -6,6 +6,7 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from asyncio import Future
     from collections.abc import Iterable
 
     from arcbox_agent.agent.processes.children import Process
@@ -27,11 +28,11 @@ class Held:
     def follow(self, process: Process) -> None:
         """Its main process, once there is one."""
         self._process = process
-        process.on_exit(self._ended)
+        process.ended.add_done_callback(self._ended)
 
-    def _ended(self, status: ExitStatus) -> None:
-        if self._process is not None and not status.lost:
-            self.end = self._process.pid, status.wait_status
+    def _ended(self, ended: Future[ExitStatus]) -> None:
+        if self._process is not None and not ended.cancelled() and not ended.result().lost:
+            self.end = self._process.pid, ended.result().wait_status
 
     def descriptors(self) -> list[int]:
         fds: list[int] = []
