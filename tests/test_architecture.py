@@ -75,6 +75,15 @@ ALLOWED: dict[str, set[str]] = {
     "agent.logs": {*_GROUND, "wire", "logs", "_logs", "_log_history", "_log_output", "_inotify", "agent.processes"},
     "agent.guest": {*_GROUND, "_guest", "agent.processes"},
     "agent.commands": {*_GROUND, "wire", "_spawn", "agent.processes", "agent.containers"},
+    "agent.executions": {
+        *_GROUND,
+        "wire",
+        "_spawn",
+        "_guest",
+        "agent.processes",
+        "agent.serving",
+        "agent.containers",
+    },
     "agent.handlers": {
         *_GROUND,
         "wire",
@@ -85,6 +94,7 @@ ALLOWED: dict[str, set[str]] = {
         "agent.logs",
         "agent.guest",
         "agent.commands",
+        "agent.executions",
     },
     "agent.routes": {
         *_GROUND,
@@ -97,6 +107,7 @@ ALLOWED: dict[str, set[str]] = {
         "agent.logs",
         "agent.guest",
         "agent.commands",
+        "agent.executions",
         "agent.handlers",
     },
     "agent.agent": {
@@ -109,6 +120,7 @@ ALLOWED: dict[str, set[str]] = {
         "agent.logs",
         "agent.guest",
         "agent.commands",
+        "agent.executions",
         "agent.routes",
     },
     "agent.daemon": {*_GROUND, "__version__", "agent.guest", "agent.agent"},

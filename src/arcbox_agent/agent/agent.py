@@ -182,10 +182,11 @@ class Agent:
             self._processes.orphans.watch()
 
     async def _close_containers(self) -> None:
+        stop = self.action != "exit" or self.settings.containers_at_exit == "stop"
         # First: their ends are told by the keeper, which the containers close.
-        await self._executions.close()
+        await self._executions.close(stop)
         await self._containers.close(
-            stop=self.action != "exit" or self.settings.containers_at_exit == "stop",
+            stop=stop,
             deadline=self._loop.time() + self.settings.stop_timeout,
         )
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.serving.listeners import Listener
 
 #: What a peer may send on a stream.
-STREAM = {
+STREAM: dict[int, type[wire.Message]] = {
     Type.STREAM_INPUT: wire.StreamInput,
     Type.STREAM_CREDIT: wire.StreamCredit,
     Type.STREAM_HEARTBEAT: wire.StreamHeartbeat,

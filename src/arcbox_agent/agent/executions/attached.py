@@ -40,9 +40,9 @@ class Attached(Stream):
         self._gives_input = request.input
         #: The spools, open for reading.
         self._files: dict[str, int] = {}
-        for each, (_, begin, end, _) in (
-            (each, next(one for one in execution.outputs() if one[0] == each.stream)) for each in request.outputs
-        ):
+        ends = {name: end for name, _, end, _ in execution.outputs()}
+        for each in request.outputs:
+            end = ends[each.stream]
             cursor = end if each.newest else each.cursor
             if cursor > end:
                 self.close()
@@ -101,7 +101,7 @@ class Attached(Stream):
             return True
         size = min(end - output.cursor, self.credit(name), PIECE)
         if size > 0:
-            data = await self._read(name, output.cursor, size)
+            data = await self._read_spool(name, output.cursor, size)
             if self._range(name)[0] > output.cursor:
                 return True  # it was given back meanwhile: a gap
             await self.send_output(name, data)
@@ -117,7 +117,7 @@ class Attached(Stream):
                 return begin, end, over
         raise NotFoundError(f"execution {self._execution.id} was removed")
 
-    async def _read(self, name: str, cursor: int, size: int) -> bytes:
+    async def _read_spool(self, name: str, cursor: int, size: int) -> bytes:
         file = self._files.get(name)
         try:
             if file is None:
@@ -151,12 +151,13 @@ class Attached(Stream):
         """Give the execution what there is room for; tell the client what was accepted."""
         execution = self._execution
         stdin = execution.channels.input if execution.channels is not None else None
+        accepted = stdin.accepted if stdin is not None else execution.record.input_offset
+        if accepted > self.offset or (stdin is not None and stdin.closed and not self.closed):
+            self.accept(accepted - self.offset)
         if stdin is None or stdin.over:
             if not self.closed:
                 self.close_input()
             return
-        if stdin.accepted > self.offset or (stdin.closed and not self.closed):
-            self.accept(stdin.accepted - self.offset)
         at = stdin.queued - self.offset
         room = stdin.until() - stdin.queued
         octets = bytes(memoryview(self.pending)[at : at + room]) if room > 0 else b""

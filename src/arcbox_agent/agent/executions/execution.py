@@ -162,7 +162,7 @@ class Execution:
         self.process = process
         self.record.pid = process.pid
         self.record.started_ns = self.record.started_ns or time.time_ns()
-        process.on_exit(self._exited)
+        process.ended.add_done_callback(self._exited)
         if self.record.deadline_ns:
             left = (self.record.deadline_ns - time.clock_gettime_ns(time.CLOCK_BOOTTIME)) / 1e9
             self._deadline = self._parts.loop.call_later(max(0.0, left), self._time_out)
@@ -256,7 +256,10 @@ class Execution:
                     log.error("what an execution started cannot be killed", execution=self.id, error=error)
             await asyncio.sleep(KILL_PAUSE)
 
-    def _exited(self, status: ExitStatus) -> None:
+    def _exited(self, ended: asyncio.Future[ExitStatus]) -> None:
+        if ended.cancelled():
+            return  # the agent ends first
+        status = ended.result()
         if not status.lost and self.process is not None:
             self.end = self.process.pid, status.wait_status
         self.finish(status)
@@ -388,9 +391,7 @@ class Execution:
             return False
         try:
             outputs = [file_id(output.fd) for output in channels.outputs if not output.over]
-            return await self._parts.lanes.signals.submit(
-                self.share, lambda: holders(scope.pids(), outputs) == HELPERS
-            )
+            return await self._parts.lanes.signals.submit(self.share, lambda: holders(scope.pids(), outputs) == HELPERS)
         except OSError:
             return False
 

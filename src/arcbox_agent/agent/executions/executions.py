@@ -126,13 +126,17 @@ class Executions:
         execution = self._executions.get(key.removeprefix("x/"))
         return execution is not None and execution.running
 
-    async def close(self) -> None:
-        """What runs goes on; the next agent takes it over."""
+    async def close(self, stop: bool) -> None:
+        """What runs is ended, or goes on, and the next agent takes it over."""
         self._closing = True
         if self._timer is not None:
             self._timer.cancel()
         if self._starting:
             await asyncio.wait(self._starting.values(), timeout=budget.COMMANDS_ENDED)
+        running = [each for each in self._executions.values() if each.running]
+        if stop and running:
+            await asyncio.gather(*(each.kill_all() for each in running))
+            await asyncio.wait([each.ends for each in running], timeout=budget.COMMANDS_ENDED)
         for execution in self._executions.values():
             execution.leave()
         await self._parts.spooler.close()
@@ -140,9 +144,7 @@ class Executions:
 
     # --------------------------------------------------------------- start
 
-    async def start(
-        self, request: StartExecutionRequest, host_of: Callable[[ExecRequest], CommandHost]
-    ) -> Execution:
+    async def start(self, request: StartExecutionRequest, host_of: Callable[[ExecRequest], CommandHost]) -> Execution:
         """Start a command, or find the one that the same request started before.  `host_of`: where it runs.
 
         BadRequestError, ConflictError, BusyError; AgentFailedError: it cannot be started.
@@ -262,9 +264,7 @@ class Executions:
                 self._tasks.spawn_detached(execution.kill_all())
         return execution
 
-    async def _prepare(
-        self, preparation: Preparation, host: CommandHost, octets: bytes, execution: Execution
-    ) -> None:
+    async def _prepare(self, preparation: Preparation, host: CommandHost, octets: bytes, execution: Execution) -> None:
         def late(result: None, error: BaseException | None) -> None:
             self._parts.lanes.removal.submit(host.key, preparation.undo).add_done_callback(take_failure)
 

@@ -62,7 +62,7 @@ class Preparation:
         self.cwd = ""
 
     def prepare(self, octets: bytes, changed: Callable[[], None]) -> None:
-        """All of it; `octets`: the request, to be kept.  For a thread.  Whatever it raises, `undo` closes what is open."""
+        """All of it; `octets`: the request, to be kept.  For a thread.  `undo` closes what is open, whatever failed."""
         record, request = self.record, self._request
         for path in (self.state_path, self.run_path):
             os.makedirs(path, mode=0o700, exist_ok=True)

@@ -69,8 +69,30 @@ class Record:
     __slots__ = ("id", *FIELDS)
 
     if TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any: ...
+        key: str
+        container_id: str
+        cmd: list[str]
+        user: str
+        tty: bool
+        open_stdin: bool
+        spool_limit: int
+        wait_when_full: bool
+        keep_ms: int
+        state: str
+        boot_id: str
+        cgroup: str
+        created_ns: int
+        started_ns: int
+        ended_ns: int
+        deadline_ns: int
+        pid: int
+        cause: str
+        exit_code: int
+        signal: int
+        output_cut: bool
+        cpu_ns: int
+        peak_memory: int
+        input_offset: int
 
     def __init__(self, id: str, **values: Any) -> None:
         self.id = id
@@ -95,10 +117,10 @@ class Record:
             raise RecordError("no record of this format")
         if not is_id(id):
             raise RecordError("its directory's name is no id")
-        values = {}
+        values: dict[str, Any] = {}
         for name, (kind, default) in FIELDS.items():
-            value = found.get(name, default)
-            if type(value) is not kind or (kind is int and not -(1 << 63) <= value < 1 << 63):
+            value: Any = found.get(name, default)
+            if type(value) is not kind or (isinstance(value, int) and not -(1 << 63) <= value < 1 << 63):
                 raise RecordError(f"{name}: {value!r:.100}")
             values[name] = value
         if values["state"] not in (RUNNING, ENDED) or not all(isinstance(word, str) for word in values["cmd"]):

@@ -50,6 +50,7 @@ async def recover(parts: Parts, record: Record) -> Execution:
             found = 0, 0
         pid, start_time = found
         record.pid = pid
+        record.started_ns = _written_at(parts.run(record.id, pid_file.NAME))
         if record.cgroup and os.path.isdir(record.cgroup):
             execution.scope = Cgroup(record.cgroup)
         elif pid:
@@ -117,6 +118,14 @@ def _channels(parts: Parts, record: Record, fds: Sequence[int], execution: Execu
             os.lseek(file, read_number(spool + ".at"), os.SEEK_SET)
         channels.input = Input(spool, writer, file, False)
     return channels
+
+
+def _written_at(path: str) -> int:
+    """When the child wrote its pid file: just before it ran its program."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _open_fifo(path: str, how: int) -> int:

@@ -61,10 +61,24 @@ class Output:
     `floor`: what a reader has taken, up to which the front may go; None: the oldest goes when the spool is full.
     """
 
-    __slots__ = ("begin", "blocked", "cut", "end", "fd", "file", "floor", "last", "limit", "name", "over", "path", "terminal")
+    __slots__ = (
+        "begin",
+        "blocked",
+        "cut",
+        "end",
+        "fd",
+        "file",
+        "floor",
+        "last",
+        "limit",
+        "name",
+        "over",
+        "path",
+        "terminal",
+    )
 
     def __init__(self, path: str, name: str, fd: int, limit: int, terminal: bool) -> None:
-        """`fd`: the FIFO's reading end or the terminal's master, non-blocking, this object's; -1: there is none any more."""
+        """`fd`: the FIFO's reading end or the terminal's master, non-blocking; -1: it is gone.  It is this object's."""
         self.fd = fd
         self.name = name
         self.path = path
@@ -182,10 +196,22 @@ class Input:
     `accepted`: what was taken from clients, and survives the agent.  `target`: where its end is; -1: not known yet.
     """
 
-    __slots__ = ("_holes_to", "_pending", "accepted", "fd", "file", "over", "path", "queued", "target", "terminal", "waits")
+    __slots__ = (
+        "_holes_to",
+        "_pending",
+        "accepted",
+        "fd",
+        "file",
+        "over",
+        "path",
+        "queued",
+        "target",
+        "terminal",
+        "waits",
+    )
 
     def __init__(self, path: str, fd: int, file: int, terminal: bool) -> None:
-        """`fd`: the FIFO's writing end or the terminal's master, non-blocking; `file`: the spool: both this object's."""
+        """`fd`: the FIFO's writing end or the terminal's master, non-blocking; `file`: the spool.  Both are its own."""
         self.path = path
         self.fd = fd
         self.file = file

@@ -124,9 +124,12 @@ NOTHING_WAITS = Inbox(0, 0)
 
 
 class Inputs:
-    """The input messages of one duplex call."""
+    """The input messages of one duplex call.
 
-    __slots__ = ("_error", "_frames", "_inbox", "_loop", "_over", "_taken", "_waiter", "open", "types")
+    `notify`: called when one has come, or the peer's end, in place of waking who receives.  It must not take any.
+    """
+
+    __slots__ = ("_error", "_frames", "_inbox", "_loop", "_over", "_taken", "_waiter", "notify", "open", "types")
 
     def __init__(
         self, inbox: Inbox, types: Mapping[int, type[Message]], loop: AbstractEventLoop, taken: Callable[[], None]
@@ -139,6 +142,7 @@ class Inputs:
         self._waiter: Future[None] | None = None
         self._over = False
         self.open = True  # the call runs
+        self.notify: Callable[[], None] | None = None
         self._error: FrameError | None = None
 
     def __len__(self) -> int:
@@ -157,21 +161,34 @@ class Inputs:
         self._wake()
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
+        if self.notify is not None:
+            self.notify()
+        elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    @property
+    def over(self) -> bool:
+        """The peer has ended its side, and all that came before that was taken."""
+        return self._over and not self._frames and self._error is None
 
     async def receive(self) -> Message | None:
         """The next one; None when the peer has ended its side.
 
         DecodeError: it cannot be decoded.  FrameError: the stream broke behind the last one.
         """
-        while not self._frames:
-            if self._error is not None:
-                raise self._error
+        while (message := self.take()) is None:
             if self._over:
                 return None
             self._waiter = self._loop.create_future()
             await self._waiter
+        return message
+
+    def take(self) -> Message | None:
+        """The next one, if it has come.  Raises as `receive` does."""
+        if not self._frames:
+            if self._error is not None:
+                raise self._error
+            return None
         frame = self._frames.popleft()
         self._inbox.size -= cost(frame)
         self._taken()
@@ -180,6 +197,7 @@ class Inputs:
     def close(self) -> None:
         """The call has ended: what it did not take is dropped.  `types` still tells what comes too late."""
         self.open = False
+        self.notify = None
         for frame in self._frames:
             self._inbox.size -= cost(frame)
         self._frames.clear()

@@ -103,7 +103,8 @@ class Outbox:
         self.blocked = False
         self.owner = None
 
-    def _abort(self) -> None:
+    def abort(self) -> None:
+        """Close the connection at once: nothing more can be sent in order, or nobody is there to read it."""
         if self.owner is not None:
             self.owner.abort()
 
@@ -129,7 +130,7 @@ class Outbox:
         try:
             await waiter
         except CancelledError:
-            self._abort()
+            self.abort()
             raise
         if self.closed:
             raise ConnectionLostError("the client is gone")
@@ -164,10 +165,10 @@ class Outbox:
                     raise self._robbed()
                 size -= moved
         except CancelledError:
-            self._abort()
+            self.abort()
             raise
         except OSError as error:
-            self._abort()
+            self.abort()
             raise ConnectionLostError("the client is gone") from error
         self.in_frame = False  # else nothing more is sent
 
@@ -175,7 +176,7 @@ class Outbox:
         """Bytes of a frame that has begun are gone: whoever writes into a pipe can read from it too, by /proc."""
         if self.owner is not None:
             self.owner.close_for("a command took back what it had written, connection closed")
-        self._abort()
+        self.abort()
         return ConnectionLostError("the rest of a frame is gone")
 
     async def _writable(self) -> None:

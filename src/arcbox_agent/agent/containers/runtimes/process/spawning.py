@@ -54,7 +54,7 @@ class Spawning:
         late: Late | None = None,
         share: str | None = None,
     ) -> None:
-        """`key`: of the keeper.  `share`: the container in whose share of the lanes it is.  `kill`, `late`: see spawn_by."""
+        """`key`: of the keeper.  `share`: whose share of the lanes it has.  `kill`, `late`: see Processes.spawn_by."""
         self._keeper = keeper
         self._key = key
         self._spec = spec
