@@ -50,9 +50,7 @@ class Attached:
         self.trace_id = trace_id
         wanted = [wire.StreamCursor(stream=name, cursor=cursor) for name, cursor in self.cursors.items()]
         self.peer.send(
-            wire.AttachExecutionRequest(
-                id=id, outputs=wanted, input=input, window=window, heartbeat_ms=heartbeat_ms
-            ),
+            wire.AttachExecutionRequest(id=id, outputs=wanted, input=input, window=window, heartbeat_ms=heartbeat_ms),
             trace_id=trace_id,
         )
         self.first = self.peer.reply()

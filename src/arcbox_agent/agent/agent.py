@@ -22,6 +22,7 @@ from arcbox_agent.agent.containers.runtimes.choose import Runtimes
 from arcbox_agent.agent.containers.service import Containers
 from arcbox_agent.agent.containers.store import Store
 from arcbox_agent.agent.executions.executions import Executions
+from arcbox_agent.agent.forwards.forwards import Forwards
 from arcbox_agent.agent.logs.follower import Followers
 from arcbox_agent.agent.metrics import Metrics
 from arcbox_agent.agent.observe import log as agent_log
@@ -85,6 +86,7 @@ class Agent:
         )
         self._commands = Commands(settings, metrics, self._processes, self._lanes)
         self._followers = Followers(settings, metrics)
+        self._forwards = Forwards(settings, metrics)
         table = routes.bind(
             settings,
             metrics,
@@ -95,6 +97,7 @@ class Agent:
             self._commands,
             self._executions,
             self._followers,
+            self._forwards,
             self._capture,
             runtimes.default.name,
             self._lanes,

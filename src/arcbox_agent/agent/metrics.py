@@ -29,6 +29,7 @@ COUNTERS: dict[str, str] = {
     "bound_queued_total": "Connections closed because max_queued_total was reached.",
     "bound_frame_timeout": "Connections closed because a frame took longer than frame_timeout.",
     "bound_idle_timeout": "Connections closed because of idle_timeout.",
+    "bound_forwards": "Forwards refused because max_forwards was reached.",
     "bound_execs": "Commands refused because max_execs was reached.",
     "log_lines_dropped": "Lines of the agent's own log that could not be written.",
     "containers_started": "Starts of containers.",

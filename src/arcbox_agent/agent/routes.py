@@ -8,12 +8,14 @@ from arcbox_agent.agent.handlers.agent_info import Info
 from arcbox_agent.agent.handlers.containers import Lifecycle
 from arcbox_agent.agent.handlers.exec import Exec
 from arcbox_agent.agent.handlers.executions import ExecutionCalls
+from arcbox_agent.agent.handlers.forwards import Forwards
 from arcbox_agent.agent.handlers.logs import Logs
 from arcbox_agent.agent.handlers.power import Power
 from arcbox_agent.agent.handlers.runtime import Runtime
 from arcbox_agent.agent.handlers.system import System
 from arcbox_agent.agent.handlers.usage import Usage
 from arcbox_agent.agent.serving.route import Route
+from arcbox_agent.agent.serving.stream import INPUTS
 from arcbox_agent.message_types import MessageType as Type
 
 TYPE_CHECKING = False
@@ -26,18 +28,11 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.containers.runtimes.protocol import CommandHost
     from arcbox_agent.agent.containers.service import Containers
     from arcbox_agent.agent.executions.executions import Executions
+    from arcbox_agent.agent.forwards.forwards import Forwards as ForwardsPart
     from arcbox_agent.agent.logs.follower import Followers
     from arcbox_agent.agent.metrics import Metrics
     from arcbox_agent.agent.processes.lanes import Lanes
     from arcbox_agent.agent.serving.listeners import Listener
-
-#: What a peer may send on a stream.
-STREAM: dict[int, type[wire.Message]] = {
-    Type.STREAM_INPUT: wire.StreamInput,
-    Type.STREAM_CREDIT: wire.StreamCredit,
-    Type.STREAM_HEARTBEAT: wire.StreamHeartbeat,
-    Type.STREAM_CONTROL: wire.StreamControl,
-}
 
 
 def bind(
@@ -50,6 +45,7 @@ def bind(
     commands: Commands,
     executions: Executions,
     followers: Followers,
+    forwards: ForwardsPart,
     capture: Capture,
     runtime_name: str,
     lanes: Lanes,
@@ -64,9 +60,11 @@ def bind(
     exec = Exec(containers, guest, commands, settings)
     execution = ExecutionCalls(containers, guest, executions)
     logs = Logs(containers, followers, capture, settings)
+    forward = Forwards(forwards, containers, lanes)
     usage = Usage(containers, lanes)
     power = Power(settings, end)
     read, control = Access.READ, Access.CONTROL
+    stream = {message.TYPE: message for message in INPUTS}
     routes: dict[int, Route] = {
         Type.PING_REQUEST: Route(system.ping, wire.PingRequest, read),
         # 0.0.1-alpha.1 does not look at the payload either.
@@ -84,12 +82,15 @@ def bind(
         Type.START_EXECUTION_REQUEST: Route(execution.start, wire.StartExecutionRequest, Access.EXEC),
         Type.LIST_EXECUTIONS_REQUEST: Route(execution.list, wire.ListExecutionsRequest, read),
         Type.INSPECT_EXECUTION_REQUEST: Route(execution.inspect, wire.InspectExecutionRequest, read),
-        Type.ATTACH_EXECUTION_REQUEST: Route(execution.attach, wire.AttachExecutionRequest, Access.EXEC, STREAM),
+        Type.ATTACH_EXECUTION_REQUEST: Route(execution.attach, wire.AttachExecutionRequest, Access.EXEC, stream),
         Type.WRITE_EXECUTION_REQUEST: Route(execution.write, wire.WriteExecutionRequest, Access.EXEC),
         Type.RESIZE_EXECUTION_REQUEST: Route(execution.resize, wire.ResizeExecutionRequest, Access.EXEC),
         Type.SIGNAL_EXECUTION_REQUEST: Route(execution.signal, wire.SignalExecutionRequest, Access.EXEC),
         Type.WAIT_EXECUTION_REQUEST: Route(execution.wait, wire.WaitExecutionRequest, read),
         Type.REMOVE_EXECUTION_REQUEST: Route(execution.remove, wire.RemoveExecutionRequest, Access.EXEC),
+        Type.CONNECT_REQUEST: Route(forward.connect, wire.ConnectRequest, Access.EXEC, stream),
+        Type.LISTEN_REQUEST: Route(forward.listen, wire.ListenRequest, Access.EXEC, stream),
+        Type.ACCEPT_REQUEST: Route(forward.accept, wire.AcceptRequest, Access.EXEC, stream),
         Type.LOGS_REQUEST: Route(logs.read, wire.LogsRequest, read),
         Type.RUNTIME_ENSURE_REQUEST: Route(runtime.ensure, wire.RuntimeEnsureRequest, control),
         Type.RUNTIME_STATUS_REQUEST: Route(runtime.status, wire.RuntimeStatusRequest, read),

@@ -442,6 +442,14 @@ class Settings:
         low=0,
         high=86400,
     )
+    max_forwards: int = setting(
+        "N",
+        _integer,
+        1024,
+        "The most forwarded connections at one time, their listeners in the guest included.",
+        low=1,
+        high=100_000,
+    )
     exec_output_limit: int = setting(
         "SIZE",
         _size,

@@ -21,6 +21,7 @@ LIMITS = (
     "max_connections",
     "max_containers",
     "max_execs",
+    "max_forwards",
     "max_frame_size",
     "max_pipelined",
     "max_queued_bytes",

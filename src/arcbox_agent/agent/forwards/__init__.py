@@ -1,0 +1,1 @@
+"""Connections between the host and addresses in the guest, each as a stream of frames."""
