@@ -11,10 +11,23 @@ from tests.agent.peer import Peer
 
 SHELL = ["/bin/sh", "-c"]
 
+#: Options of an execution, and not of its command.
+OWN = {"id", "open_stdin", "idempotency_key", "spool_limit", "wait_when_full", "keep_ms"}
+
+
+#: What a test has opened: closed at its end (conftest.py).
+OPEN: list[Peer] = []
+
+
+def connect(path: Path, version: int = 1) -> Peer:
+    peer = Peer(path, version)
+    OPEN.append(peer)
+    return peer
+
 
 def start(peer: Peer, script: str, **options: Any) -> wire.Execution:
     """Start `script`; `tty`, `timeout_ms`, `env` ... are the command's, all else the execution's."""
-    own = {name: options.pop(name) for name in list(options) if name in wire.StartExecutionRequest.__dataclass_fields__}
+    own = {name: options.pop(name) for name in list(options) if name in OWN}
     command = wire.ExecRequest(cmd=[*SHELL, script], **options)
     reply = peer.ask(wire.StartExecutionRequest(command=command, **own))
     assert isinstance(reply, wire.Execution), reply
@@ -38,7 +51,7 @@ class Attached:
         trace_id: str | None = None,
     ) -> None:
         cursors = {"stdout": stdout, "stderr": stderr}
-        self.peer = Peer(path, version=1 if trace_id is None else 2)
+        self.peer = connect(path, version=1 if trace_id is None else 2)
         self.window = window or 256 << 10
         self.grant = grant
         self.data = {name: bytearray() for name, cursor in cursors.items() if cursor is not None}
@@ -57,6 +70,10 @@ class Attached:
 
     def send(self, *messages: wire.Message) -> None:
         self.peer.send(*messages, trace_id=self.trace_id)
+
+    def read(self, stream: str = "stdout") -> bytes:
+        """What has come of it."""
+        return bytes(self.data[stream])
 
     def step(self) -> wire.Message:
         """Take the next message."""

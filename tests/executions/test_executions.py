@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,14 +13,7 @@ import pytest
 from arcbox_agent import wire
 from tests.agent.peer import Peer
 from tests.conftest import PATIENCE, RunningAgent
-from tests.executions.support import SHELL, Attached, start
-
-
-@pytest.fixture
-def peer(agent: RunningAgent) -> Iterator[Peer]:
-    peer = Peer(agent.socket_path)
-    yield peer
-    peer.socket.close()
+from tests.executions.support import SHELL, Attached, connect, start
 
 
 def until(what: Callable[[], bool]) -> None:
@@ -48,7 +41,7 @@ def test_output_and_end_of_a_command(agent: RunningAgent, peer: Peer) -> None:
     assert (started.id, started.cmd) == ("one", [*SHELL, "echo out; echo err >&2; exit 3"])
     reader = Attached(agent.socket_path, "one", stderr=0, trace_id="t")
     end = reader.run()
-    assert reader.data == {"stdout": b"out\n", "stderr": b"err\n"}
+    assert (reader.read(), reader.read("stderr")) == (b"out\n", b"err\n")
     assert (end.state, end.cause, end.exit_code, end.signal) == ("ended", "exited", 3, 0)
     assert begun <= end.created_ns <= end.started_ns <= end.ended_ns <= time.time_ns()
     assert [(each.stream, each.begin, each.end, each.over) for each in end.outputs] == [
@@ -57,7 +50,7 @@ def test_output_and_end_of_a_command(agent: RunningAgent, peer: Peer) -> None:
     ]
     # Kept: who comes later gets the same.
     later = Attached(agent.socket_path, "one", stdout=1)
-    assert (later.run().exit_code, bytes(later.data["stdout"])) == (3, b"ut\n")
+    assert (later.run().exit_code, later.read()) == (3, b"ut\n")
 
 
 def test_what_is_old_and_what_is_live_join_without_a_seam(agent: RunningAgent, peer: Peer) -> None:
@@ -66,11 +59,11 @@ def test_what_is_old_and_what_is_live_join_without_a_seam(agent: RunningAgent, p
     readers = [Attached(agent.socket_path, "seq", stdout=cursor) for cursor in (0, 0)]
     for reader in readers:
         reader.run()
-        assert reader.data["stdout"] == expected
+        assert reader.read() == expected
     for cursor in (1, 65_535, 65_536, 1_000_001, len(expected)):
         late = Attached(agent.socket_path, "seq", stdout=cursor)
         late.run()
-        assert late.data["stdout"] == expected[cursor:]
+        assert late.read() == expected[cursor:]
     message = refused(Attached(agent.socket_path, "seq", stdout=len(expected) + 1).first, 400)
     assert f"is behind its end, {len(expected)}" in message
 
@@ -93,7 +86,7 @@ def test_a_hundred_equal_starts_at_once_start_one_command(agent: RunningAgent, t
     request = wire.StartExecutionRequest(
         id="once", command=wire.ExecRequest(cmd=[*SHELL, f"echo x >>{tmp_path}/started; sleep 1000"])
     )
-    peers = [Peer(agent.socket_path) for _ in range(100)]
+    peers = [connect(agent.socket_path) for _ in range(100)]
     for peer in peers:
         peer.send(request)
     replies = [peer.reply() for peer in peers]
@@ -142,7 +135,7 @@ def test_input_by_offset_reaches_the_command_once(agent: RunningAgent, peer: Pee
         wire.StreamInput(offset=11, close=True),
     )
     end = client.run()
-    assert client.data["stdout"] == b"hello world"
+    assert client.read() == b"hello world"
     assert (client.accepted.offset, client.accepted.closed) == (11, True)
     assert (end.exit_code, end.input_offset, end.input_closed) == (0, 11, True)
 
@@ -171,7 +164,7 @@ def test_what_a_client_must_not_send_ends_its_stream_alone(
     assert isinstance(client.peer.ask(wire.PingRequest()), wire.PingResponse)
     other = Attached(agent.socket_path, "cat", input=True)
     other.send(wire.StreamInput(data=b"x", close=True))
-    assert (other.run().exit_code, other.data["stdout"]) == (0, b"x")
+    assert (other.run().exit_code, other.read()) == (0, b"x")
 
 
 def test_input_of_any_size_waits_for_a_command_that_reads_slowly(agent: RunningAgent, peer: Peer) -> None:
@@ -190,7 +183,7 @@ def test_input_of_any_size_waits_for_a_command_that_reads_slowly(agent: RunningA
     client.run()
     import hashlib
 
-    assert client.data["stdout"].split()[0].decode() == hashlib.sha256(piece * (size // len(piece))).hexdigest()
+    assert client.read().split()[0].decode() == hashlib.sha256(piece * (size // len(piece))).hexdigest()
 
 
 def test_a_command_that_closes_its_input_is_told(agent: RunningAgent, peer: Peer) -> None:
@@ -205,7 +198,7 @@ def test_the_output_may_end_before_the_input_and_the_command(agent: RunningAgent
     start(peer, "echo out; exec >&- 2>&-; cat >/dev/null; exit 5", id="half", open_stdin=True)
     client = Attached(agent.socket_path, "half", input=True)
     client.until(lambda: client.over == {"stdout"})
-    assert client.data["stdout"] == b"out\n"
+    assert client.read() == b"out\n"
     assert inspect(peer, "half").state == "running"
     client.send(wire.StreamInput(data=b"bye", close=True))
     assert client.run().exit_code == 5
@@ -222,7 +215,7 @@ def test_one_client_gives_the_input(agent: RunningAgent, peer: Peer) -> None:
     reply = peer.ask(wire.WriteExecutionRequest(id="cat", offset=0, data=b"by call", close=True))
     assert reply == wire.StreamAccepted(offset=7, until=reply.until, closed=True)  # type: ignore[attr-defined]
     reader = Attached(agent.socket_path, "cat")
-    assert (reader.run().exit_code, reader.data["stdout"]) == (0, b"by call")
+    assert (reader.run().exit_code, reader.read()) == (0, b"by call")
     start(peer, "cat", id="none")
     assert "without input" in refused(Attached(agent.socket_path, "none", input=True).first, 400)
 
@@ -232,7 +225,7 @@ def test_one_client_gives_the_input(agent: RunningAgent, peer: Peer) -> None:
 
 def test_what_falls_off_the_front_is_a_gap_of_that_size(start_agent: Callable[..., RunningAgent]) -> None:
     agent = start_agent(execution_spool_size="256KiB")
-    peer = Peer(agent.socket_path)
+    peer = connect(agent.socket_path)
     start(peer, "seq 1 200000", id="seq")
     reply = peer.ask(wire.WaitExecutionRequest(id="seq"))
     assert isinstance(reply, wire.Execution)
@@ -243,14 +236,14 @@ def test_what_falls_off_the_front_is_a_gap_of_that_size(start_agent: Callable[..
     reader = Attached(agent.socket_path, "seq", stdout=7)
     reader.run()
     assert [(gap.cursor, gap.bytes) for gap in reader.gaps] == [(7, out.begin - 7)]
-    assert reader.data["stdout"] == whole[out.begin :]
+    assert reader.read() == whole[out.begin :]
     spool = agent.state_dir / "executions" / "seq" / "stdout"
     assert spool.stat().st_blocks * 512 <= 512 << 10  # the disk is given back
 
 
 def test_a_command_that_is_to_lose_nothing_waits_for_its_reader(start_agent: Callable[..., RunningAgent]) -> None:
     agent = start_agent(execution_spool_size="256KiB")
-    peer = Peer(agent.socket_path)
+    peer = connect(agent.socket_path)
     start(peer, "seq 1 500000", id="seq", wait_when_full=True)
     until(lambda: inspect(peer, "seq").outputs[0].end >= 256 << 10)
     reader = Attached(agent.socket_path, "seq", window=64 << 10, grant=False)
@@ -261,13 +254,13 @@ def test_a_command_that_is_to_lose_nothing_waits_for_its_reader(start_agent: Cal
     reader.credit()
     end = reader.run()
     assert reader.gaps == []
-    assert reader.data["stdout"] == b"".join(b"%d\n" % n for n in range(1, 500_001))
+    assert reader.read() == b"".join(b"%d\n" % n for n in range(1, 500_001))
     assert end.outputs[0].begin > 0
 
 
 def test_a_command_waits_for_a_reader_that_has_gone_for_a_while(start_agent: Callable[..., RunningAgent]) -> None:
     agent = start_agent(execution_spool_size="256KiB", execution_wait="1")
-    peer = Peer(agent.socket_path)
+    peer = connect(agent.socket_path)
     start(peer, "seq 1 500000", id="seq", wait_when_full=True)
     # Nobody comes: after the time it goes on, and says what is missing.
     end = peer.ask(wire.WaitExecutionRequest(id="seq"))
@@ -280,18 +273,18 @@ def test_a_reader_that_does_not_read_holds_up_nobody(agent: RunningAgent, peer: 
     start(peer, "head -c 8000000 /dev/zero", id="much")
     idle = Attached(agent.socket_path, "much", window=1, grant=False)
     reader = Attached(agent.socket_path, "much")
-    assert (reader.run().exit_code, len(reader.data["stdout"])) == (0, 8_000_000)
+    assert (reader.run().exit_code, len(reader.read())) == (0, 8_000_000)
     # What it did not grant was not sent.
     idle.step()
-    assert idle.data["stdout"] == b"\0"
+    assert idle.read() == b"\0"
     idle.grant, idle.window = True, 1 << 20
     idle.credit()
-    assert (idle.run().exit_code, len(idle.data["stdout"])) == (0, 8_000_000)
+    assert (idle.run().exit_code, len(idle.read())) == (0, 8_000_000)
 
 
 def test_executions_are_kept_for_their_time_and_within_the_bounds(start_agent: Callable[..., RunningAgent]) -> None:
     agent = start_agent(max_executions="3", execution_spool_total="1MiB", execution_spool_size="1MiB")
-    peer = Peer(agent.socket_path)
+    peer = connect(agent.socket_path)
     for number in range(5):
         start(peer, "true", id=f"e{number}")
         peer.ask(wire.WaitExecutionRequest(id=f"e{number}"))
@@ -357,7 +350,7 @@ def test_what_is_left_in_the_background_neither_delays_the_end_nor_dies(agent: R
     reader = Attached(agent.socket_path, "x")
     end = reader.run()
     assert (end.cause, end.exit_code, end.output_cut) == ("exited", 0, True)
-    left = int(reader.data["stdout"])
+    left = int(reader.read())
     assert Path(f"/proc/{left}").exists()
     os.kill(left, signal.SIGKILL)
 
@@ -367,7 +360,7 @@ def test_a_helper_may_write_after_the_end(agent: RunningAgent, peer: Peer) -> No
     start(peer, "echo early | { cat; }; echo late | (sleep 0.4; cat) &", id="x")
     reader = Attached(agent.socket_path, "x")
     end = reader.run()
-    assert (reader.data["stdout"], end.output_cut) == (b"early\nlate\n", False)
+    assert (reader.read(), end.output_cut) == (b"early\nlate\n", False)
 
 
 # -------------------------------------------------------------------- terminals
@@ -378,10 +371,10 @@ def test_a_terminal_has_a_size_that_changes(agent: RunningAgent, peer: Peer) -> 
         peer, "stty size; read line; stty size; exit 7", id="t", tty=True, tty_height=30, tty_width=100, open_stdin=True
     )
     client = Attached(agent.socket_path, "t", input=True)
-    client.until(lambda: b"30 100\r\n" in client.data["stdout"])
+    client.until(lambda: b"30 100\r\n" in client.read())
     client.send(wire.StreamControl(rows=40, columns=120), wire.StreamInput(data=b"go\n"))
     end = client.run()
-    assert client.data["stdout"] == b"30 100\r\ngo\r\n40 120\r\n"
+    assert client.read() == b"30 100\r\ngo\r\n40 120\r\n"
     assert (end.exit_code, end.tty) == (7, True)
     assert [each.stream for each in end.outputs] == ["stdout"]
 
@@ -389,7 +382,7 @@ def test_a_terminal_has_a_size_that_changes(agent: RunningAgent, peer: Peer) -> 
 def test_a_key_interrupts_what_runs_in_a_terminal(agent: RunningAgent, peer: Peer) -> None:
     start(peer, "echo ready; sleep 1000; echo not reached", id="t", tty=True, open_stdin=True)
     client = Attached(agent.socket_path, "t", input=True)
-    client.until(lambda: b"ready" in client.data["stdout"])
+    client.until(lambda: b"ready" in client.read())
     client.send(wire.StreamInput(data=b"\x03"))
     end = client.run()
     assert (end.cause, end.signal) == ("signalled", signal.SIGINT)
@@ -400,7 +393,7 @@ def test_the_end_of_a_terminals_input_is_typed(agent: RunningAgent, peer: Peer) 
     client = Attached(agent.socket_path, "t", input=True)
     client.send(wire.StreamInput(data=b"word\n", close=True))
     assert client.run().exit_code == 0
-    assert client.data["stdout"] == b"word\r\nword\r\nover\r\n"
+    assert client.read() == b"word\r\nword\r\nover\r\n"
 
 
 # ------------------------------------------------------------------- containers
@@ -427,12 +420,12 @@ def test_a_client_detaches_and_the_command_goes_on(agent: RunningAgent, peer: Pe
     start(peer, "cat", id="cat", open_stdin=True)
     client = Attached(agent.socket_path, "cat", input=True)
     client.send(wire.StreamInput(data=b"one"))
-    client.until(lambda: client.data["stdout"] == b"one")
+    client.until(lambda: client.read() == b"one")
     client.send(wire.StreamControl(detach=True))
     while client.end is None:
         client.step()
     assert client.end == wire.Empty()
     other = Attached(agent.socket_path, "cat", stdout=client.cursors["stdout"], input=True)
     other.send(wire.StreamInput(offset=3, data=b"two", close=True))
-    assert (other.run().exit_code, other.data["stdout"]) == (0, b"two")
+    assert (other.run().exit_code, other.read()) == (0, b"two")
     assert isinstance(client.peer.ask(wire.PingRequest()), wire.PingResponse)

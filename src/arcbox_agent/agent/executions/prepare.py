@@ -159,7 +159,10 @@ class Preparation:
 def own_output(path: str, name: str, fd: int, record: Record) -> Output:
     """The Output for a descriptor, which is closed where that fails."""
     try:
-        return Output(path, name, fd, record.spool_limit, record.tty)
+        output = Output(path, name, fd, record.spool_limit, record.tty)
+        if record.wait_when_full:
+            output.floor = output.begin
+        return output
     except BaseException:
         if fd >= 0:
             os.close(fd)
