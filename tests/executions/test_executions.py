@@ -380,7 +380,7 @@ def test_a_terminal_has_a_size_that_changes(agent: RunningAgent, peer: Peer) -> 
 
 
 def test_a_key_interrupts_what_runs_in_a_terminal(agent: RunningAgent, peer: Peer) -> None:
-    start(peer, "echo ready; sleep 1000; echo not reached", id="t", tty=True, open_stdin=True)
+    start(peer, "echo ready; exec sleep 1000", id="t", tty=True, open_stdin=True)
     client = Attached(agent.socket_path, "t", input=True)
     client.until(lambda: b"ready" in client.read())
     client.send(wire.StreamInput(data=b"\x03"))
