@@ -173,7 +173,7 @@ cdef bint parse_cri(const char* p, size_t n, Minute* minute, Line* line) noexcep
         if end is NULL:
             return False
         if end - (p + i) == 4:
-            line.note = memcmp(p + i, b":gap", 4) == 0
+            line.note = not line.more and memcmp(p + i, b":gap", 4) == 0
             line.unended = memcmp(p + i, b":end", 4) == 0
         i = end - p
     if i < n:

@@ -263,11 +263,19 @@ cdef const char* word_at(const char* p, const char* end, const char* word, size_
 
 
 cdef int take_note(State* state, Output* out, Line* line) noexcept nogil:
-    """What the capture says of lost output (`_spool.report_gap`), as a gap."""
+    """What the capture says of lost output (`_spool.report_gap`), as a gap; a text that goes on is cut off there."""
+    cdef Chain* chain = &state.chains[line.stream]
     cdef const char* end = line.text + line.length
     cdef const char* p = word_at(line.text, end, b"[output lost: ", 14)
     cdef char cursor[CURSOR_LIMIT]
     cdef Lost lost
+    cdef int rc
+    if chain.open:
+        # Where all of it was given already, there is nothing to add.
+        rc = 0 if chain.begun and chain.length == 0 else chain_end(state, out, line.stream, True, False, False)
+        if rc:
+            return rc
+        chain.open = chain.begun = False
     lost.bytes = lost.lines = 0
     if p is not NULL:
         p = word_at(number_at(p, end, &lost.bytes), end, b" bytes, ", 8)

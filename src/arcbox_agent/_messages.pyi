@@ -143,7 +143,7 @@ class PingRequest(Message):
     __match_args__: ClassVar[tuple[str, str, str, str, str, str, str, str]]
     message: str
     timestamp_secs: int
-    """The host's clock, Unix seconds. Over 0, the agent may set the guest's."""
+    """The host's clock, Unix seconds with the rest cut off. Over 0, the agent may set the guest's."""
     detail: bool
     """fill the fields of the response from 100 up, those of the clock aside"""
     timed: bool

@@ -198,7 +198,7 @@ cdef MessageClass* _PingRequest
 @cython.no_gc  # no message of the schema can hold itself
 cdef class PingRequest(Message):
     """message: str
-    timestamp_secs: int  # The host's clock, Unix seconds. Over 0, the agent may set the guest's.
+    timestamp_secs: int  # The host's clock, Unix seconds with the rest cut off. Over 0, the agent may set the guest's.
     detail: bool  # fill the fields of the response from 100 up, those of the clock aside
     timed: bool  # fill time_ns and monotonic_ns of the response
     timestamp_ns: int  # The host's clock in Unix ns, when the agent's monotonic clock was `monotonic_ns` as a response told it; with 0 there, now. Over 0, the agent may set the guest's clock.

@@ -20,7 +20,7 @@
     ├── RequestError                  the agent answered with Error(code, message)
     │   ├── BadRequestError           400: fix the request
     │   ├── ForbiddenError            403: this listener does not allow that call
-    │   ├── NotFoundError             404: no such container
+    │   ├── NotFoundError             404: no such container or execution
     │   ├── ConflictError             409: not in the container's present state
     │   ├── BusyError                 429: a limit was reached, try again later
     │   ├── UnavailableError          503: the guest is short of memory, try again later
@@ -30,6 +30,7 @@
     ├── LogFileError              a file that is not read as a log: a symbolic link (also OSError)
     ├── CommandFailedError            a command failed that was run with check=True
     ├── OutputLimitError              a command wrote more than `exec` may keep: exec_stream
+    ├── GapError                      bytes of an execution's output that are not kept any more: read on behind them
     └── ReplyLimitError               the replies to a call are more than the client keeps: ask for less
 
 The agent's handlers raise RequestError classes; the client raises the same
@@ -254,7 +255,7 @@ class ForbiddenError(RequestError):
 
 
 class NotFoundError(RequestError):
-    """No such container."""
+    """No such container or execution."""
 
     code = 404
 
@@ -378,6 +379,21 @@ class OutputLimitError(ArcboxError):
     def __init__(self, cmd: list[str], limit: int) -> None:
         super().__init__(f"command {cmd!r} wrote more than {limit} bytes: raise output_limit, or use exec_stream")
         self.cmd, self.limit = cmd, limit
+
+
+class GapError(ArcboxError):
+    """A part of an execution's output is not kept any more: its spool was full, or begins later.
+
+    `stream`: the output.  `cursor`: of the first byte that is missing.  `bytes`: how many are.
+    """
+
+    stream: str
+    cursor: int
+    bytes: int
+
+    def __init__(self, stream: str, cursor: int, size: int) -> None:
+        super().__init__(f"{stream}: {size} bytes from {cursor} on are not kept any more")
+        self.stream, self.cursor, self.bytes = stream, cursor, size
 
 
 class ReplyLimitError(ArcboxError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -101,6 +102,55 @@ def test_a_hypervisors_clock_is_known_by_its_name_and_must_be_a_clock(tmp_path: 
     devices.mkdir()
     (devices / "ptp1").write_text("no clock")
     assert clock.hypervisor_time(str(tmp_path), str(devices)) == 0
+
+
+#: The clock is set to the middle of the host's second: by so much from a clock so far behind that second's beginning.
+#: It is never set here: nobody may.
+SECONDS_SENT = """
+import os, sys, time
+from arcbox_agent.agent import clock
+from arcbox_agent.agent.metrics import Metrics
+from arcbox_agent.agent.observe.rate import OncePerMinute
+os.setuid(65534)
+ahead, metrics, late = float(sys.argv[1]), Metrics(), 1.0
+while late > 0.01:  # until the call comes when it should
+    metrics.counters.clear()
+    clock._refused_log = OncePerMinute()
+    time.sleep((ahead - time.time()) % 1)
+    now = time.time()
+    second = round(now - ahead)
+    clock.follow_host(second, metrics)
+    late = time.time() - second - ahead
+print(metrics.counters.get("clock_refused", 0))
+"""
+
+
+@pytest.mark.parametrize(
+    ("ahead", "by"),
+    [
+        (-108000, 108000.5),
+        (-2.5, 3),
+        (-1.9, 2.4),
+        (-0.5, 1),
+        (-0.13, 0.63),
+        (-0.07, None),
+        (0, None),
+        (0.5, None),
+        (0.97, None),
+        (1.47, None),
+        (1.53, -1.03),
+        (1.9, -1.4),
+        (2.5, -2),
+        (108000, -107999.5),
+    ],
+)
+def test_whole_seconds_set_a_clock_that_they_prove_wrong(ahead: float, by: float | None) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", SECONDS_SENT, str(ahead)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert int(ended.stdout) == (by is not None)
+    behind = [float(found) for found in re.findall(r"cannot set the clock behind=([-\d.]+)", ended.stderr)]
+    assert behind[-1:] == ([] if by is None else [pytest.approx(by, abs=0.02)])
 
 
 def test_a_kernel_that_refuses_is_told_and_counted() -> None:

@@ -39,7 +39,7 @@ from arcbox_agent.agent.processes.scopes import cgroup_name
 from tools.pace import patience
 from tools.soak import small_disk
 
-from .support import alive, eventually, keeper_of, leased, run
+from .support import alive, children, eventually, leased, run
 
 #: Ends with the code that it is told (World.tell).
 OBEDIENT = "read code; exit $code"
@@ -90,6 +90,7 @@ class World:
         parent = cgroups.find_parent(cgroup_name(str(directory / "disk")))
         assert parent is not None, "these tests need cgroup2, writable"
         self.cgroup = Path(parent)
+        self._strangers = set(children())
 
     # ------------------------------------------------------------ begin and end
 
@@ -139,10 +140,11 @@ class World:
         await self.leave()
         for pid in self.pids():
             os.kill(pid, signal.SIGKILL)
-        try:
-            os.kill(keeper_of(self.directory), signal.SIGKILL)
-        except ValueError:
-            pass  # it has ended, or there was none
+        # An agent's keepers outlive it; here they would stay this process's children, those that have ended too.
+        for pid in sorted(set(children()) - self._strangers):
+            assert Path(f"/proc/{pid}/comm").read_text() == "arcbox-keeper\n"
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
         eventually(lambda: not self.pids())
         for path in sorted(self.cgroup.glob("*/"), reverse=True):
             path.rmdir()

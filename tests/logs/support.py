@@ -8,12 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from arcbox_agent import _log_output, _logs
-from tests.reference.logs import Entry
+from tests.reference.logs import Entry, Gap
 
 
 def plain(entries: Sequence[_log_output.Entry]) -> list[Entry]:
     """Ours, as the judge has them."""
-    return [Entry(e.stream, e.data, e.timestamp, e.partial) for e in entries]
+    return [
+        Entry(
+            entry.stream,
+            entry.data,
+            entry.timestamp,
+            entry.partial,
+            Gap(entry.gap.bytes, entry.gap.lines, entry.gap.at_least, entry.gap.reason) if entry.gap else None,
+        )
+        for entry in entries
+    ]
 
 
 def joined(entries: Sequence[Entry]) -> dict[str, bytes]:

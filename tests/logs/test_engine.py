@@ -38,9 +38,19 @@ stamps = st.one_of(
 texts = st.one_of(
     st.binary(max_size=40).map(lambda text: text.replace(b"\n", b"")),
     st.sampled_from([b"", b"\r", b"\0", b"\xff\xfe", b"F", b" P ", b"x" * 300]),
+    st.builds(
+        b"[output lost: %d bytes, %d lines: %s%s".__mod__,
+        st.tuples(
+            st.sampled_from([0, 1, 2**64 - 1, 2**64 + 5]),
+            st.integers(0, 9),
+            st.binary(max_size=5),
+            st.sampled_from([b"]", b""]),
+        ),
+    ).map(lambda text: text.replace(b"\n", b"")),
+    st.sampled_from([b"[output lost: ", b"[output lost: 7 bytes", b"[output lost:  bytes,  lines: ]"]),
 )
 streams = st.sampled_from([b"stdout", b"stderr", b"stdin"])
-tags = st.sampled_from([b"F", b"F", b"F", b"P", b"P", b"F:end", b"P:x:y", b"X", b""])
+tags = st.sampled_from([b"F", b"F", b"F", b"P", b"P", b"F:end", b"F:gap", b"P:gap", b"P:x:y", b"X", b""])
 escapes = st.sampled_from(
     [
         "a",
@@ -81,17 +91,23 @@ ends = st.sampled_from([b"\n", b"\n", b"\n", b""])
 contents = st.builds(lambda ls, end: b"\n".join(ls) + end, st.lists(lines, max_size=25), ends)
 
 
-@given(contents, st.lists(st.integers(1, 60), max_size=30), st.sampled_from([1, 2, 7, 1 << 20]), st.booleans())
+@given(
+    contents,
+    st.lists(st.integers(1, 60), max_size=30),
+    st.sampled_from([1, 2, 7, 1 << 20]),
+    st.booleans(),
+    st.booleans(),
+)
 def test_a_file_says_the_same_however_it_is_cut_while_it_grows(
-    content: bytes, pieces: list[int], part_limit: int, timestamps: bool
+    content: bytes, pieces: list[int], part_limit: int, timestamps: bool, detail: bool
 ) -> None:
-    expected = reference.read([content], part_limit=part_limit, timestamps=timestamps)
-    found = pass_whole(content, pieces, part_limit=part_limit, timestamps=timestamps)
+    expected = reference.read([content], part_limit=part_limit, timestamps=timestamps, detail=detail)
+    found = pass_whole(content, pieces, part_limit=part_limit, timestamps=timestamps, detail=detail)
     # A long text's parts go out as they come, so entries of different streams may change places.
     for stream in ("stdout", "stderr"):
         assert [e for e in found if e.stream == stream and part_limit > 7] == [
             e for e in expected if e.stream == stream and part_limit > 7
-        ] or sorted(found) == sorted(expected)
+        ] or sorted(found, key=repr) == sorted(expected, key=repr)
     if part_limit > 1000:
         assert found == expected
 
@@ -123,6 +139,16 @@ ranges = st.one_of(st.none(), st.integers(0, 59).map(lambda s: NS - 12_255151664
     st.lists(contents, min_size=1, max_size=4), st.integers(0, 12), st.booleans(), st.booleans(), ranges, ranges,
     st.booleans(), st.booleans(),
 )  # fmt: skip
+@example(
+    [STAMP + b" stdout P a\n" + STAMP + b" stdout F:gap x\n" + STAMP + b" stdout F b\n"],
+    2,
+    True,
+    True,
+    None,
+    None,
+    False,
+    True,
+)
 @example([b"", b""], 1, True, True, None, None, False, True)
 def test_tail_since_until_and_streams_agree_with_the_judge(
     files: list[bytes], tail: int, stdout: bool, stderr: bool, since: int | None, until: int | None,
@@ -138,7 +164,7 @@ def test_tail_since_until_and_streams_agree_with_the_judge(
         entries = []
         while (piece := reader.step()) is not None:
             entries += piece
-    assert plain(entries) == reference.read(files, unended=unended, **options)  # type: ignore[arg-type]
+    assert plain(entries) == reference.read(files, unended=unended, detail=True, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -251,7 +277,7 @@ def test_tail_counts_lines_around_very_long_ones(tmp_path: Path, size: int, tail
     short, long = STAMP + b" stdout F short\n", STAMP + b" stderr F " + b"x" * size + b"\n"
     files = [short + long + b"p" * size + b"\n" + short, long + short]
     path = write_log(tmp_path, files)
-    assert plain(list(read_log(path, tail=tail))) == reference.read(files, tail=tail)
+    assert plain(list(read_log(path, tail=tail))) == reference.read(files, tail=tail, detail=True)
 
 
 def test_a_json_line_longer_than_the_window_is_plain_text(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_since_and_until_find_their_place_in_a_large_file(tmp_path: Path, seed: 
         since = rng.choice([None, rng.randrange(1795455912 * 10**9, stamp)])
         until = rng.choice([None, rng.randrange(since or 1795455912 * 10**9, stamp + 10**12)])
         tail = rng.choice([0, 1, 10, 1000])
-        expected = reference.read([content], since=since, until=until, tail=tail)
+        expected = reference.read([content], since=since, until=until, tail=tail, detail=True)
         assert plain(list(read_log(path, since=since, until=until, tail=tail))) == expected
 
 

@@ -37,6 +37,14 @@ class Line(NamedTuple):
     more: bool
     text: bytes
     unended: bool = False  # written as it is: the process's last line had no newline
+    gap: bool = False  # the agent's own words about lost output
+
+
+class Gap(NamedTuple):
+    bytes: int
+    lines: int
+    at_least: bool
+    reason: str
 
 
 class Entry(NamedTuple):
@@ -44,6 +52,7 @@ class Entry(NamedTuple):
     data: bytes
     timestamp: int
     partial: bool
+    gap: Gap | None = None
 
 
 def parse_stamp(match: re.Match[bytes]) -> int | None:
@@ -128,13 +137,34 @@ def parse_record(line: bytes) -> Line | None:
             stamp = parse_stamp(match)
             if stamp is not None:
                 more = pattern is _CRI and match["tag"] == b"P"
-                unended = pattern is _CRI and match["note"] == b":end"
-                return Line(match["stream"].decode(), True, stamp, more, match["text"] or b"", unended)
+                note = match["note"] if pattern is _CRI else b""
+                text = match["text"] or b""
+                gap = not more and note == b":gap" and len(line) < LINE_WINDOW
+                return Line(match["stream"].decode(), True, stamp, more, text, note == b":end", gap)
     if line.startswith(b"{") and len(line) < LINE_WINDOW:
         found = parse_json(line)
         if found is not None:
             return found
     return None
+
+
+def parse_gap(text: bytes) -> Gap:
+    """What is lost, as far as the words of the capture say it; with other words, they are all that is known."""
+    numbers = [0, 0]
+    rest = text
+    for index, (before, after) in enumerate(((b"[output lost: ", b" bytes, "), (b"", b" lines: "))):
+        if not rest.startswith(before):
+            break
+        digits = re.match(rb"[0-9]*", rest[len(before) :])
+        assert digits is not None
+        numbers[index] = int(digits[0] or b"0") % 2**64
+        rest = rest[len(before) + digits.end() :]
+        if not rest.startswith(after):
+            break
+        rest = rest[len(after) :]
+    else:
+        return Gap(numbers[0], numbers[1], False, rest.removesuffix(b"]").decode("utf-8", "replace"))
+    return Gap(numbers[0], numbers[1], True, text.decode("utf-8", "replace"))
 
 
 def read(
@@ -148,10 +178,15 @@ def read(
     timestamps: bool = False,
     part_limit: int = 1 << 20,
     unended: bool = True,
+    detail: bool = False,
 ) -> list[Entry]:
-    """The entries of a log; `files`: oldest first."""
+    """The entries of a log; `files`: oldest first; `detail`: gaps as such, and not as lines."""
     files = list(files)
-    texts: list[tuple[int, tuple[str, bool], int | None, bytes, bool]] = []  # order, stream, stamp, text, partial
+    texts: list[
+        tuple[int, tuple[str, bool], int | None, bytes | None, bool]
+    ] = []  # order, stream, stamp, text, partial
+    #: By the order of the text that it ends, or that it stands for; with its time.
+    gaps: dict[int, tuple[Gap, int]] = {}
     chains: dict[tuple[str, bool], list[Any]] = {}
     order = 0
     for number, content in enumerate(files):
@@ -173,6 +208,12 @@ def read(
                     continue
                 if (since is not None and line.stamp < since) or (until is not None and line.stamp > until):
                     continue
+            if detail and line.gap:
+                order += 1
+                gaps[order] = parse_gap(line.text), line.stamp or 0
+                stamp, text, _ = chains.pop(key, (None, None, 0))
+                texts.append((order, key, stamp, text, True))
+                continue
             chain = chains.setdefault(key, [line.stamp, b"", 0])
             chain[1] += line.text
             chain[2] = order = order + 1
@@ -187,10 +228,13 @@ def read(
         last = sorted(texts, key=lambda text: text[0])[-tail:]
         texts = [text for text in texts if text in last]
     entries = []
-    for _, (stream, _), stamp, text, partial in texts:
-        parts = [text[at : at + part_limit] for at in range(0, len(text), part_limit)] or [b""]
+    for order, (stream, _), stamp, text, partial in texts:
+        parts = [] if text is None else [text[at : at + part_limit] for at in range(0, len(text), part_limit)] or [b""]
         for index, part in enumerate(parts):
             if timestamps and stamp is not None and index == 0:
                 part = format_stamp(stamp) + b" " + part
             entries.append(Entry(stream, part, stamp or 0, partial or index + 1 < len(parts)))
+        if order in gaps:
+            gap, at = gaps[order]
+            entries.append(Entry(stream, b"", at, False, gap))
     return entries

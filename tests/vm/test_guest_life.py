@@ -151,11 +151,27 @@ def test_a_small_difference_leaves_the_clock_alone(guest: Machine) -> None:
         await client.sync_time()
         before = (await client.agent_info()).counters.get("clock_set", 0)
         guests = float(await shell(client, "date +%s.%N"))
-        await client.call(wire.PingRequest(timestamp_secs=round(guests)), wire.PingResponse)
+        await client.call(wire.PingRequest(timestamp_secs=int(guests)), wire.PingResponse)
         return before, (await client.agent_info()).counters.get("clock_set", 0)
 
     before, after = with_client(guest, work)
     assert before == after
+
+
+@pytest.mark.parametrize("off", [-0.7, -1.9, 2.2, 3600.0])
+def test_whole_seconds_set_a_clock_to_within_half_a_second(guest: Machine, off: float) -> None:
+    async def work(client: Client) -> float:
+        await client.sync_time()
+        move = f"import time; time.clock_settime(time.CLOCK_REALTIME, time.time() + {off})"
+        await client.exec([sys.executable, "-c", move], check=True)
+        # At the beginning of a second they tell most: a clock that is 0.7 s behind is before it.
+        await asyncio.sleep(1 - time.time() % 1)
+        await client.ping(set_clock=True)
+        left = (await client.sync_time()).before
+        assert left is not None
+        return left
+
+    assert abs(with_client(guest, work)) < 0.6
 
 
 def test_an_impossible_time_is_refused(guest: Machine) -> None:

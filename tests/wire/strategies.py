@@ -25,16 +25,17 @@ _SCALARS: dict[int, st.SearchStrategy[Any]] = {
 }
 
 
-def messages(cls: type[wire.Message]) -> st.SearchStrategy[wire.Message]:
-    """Messages of a class, of all values that its fields can have."""
+def messages(cls: type[wire.Message], *, entries: int = 4) -> st.SearchStrategy[wire.Message]:
+    """Messages of a class, of all values that its fields can have.  `entries`: of a map, at most."""
     fields: dict[str, st.SearchStrategy[Any]] = {}
     for field in GOOGLE[cls.__name__].DESCRIPTOR.fields:
         entry = field.message_type
         if entry is not None and entry.GetOptions().map_entry:
             value = _SCALARS[entry.fields_by_name["value"].type]
-            fields[field.name] = st.dictionaries(st.text(max_size=20), value, max_size=4)
+            fields[field.name] = st.dictionaries(st.text(max_size=20), value, max_size=entries)
         else:
-            one: st.SearchStrategy[Any] = _SCALARS[field.type] if entry is None else messages(getattr(wire, entry.name))
+            one: st.SearchStrategy[Any]
+            one = _SCALARS[field.type] if entry is None else messages(getattr(wire, entry.name), entries=entries)
             if field.is_repeated:
                 fields[field.name] = st.lists(one, max_size=4)
             else:

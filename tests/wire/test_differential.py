@@ -59,12 +59,8 @@ def test_google_reads_what_we_write_and_we_read_what_google_writes(
 @exhaustive
 @given(data=st.data())
 def test_a_message_has_the_bytes_google_gives_it(cls: type[wire.Message], data: st.DataObject) -> None:
-    message = data.draw(messages(cls))
-    # The order of a map's entries is each writer's own: one entry at most.
-    for name in message.__match_args__:
-        value = getattr(message, name)
-        if isinstance(value, dict):
-            setattr(message, name, dict(list(value.items())[:1]))
+    # The order of a map's entries is each writer's own: one entry at most, in sub-messages too.
+    message = data.draw(messages(cls, entries=1))
     assert message.encode() == to_google(message).SerializeToString()
 
 

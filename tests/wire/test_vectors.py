@@ -378,6 +378,191 @@ VECTORS: list[tuple[wire.Message, str]] = [
         "0a06737464657272120500ff726177",
     ),
     (
+        wire.StartExecutionRequest(
+            id="e1",
+            command=wire.ExecRequest(cmd=["cmd", "", "ü"], env={"PATH": "/bin"}, tty=True),
+            open_stdin=True,
+            idempotency_key="key",
+            spool_limit=18446744073709551615,
+            wait_when_full=True,
+            keep_ms=18446744073709551615,
+        ),
+        "0a026531121b1203636d6412001202c3bc1a0c0a045041544812042f62696e3001180122036b6579"
+        "28ffffffffffffffffff01300138ffffffffffffffffff01",
+    ),
+    (
+        wire.Execution(
+            id="e1",
+            state="ended",
+            container_id="c1",
+            cmd=["cmd", "", "ü"],
+            tty=True,
+            open_stdin=True,
+            pid=4294967295,
+            created_ns=1763900000123456789,
+            started_ns=1763900000123456789,
+            ended_ns=1763900000123456789,
+            cause="exited",
+            exit_code=-1,
+            signal=-1,
+            output_cut=True,
+            cpu_ns=18446744073709551615,
+            peak_memory=18446744073709551615,
+            outputs=[
+                wire.ExecutionOutput(stream="stderr", begin=300, end=18446744073709551615, over=True),
+                wire.ExecutionOutput(),
+            ],
+            input_offset=18446744073709551615,
+            input_closed=True,
+            attached=4294967295,
+            user="app:1000",
+        ),
+        "0a0265311205656e6465641a0263312203636d6422002202c3bc2801300138ffffffff0f40959aae"
+        "f5c5b6a8bd1848959aaef5c5b6a8bd1850959aaef5c5b6a8bd185a0665786974656460ffffffffff"
+        "ffffffff0168ffffffffffffffffff01700178ffffffffffffffffff018001ffffffffffffffffff"
+        "018a01180a0673746465727210ac0218ffffffffffffffffff0120018a01009001ffffffffffffff"
+        "ffff01980101a001ffffffff0faa01086170703a31303030",
+    ),
+    (
+        wire.ExecutionOutput(stream="stderr", begin=300, end=18446744073709551615, over=True),
+        "0a0673746465727210ac0218ffffffffffffffffff012001",
+    ),
+    (
+        wire.ListExecutionsRequest(container_id="c1", all=True, after="e1"),
+        "0a02633110011a026531",
+    ),
+    (
+        wire.ListExecutionsResponse(executions=[wire.Execution(id="e1", exit_code=-1), wire.Execution()], next="e1"),
+        "0a0f0a02653160ffffffffffffffffff010a0012026531",
+    ),
+    (
+        wire.InspectExecutionRequest(id="e1"),
+        "0a026531",
+    ),
+    (
+        wire.AttachExecutionRequest(
+            id="e1",
+            outputs=[wire.StreamCursor(stream="stderr", cursor=300, newest=True), wire.StreamCursor()],
+            input=True,
+            window=18446744073709551615,
+            heartbeat_ms=4294967295,
+        ),
+        "0a026531120d0a0673746465727210ac0218011200180120ffffffffffffffffff0128ffffffff0f",
+    ),
+    (
+        wire.StreamCursor(stream="stderr", cursor=18446744073709551615, newest=True),
+        "0a0673746465727210ffffffffffffffffff011801",
+    ),
+    (
+        wire.StreamInput(offset=18446744073709551615, data=b"\x00\xffraw", close=True),
+        "08ffffffffffffffffff01120500ff7261771801",
+    ),
+    (
+        wire.StreamCredit(stream="stderr", taken=300, until=18446744073709551615),
+        "0a0673746465727210ac0218ffffffffffffffffff01",
+    ),
+    (
+        wire.StreamHeartbeat(),
+        "",
+    ),
+    (
+        wire.StreamControl(rows=4294967295, columns=4294967295, signal="TERM", detach=True),
+        "08ffffffff0f10ffffffff0f1a045445524d2001",
+    ),
+    (
+        wire.StreamOutput(stream="stderr", cursor=18446744073709551615, data=b"\x00\xffraw"),
+        "0a0673746465727210ffffffffffffffffff011a0500ff726177",
+    ),
+    (
+        wire.StreamGap(stream="stderr", cursor=300, bytes=18446744073709551615),
+        "0a0673746465727210ac0218ffffffffffffffffff01",
+    ),
+    (
+        wire.StreamAccepted(offset=300, until=18446744073709551615, closed=True),
+        "08ac0210ffffffffffffffffff011801",
+    ),
+    (
+        wire.StreamEnd(stream="stderr", cursor=18446744073709551615),
+        "0a0673746465727210ffffffffffffffffff01",
+    ),
+    (
+        wire.StreamAlive(),
+        "",
+    ),
+    (
+        wire.WriteExecutionRequest(id="e1", offset=18446744073709551615, data=b"\x00\xffraw", close=True),
+        "0a02653110ffffffffffffffffff011a0500ff7261772001",
+    ),
+    (
+        wire.ResizeExecutionRequest(id="e1", rows=4294967295, columns=4294967295),
+        "0a02653110ffffffff0f18ffffffff0f",
+    ),
+    (
+        wire.SignalExecutionRequest(id="e1", signal="TERM", all=True),
+        "0a02653112045445524d1801",
+    ),
+    (
+        wire.WaitExecutionRequest(id="e1", timeout_ms=18446744073709551615),
+        "0a02653110ffffffffffffffffff01",
+    ),
+    (
+        wire.RemoveExecutionRequest(id="e1", force=True),
+        "0a0265311001",
+    ),
+    (
+        wire.ConnectRequest(
+            host="web",
+            port=4294967295,
+            path="/x",
+            container_id="c1",
+            window=18446744073709551615,
+            heartbeat_ms=4294967295,
+            timeout_ms=4294967295,
+        ),
+        "0a0377656210ffffffff0f1a022f782202633128ffffffffffffffffff0130ffffffff0f38ffffffff0f",
+    ),
+    (
+        wire.Connected(local="127.0.0.1:80", remote="/x"),
+        "0a0c3132372e302e302e313a383012022f78",
+    ),
+    (
+        wire.ListenRequest(
+            host="web", port=4294967295, path="/x", container_id="c1", heartbeat_ms=4294967295, mode=4294967295
+        ),
+        "0a0377656210ffffffff0f1a022f782202633128ffffffff0f30ffffffff0f",
+    ),
+    (
+        wire.Listening(address="127.0.0.1:80"),
+        "0a0c3132372e302e302e313a3830",
+    ),
+    (
+        wire.Incoming(id="i1", remote="127.0.0.1:80"),
+        "0a026931120c3132372e302e302e313a3830",
+    ),
+    (
+        wire.AcceptRequest(id="i1", window=18446744073709551615, heartbeat_ms=4294967295),
+        "0a02693110ffffffffffffffffff0118ffffffff0f",
+    ),
+    (
+        wire.WaitForRequest(
+            container_id="c1",
+            host="web",
+            port=4294967295,
+            path="/x",
+            file="/f",
+            changes=True,
+            pattern="^ok$",
+            execution="e1",
+            pid=4294967295,
+            timeout_ms=18446744073709551615,
+        ),
+        "0a026331120377656218ffffffff0f22022f782a022f6630013a045e6f6b244202653148ffffffff0f50ffffffffffffffffff01",
+    ),
+    (
+        wire.WaitForResponse(met=True, found="ok", last="ECONNREFUSED"),
+        "080112026f6b1a0c45434f4e4e52454655534544",
+    ),
+    (
         wire.LogsRequest(
             container_id="c1",
             follow=True,

@@ -1,7 +1,7 @@
 """The guest's clock, set by the host's: after a restore from a snapshot it is wrong.
 
 A ping may carry the host's time, in whole seconds or in nanoseconds.  A difference that
-rounding and a slow connection explain is left to whatever keeps the guest's clock; a larger
+whole seconds and a slow connection explain is left to whatever keeps the guest's clock; a larger
 one is a step, forwards or backwards, or is brought in bit by bit where that is asked.  A
 guest whose clock had to be set may have been restored, perhaps for the second time from one
 snapshot, and then its random numbers are those of its twin: so the kernel's pool is to be
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 log = Logger("clock")
 
-#: Seconds.  Twice what rounding to a whole second and a busy guest can make of no difference.
-STEP = 2.0
+#: Seconds.  A host that sends whole seconds s cuts the rest off: its clock was in [s, s + 1).  A guest's clock that
+#: is behind that is wrong, but for the noise of two clocks; one ahead of it may be so by half a second under way.
+BEHIND, AHEAD = 0.1, 1.5
 
 #: Nanoseconds.  The same for a host that sends nanoseconds, unless it names a difference of its own.
 LEAST_NS = 100_000_000
@@ -46,17 +47,20 @@ _refused_log = OncePerMinute()
 
 
 def follow_host(timestamp: int, metrics: Metrics) -> bool:
-    """Sets the clock to the host's Unix seconds where the two differ widely; whether it did.
+    """Sets a clock that the host's whole Unix seconds prove wrong, to within half a second; whether it did.
 
     Raises BadRequestError for a time that no host can mean.
     """
     if not EARLIEST <= timestamp < LATEST:
         raise BadRequestError(f"timestamp_secs {timestamp} is no time that a clock can be set to")
-    behind = timestamp - time.time()
-    if abs(behind) < STEP:
+    now = time.time()
+    if timestamp - BEHIND <= now <= timestamp + AHEAD:
         return False
+    # The middle of what the host's time can be: wherever in the second it is, no other target errs by less.
+    target = timestamp + 0.5
+    behind = target - now
     try:
-        time.clock_settime(time.CLOCK_REALTIME, timestamp)
+        time.clock_settime(time.CLOCK_REALTIME, target)
     except OSError as error:
         # The ping is answered all the same: it asked how the agent is.
         _refused_log.log(log.warning, "cannot set the clock", "also_refused", behind=f"{behind:.3f}", error=error)

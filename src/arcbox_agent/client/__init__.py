@@ -7,6 +7,7 @@ keywords     keyword arguments that several calls share
 clock        how far the guest's clock is off
 calls        requests and replies, without any connection
 stream       a call with many replies
+duplex       a call with messages both ways
 caller       a call from its request to its reply
 api          the calls as typed methods
 client       the async client: all of api

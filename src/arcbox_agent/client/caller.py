@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 from arcbox_agent import wire
 from arcbox_agent.client import calls
 from arcbox_agent.client.calls import AgentKind
+from arcbox_agent.client.duplex import HEARTBEAT, LEAST_HEARTBEAT, DuplexCall
 from arcbox_agent.client.pool import Lease, Pool
 from arcbox_agent.client.stream import ReplyStream
 from arcbox_agent.errors import (
@@ -59,7 +60,7 @@ class Caller:
         self._output_limit = output_limit
         self._max_frame_size = max_frame_size
         #: The kind of the agent that answered last.
-        self._agent = AgentKind(versions[0], is_ours=True)
+        self._agent = AgentKind(versions[0], frozenset(("ping",)))
 
     async def call(
         self,
@@ -78,6 +79,35 @@ class Caller:
         """
         seconds = self._timeout if timeout is None else timeout
         return await self._call(request, reply_class, seconds=seconds, long=long, repeatable=repeatable)
+
+    async def duplex(
+        self, request: wire.Message, *, heartbeat: float = HEARTBEAT, timeout: float | None = None
+    ) -> DuplexCall:
+        """Send a request that opens a stream, on a connection that the stream has to itself.
+
+        `heartbeat`: seconds, which the request's `heartbeat_ms` is set to.  `timeout`: to get the connection in.
+        Raises UnsupportedError for an agent that has no streams.
+        """
+        if not LEAST_HEARTBEAT <= heartbeat <= 3600:
+            raise ValueError(f"a heartbeat is {LEAST_HEARTBEAT} s to an hour, not {heartbeat}")
+        request.heartbeat_ms = calls.whole("heartbeat_ms", heartbeat * 1000)  # type: ignore[attr-defined]
+        sent = self._request(request, self._agent.version)
+        name = type(request).__name__.removesuffix("Request")
+        seconds = self._timeout if timeout is None else timeout
+        try:
+            async with asyncio.timeout(seconds):
+                lease = await self._pool.lease(stream=True)
+        except TimeoutError:
+            raise CallTimeoutError(name, seconds or 0.0) from None
+        try:
+            self._send(sent, lease.connection)
+        except UnsupportedError:
+            lease.release()
+            raise
+        except BaseException:
+            lease.discard()
+            raise
+        return DuplexCall(lease, heartbeat)
 
     def knows(self, request_class: type[wire.Message]) -> bool:
         """Whether the agent has this call, judged by its answer to the first ping."""
@@ -134,7 +164,7 @@ class Caller:
         except BaseException:
             self._pool.drop(connection)
             raise
-        connection.agent = self._agent = AgentKind(version, is_ours=bool(reply.features))
+        connection.agent = self._agent = AgentKind(version, frozenset(reply.features))
         return connection
 
     def _request(self, message: wire.Message, version: Literal[1, 2]) -> _Request:

@@ -114,18 +114,43 @@ _OURS: dict[type[wire.Message], tuple[str, ...]] = {
 }
 
 
+#: Calls that not every agent of ours has; each with its name among an agent's features.
+_NEWER: dict[type[wire.Message], str] = {
+    wire.StartExecutionRequest: "start_execution",
+    wire.ListExecutionsRequest: "list_executions",
+    wire.InspectExecutionRequest: "inspect_execution",
+    wire.AttachExecutionRequest: "attach_execution",
+    wire.WriteExecutionRequest: "write_execution",
+    wire.ResizeExecutionRequest: "resize_execution",
+    wire.SignalExecutionRequest: "signal_execution",
+    wire.WaitExecutionRequest: "wait_execution",
+    wire.RemoveExecutionRequest: "remove_execution",
+    wire.ConnectRequest: "connect",
+    wire.ListenRequest: "listen",
+    wire.AcceptRequest: "accept",
+    wire.WaitForRequest: "wait_for",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class AgentKind:
     """The kind of an agent, as its answer to the first ping shows it.
 
     `version`: the version of its frames; only alpha.1 speaks nothing but 1.
-    `is_ours`: it listed its features in the answer, which no other agent does.
+    `features`: the calls that it listed in the answer, which no agent but ours does.
     """
 
     version: Literal[1, 2]
-    is_ours: bool
+    features: frozenset[str]
+
+    @property
+    def is_ours(self) -> bool:
+        return bool(self.features)
 
     def knows(self, request_class: type[wire.Message]) -> bool:
+        name = _NEWER.get(request_class)
+        if name is not None:
+            return name in self.features
         return self.is_ours or self.version == 2 or request_class in ALPHA1_CALLS
 
     def knows_field(self, request_class: type[wire.Message], field: str) -> bool:
@@ -134,9 +159,11 @@ class AgentKind:
 
 def check_is_known(request: wire.Message, agent: AgentKind) -> None:
     """Raise UnsupportedError for a request that an agent other than ours would refuse or ignore in part."""
+    kind = type(request)
+    if kind in _NEWER and not agent.knows(kind):
+        raise UnsupportedError(kind.__name__)
     if agent.is_ours:
         return
-    kind = type(request)
     version = agent.version
     if version == 1 and kind not in ALPHA1_CALLS:
         raise UnsupportedError(kind.__name__)

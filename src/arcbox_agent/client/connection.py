@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from arcbox_agent.client.transport import Address, open_socket
 from arcbox_agent.errors import ConnectionLostError, FrameError, RequestError
-from arcbox_agent.wire import FrameDecoder, MessageType, decode_error
+from arcbox_agent.wire import FrameDecoder, MessageType, decode_error, encode_message
 
 if TYPE_CHECKING:
     from arcbox_agent.client.calls import AgentKind
-    from arcbox_agent.wire import Frame
+    from arcbox_agent.wire import Frame, Message
 
 #: Bytes in the decoder above which the socket is not read.
 HIGH_WATER = 256 * 1024
@@ -131,6 +131,11 @@ class Connection(asyncio.Protocol):
         self._trace_id = trace_id
         self._replied = False
         self._transport.write(frame)
+
+    def add(self, message: Message) -> None:
+        """Send a further message of the present call.  It does nothing once the connection is lost."""
+        if self._transport is not None:
+            self._transport.write(encode_message(message, self._trace_id))
 
     def take(self) -> Frame | None:
         """The next frame, or None if it has not arrived completely.

@@ -2,7 +2,8 @@
 
     data: the log's size and number of files, then calls, each a byte and what it takes
 
-The judge: every byte that was written is in the log once and in order, or is counted in a gap.
+The judge: every byte that was written is in the log once and in order, or is counted in a gap.  A spool
+for which there was no room is in memory: what of it is not in the log goes with the agent that is killed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 import resource
 import struct
 import tempfile
+import termios
 from collections.abc import Hashable
 from pathlib import Path
 
@@ -96,6 +98,8 @@ class World:
         self.log = directory / "log"
         self.max_size = max_size
         self.written = {name: bytearray() for name in STREAMS}
+        #: Of each stream: where bytes went with an agent, and how many.
+        self.holes: dict[str, list[tuple[int, int]]] = {name: [] for name in STREAMS}
         self.pipes: dict[str, int] = {}
         self.ends: dict[str, int] = {}
         self.sources: dict[str, Source] = {}
@@ -115,6 +119,8 @@ class World:
             source = self.sources[name] = Source(self.output, name, own, str(self.spools[name]))
             source.recover()
             self.pump.add(source)
+        #: The log as this agent found it.
+        self.begun = self.log.stat().st_ino, self.log.stat().st_size
 
     def write(self, name: str, data: bytes) -> None:
         while data:
@@ -135,21 +141,32 @@ class World:
     def kill(self, cut: int) -> None:
         """Nothing is closed as it should be; of a write to the log, the last `cut` bytes were not made."""
         spools = {name: path.read_bytes() for name, path in self.spools.items()}
-        if any(len(spool) < MARK.size for spool in spools.values()):
-            return  # for want of room it is in memory, which a kill takes away
+        in_memory = [name for name, spool in spools.items() if len(spool) < MARK.size]
         self.stop()
         size, inode = self.log.stat().st_size, self.log.stat().st_ino
-        marks = [MARK.unpack_from(spool) for spool in spools.values()]
+        marks = [MARK.unpack_from(spool) for spool in spools.values() if len(spool) >= MARK.size]
         if all(mark[0] == inode for mark in marks):
-            os.truncate(self.log, max(size - cut, *(mark[1] for mark in marks)))
+            floor = self.begun[1] if self.begun[0] == inode else 0
+            os.truncate(self.log, max(floor, size - cut, *(mark[1] for mark in marks)))
         for name, spool in spools.items():
             self.spools[name].write_bytes(spool)
         self.begin()
+        said, lost = content(self.log)
+        for name in in_memory:
+            told = len(said[name]) + lost[name] + sum(size for _, size in self.holes[name])
+            gone = len(self.written[name]) - waiting(self.pipes[name]) - told
+            assert gone >= 0, "more is in the log than was taken"
+            self.holes[name].append((told, gone))
 
     def close(self) -> None:
         self.stop()
         for fd in (*self.pipes.values(), *self.ends.values()):
             os.close(fd)
+
+
+def waiting(fd: int) -> int:
+    """Bytes in a pipe."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), "little")
 
 
 def full_disk(world: World, room: int) -> None:
@@ -172,6 +189,8 @@ def corpus() -> list[bytes]:
         b"\2\0\0\x09one\ntwo\nx\1\4\4err\n\4\4\7\x10\0\0\4end\n\5\4\5\5",
         b"\x05\2\0\x40" + b"line of output\n" * 4 + b"\x30\4\7\x05\5\0",
         b"\xff\3\1\3abc\xff\4\7\0\5\1",
+        # Without room the spools go into memory, and from there with the agent.
+        b"\x30\0\x48" + b"more for\n" * 8 + b"\6\0\0\5later\4\0\7\0\1\3end\4\1\0\4new\n\5\0",
         b"\x30\0\0\x20" + b"0123456\n" * 4 + b"\6\x10\0\3abc\7\0\4\4\5\5",
     ]
 
@@ -216,7 +235,9 @@ def run(data: bytes, thorough: bool) -> Hashable:
 def judge(world: World) -> None:
     said, lost = content(world.log)
     for name in STREAMS:
-        written = bytes(world.written[name])
+        written = bytearray(world.written[name])
+        for at, size in reversed(world.holes[name]):
+            del written[at : at + size]
         assert len(said[name]) + lost[name] == len(written), (
             f"{name}: {len(said[name])} + {lost[name]} of {len(written)}"
         )

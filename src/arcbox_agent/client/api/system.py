@@ -28,7 +28,8 @@ class SystemCalls(Caller):
 
         `set_clock`: send this host's time too, by which the agent may set the guest's clock.
         """
-        now = round(time.time()) if set_clock else 0
+        # Cut off, not rounded: the agent takes its host to be up to a second later.
+        now = int(time.time()) if set_clock else 0
         request = wire.PingRequest(message=message, timestamp_secs=now)
         return await self.call(request, wire.PingResponse, timeout=timeout, repeatable=True)
 
