@@ -22,14 +22,26 @@ from arcbox_agent.wire import ExecutionOutput
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+    from typing import Protocol
 
-    from arcbox_agent.agent.executions.attached import Attached
     from arcbox_agent.agent.executions.parts import Parts
     from arcbox_agent.agent.executions.record import Record
     from arcbox_agent.agent.executions.spools import Channels
     from arcbox_agent.agent.processes.children import Process
     from arcbox_agent.agent.processes.scopes import Scope
+
+    class Taken(Protocol):
+        """How far a reader has taken an output."""
+
+        taken: int
+
+    class Reader(Protocol):
+        """An attached client: its outputs by name."""
+
+        @property
+        def outputs(self) -> Mapping[str, Taken]: ...
+
 
 log = Logger("executions")
 
@@ -77,11 +89,11 @@ class Execution:
         self.share: str | None = record.container_id or None
         self.process: Process | None = None
         #: Who is attached: each is called when something has changed.
-        self.attached: dict[Attached, Callable[[], None]] = {}
+        self.attached: dict[Reader, Callable[[], None]] = {}
         #: The same for who waits for something else.
         self.watchers: dict[object, Callable[[], None]] = {}
         #: The attached client that gives the input.
-        self.input_owner: Attached | None = None
+        self.input_owner: Reader | None = None
         #: It was removed.
         self.gone = False
         #: Resolved at its end.
@@ -293,7 +305,7 @@ class Execution:
         if not self.ends.done():
             self.ends.set_result(None)
         self.changed()
-        parts.ended(self)
+        parts.ended(self.id)
         await parts.keeper.drop(self.key)
         await self._clean()
 

@@ -427,14 +427,15 @@ class Executions:
         if execution.record.key:
             self._keys[execution.record.key] = execution.id
         if not execution.running:
-            self._ended(execution)
+            self._ended(execution.id)
 
-    def _ended(self, execution: Execution) -> None:
-        if execution.id not in self._executions:
+    def _ended(self, id: str) -> None:
+        execution = self._executions.get(id)
+        if execution is None:
             return
         keep = execution.record.keep_ms / 1000 or self._settings.execution_keep
         since = max(0.0, (time.time_ns() - execution.record.ended_ns) / 1e9)
-        self._kept[execution.id] = self._parts.loop.time() + keep - min(since, keep)
+        self._kept[id] = self._parts.loop.time() + keep - min(since, keep)
         self._look()
 
     def _look(self) -> None:

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from arcbox_agent.agent.containers.tasks import Tasks
-    from arcbox_agent.agent.executions.execution import Execution
     from arcbox_agent.agent.executions.spools import Spooler
     from arcbox_agent.agent.processes.children import Processes
     from arcbox_agent.agent.processes.keeper import Keeper
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Parts:
-    """`ended`: told of each execution that has ended.  `late_output`: the setting."""
+    """`ended`: told the id of each execution that has ended.  `late_output`: the setting."""
 
     __slots__ = (
         "_run_dir",
@@ -46,7 +45,7 @@ class Parts:
         tasks: Tasks,
         boot_id: str,
         late_output: float,
-        ended: Callable[[Execution], None],
+        ended: Callable[[str], None],
     ) -> None:
         self.loop = loop
         self.state_dir = os.path.join(state_dir, "executions")
