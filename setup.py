@@ -46,7 +46,7 @@ HEADERS = {
     "_messages": [f"{PACKAGE}/short_values.h"],
     "_frames": [f"{PACKAGE}/short_values.h"],
     "_pings": [f"{PACKAGE}/short_values.h"],
-    "_spawn": [f"{PACKAGE}/spawn_child.h", f"{PACKAGE}/spawn_interpreter.h"],
+    "_spawn": [f"{PACKAGE}/{name}.h" for name in ("spawn_child", "spawn_interpreter", "spawn_stack")],
     "_logs": [f"{PACKAGE}/file_read.h"],
     "_logscan": [f"{PACKAGE}/file_read.h"],
 }

@@ -48,7 +48,9 @@ ALLOWED: dict[str, set[str]] = {
     "_file_read": set(),
     "_lines": set(),
     "_log_output": {"_bytes", "_tags", "_lines"},
-    "_logs": {"_file_read", "_lines", "_log_output"},
+    "_log_texts": {"_lines", "_log_output"},
+    "_log_reading": {"_file_read", "_lines", "_log_output", "_log_texts"},
+    "_logs": {"_file_read", "_lines", "_log_output", "_log_reading", "_log_texts"},
     "_logscan": {"_file_read", "_lines"},
     # Compiled, for Linux only: of these the agent alone knows.
     "_log_history": set(),

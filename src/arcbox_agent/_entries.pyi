@@ -6,3 +6,6 @@ def find(data: bytes, name: bytes, columns: int, by_number: bool) -> list[bytes]
 
 def groups_of(data: bytes, name: bytes, most: int) -> tuple[int, ...]:
     """The numbers of the groups with `name` among their members, in order, each once; of the first `most` lines."""
+
+def state_of(first: bytes, second: bytes) -> bytes:
+    """Bytes that are the same as long as the files at two paths are (identity, size, times)."""

@@ -4,6 +4,31 @@ Such a file belongs to a container, which may have filled it with anything.  The
 one step a byte, makes no object for a line that is not asked for, and runs without the GIL.
 """
 
+cdef extern from *:
+    """
+    #include <sys/stat.h>
+
+    enum { ENTRIES_STATE = 7 };
+
+    /* What changes with a file.  All 0: there is none. */
+    static void entries_state_of(const char *path, long long state[ENTRIES_STATE]) {
+        struct stat file = {0};
+        if (stat(path, &file) < 0) {
+            struct stat none = {0};
+            file = none;
+        }
+        state[0] = (long long)file.st_dev;
+        state[1] = (long long)file.st_ino;
+        state[2] = (long long)file.st_size;
+        state[3] = (long long)file.st_mtim.tv_sec;
+        state[4] = (long long)file.st_mtim.tv_nsec;
+        state[5] = (long long)file.st_ctim.tv_sec;
+        state[6] = (long long)file.st_ctim.tv_nsec;
+    }
+    """
+    int ENTRIES_STATE
+    void entries_state_of(const char *path, long long *state) nogil
+
 from libc.stdlib cimport free, malloc
 from libc.string cimport memchr, memcmp
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -119,3 +144,13 @@ def groups_of(bytes data, bytes name, int most):
         return tuple(dict.fromkeys([numbers[i] for i in range(count)]))
     finally:
         free(numbers)
+
+
+def state_of(bytes first, bytes second):
+    cdef long long state[14]
+    cdef const char *one = PyBytes_AS_STRING(first)
+    cdef const char *two = PyBytes_AS_STRING(second)
+    with nogil:
+        entries_state_of(one, state)
+        entries_state_of(two, state + ENTRIES_STATE)
+    return PyBytes_FromStringAndSize(<const char *>state, sizeof(state))

@@ -8,7 +8,7 @@ cimport cython
 from libc.errno cimport errno
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
-from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 
 import os
 
@@ -52,6 +52,18 @@ cdef extern from "spawn_child.h" nogil:
 
     static int spawn_openat2(int dir, const char *path, int flags) {
         return spawn_open_in_root(dir, path, flags);
+    }
+
+    /* Bytes read from the beginning of a file; -1: errno. */
+    static ssize_t spawn_read_at(int dir, const char *path, char *out, size_t size) {
+        int fd = openat(dir, path, O_RDONLY | O_CLOEXEC), error;
+        ssize_t n;
+        if (fd < 0) return -1;
+        n = read(fd, out, size);
+        error = errno;
+        close(fd);
+        errno = error;
+        return n;
     }
     """
     ctypedef struct pthread_mutex_t:
@@ -128,6 +140,11 @@ cdef extern from "spawn_child.h" nogil:
     int spawn_take_status(int pidfd, int *code, int *status)
     int spawn_openat2(int dir, const char *path, int flags)
     int spawn_readable_bytes(int fd, int *size)
+    ssize_t spawn_read_at(int dir, const char *path, char *out, size_t size)
+    int AT_FDCWD
+
+cdef extern from "Python.h":
+    bytes PyUnicode_EncodeFSDefault(object text)
 
 
 #: What a failed step was about, in the order of `enum spawn_step`.
@@ -243,7 +260,11 @@ cdef class _Strings:
 
 cdef bytes _text(value):
     """The bytes of one string for the kernel, which ends it at the first NUL."""
-    cdef bytes data = os.fsencode(value)
+    cdef bytes data
+    if type(value) is str:
+        data = PyUnicode_EncodeFSDefault(value)
+    else:
+        data = os.fsencode(value)
     if b"\0" in data:
         raise ValueError(f"embedded NUL in {value!r}")
     return data
@@ -410,6 +431,20 @@ def readable_bytes(int fd):
     if spawn_readable_bytes(fd, &size) < 0:
         raise OSError(errno, os.strerror(errno))
     return size
+
+
+def read_at(int directory, path):
+    cdef bytes c_path = _text(path)
+    cdef const char *name = PyBytes_AS_STRING(c_path)
+    cdef char out[4096]
+    cdef ssize_t size
+    if directory < 0:
+        directory = AT_FDCWD
+    with nogil:
+        size = spawn_read_at(directory, name, out, sizeof(out))
+    if size < 0:
+        raise OSError(errno, os.strerror(errno), os.fsdecode(c_path))
+    return PyBytes_FromStringAndSize(out, size)
 
 
 def open_in_root(int root, path, int flags):

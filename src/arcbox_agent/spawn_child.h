@@ -26,7 +26,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -38,6 +37,7 @@
 #include <unistd.h>
 
 #include "spawn_interpreter.h"
+#include "spawn_stack.h"
 
 /* In an old glibc's headers these may be missing; the numbers are one for all architectures. */
 #ifndef SYS_openat2
@@ -67,7 +67,6 @@
 #define SPAWN_MOUNT_ATTR_RDONLY 0x1
 #define SPAWN_KERNEL_SIGSET 8 /* bytes of the kernel's signal set */
 #define SPAWN_SIGNALS 64
-#define SPAWN_STACK (128 * 1024) /* of the child; below it lies a guard page */
 #define SPAWN_MAX_FD_FALLBACK 65536
 #define SPAWN_MAX_KEEP 16
 #define SPAWN_MAX_RLIMITS 16
@@ -586,16 +585,14 @@ static inline void spawn_ids_done(int dumpable) {
  * plan->step say why not, and nothing is left of it, no zombie and no descriptor. */
 static int spawn_run(struct spawn_plan *plan) {
     uint64_t all_signals = ~(uint64_t)0, old_signals = 0;
-    long page = sysconf(_SC_PAGESIZE);
-    char *stack = mmap(NULL, SPAWN_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+    char *stack = spawn_take_stack();
     plan->error = 0;
     plan->step = SPAWN_OK;
     plan->item = -1;
     plan->pidfd = -1;
-    if (stack == MAP_FAILED || mprotect(stack, (size_t)page, PROT_NONE) < 0) {
+    if (!stack) {
         plan->error = errno;
         plan->step = SPAWN_CLONE;
-        if (stack != MAP_FAILED) munmap(stack, SPAWN_STACK);
         return -1;
     }
     /* No handler of the agent's may run in the child, on memory that is the agent's. */
@@ -607,7 +604,7 @@ static int spawn_run(struct spawn_plan *plan) {
         plan->step = SPAWN_CLONE;
     }
     syscall(SYS_rt_sigprocmask, SIG_SETMASK, &old_signals, NULL, SPAWN_KERNEL_SIGSET);
-    munmap(stack, SPAWN_STACK);
+    spawn_give_stack(stack);
     if (plan->set_ids) spawn_ids_done(plan->dumpable);
     if (plan->pid < 0) return -1;
     if (plan->error) {

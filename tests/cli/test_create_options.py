@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 import pytest
 
-from arcbox_agent.cli.create_options import environment, in_memory, mount, volume
+from arcbox_agent.cli.create_options import in_memory, mount, volume
+from arcbox_agent.cli.environment import environment
 
 
 def test_a_key_alone_takes_the_value_it_has_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-F = TypeVar("F", bound="Callable[..., Any]")
+from arcbox_agent.cli.environment import ENVIRONMENT_OPTIONS, F, add_options, environment
 
 _OPTIONS = (
     click.option("--name", default="", help="Assign a name to the container."),
     click.option(
         "--id", "container_id", default="", metavar="ID", help="Use this id instead of one that the agent makes."
     ),
-    click.option(
-        "-e",
-        "--env",
-        "env",
-        multiple=True,
-        metavar="KEY[=VALUE]",
-        help="Set an environment variable; KEY alone: with its value here.",
-    ),
-    click.option(
-        "--env-file",
-        "env_files",
-        multiple=True,
-        metavar="FILE",
-        type=click.Path(exists=True, dir_okay=False),
-        help="Read environment variables from a file, one KEY=VALUE a line.",
-    ),
+    *ENVIRONMENT_OPTIONS,
     click.option("-w", "--workdir", default="", metavar="DIR", help="Working directory inside the container."),
     click.option(
         "-u", "--user", default="", metavar="USER[:GROUP]", help="User (and group) to run as, by name or number."
@@ -72,9 +53,7 @@ _OPTIONS = (
 
 
 def create_options(function: F) -> F:
-    for option in reversed(_OPTIONS):
-        function = option(function)
-    return function
+    return add_options(function, _OPTIONS)
 
 
 def create_arguments(
@@ -123,37 +102,6 @@ def create_arguments(
 def patience(seconds: int | None) -> float | None:
     """A number of seconds as docker writes it: -1 has no end."""
     return math.inf if seconds == -1 else seconds
-
-
-def environment(pairs: Iterable[str], files: Iterable[str] = ()) -> dict[str, str]:
-    """The variables of --env-file, then those of --env over them.
-
-    A KEY alone takes its value from our own environment, and is left out if it is not set there.
-    """
-    variables: dict[str, str] = {}
-    for path in files:
-        try:
-            # A newline alone ends a line: a carriage return in a value is part of it.
-            with open(path, encoding="utf-8-sig", newline="\n") as lines:
-                for number, line in enumerate(lines, 1):
-                    text = line.removesuffix("\n").removesuffix("\r").lstrip()
-                    if text and not text.startswith("#"):
-                        _set(variables, text, f"{path}:{number}")
-        except UnicodeDecodeError:
-            raise click.UsageError(f"{path}: not in UTF-8") from None
-    for pair in pairs:
-        _set(variables, pair, "--env")
-    return variables
-
-
-def _set(variables: dict[str, str], pair: str, where: str) -> None:
-    key, equals, value = pair.partition("=")
-    if not key or any(letter.isspace() for letter in key):
-        raise click.UsageError(f"{where}: {pair!r} is not KEY=VALUE")
-    if equals:
-        variables[key] = value
-    elif key in os.environ:
-        variables[key] = os.environ[key]
 
 
 def volume(text: str) -> dict[str, Any]:

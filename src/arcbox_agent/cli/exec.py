@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from arcbox_agent.cli.completion import first_is_container
-from arcbox_agent.cli.create_options import environment
+from arcbox_agent.cli.environment import environment, environment_options
 from arcbox_agent.cli.failures import ForwardedError
 from arcbox_agent.cli.invocation import Invocation, json_option, pass_invocation
 from arcbox_agent.cli.output import payload, stream_fd, warn
@@ -30,22 +30,7 @@ MAX_INPUT = 16 * 1024 * 1024 - 64 * 1024
 
 @click.command("exec", context_settings={"allow_interspersed_args": False})
 @click.option("-d", "--detach", is_flag=True, help="Run the command in the background, and print its pid in the guest.")
-@click.option(
-    "-e",
-    "--env",
-    "env",
-    multiple=True,
-    metavar="KEY[=VALUE]",
-    help="Set an environment variable; KEY alone: with its value here.",
-)
-@click.option(
-    "--env-file",
-    "env_files",
-    multiple=True,
-    metavar="FILE",
-    type=click.Path(exists=True, dir_okay=False),
-    help="Read environment variables from a file, one KEY=VALUE a line.",
-)
+@environment_options
 @click.option("-w", "--workdir", default="", metavar="DIR", help="Working directory of the command.")
 @click.option("-u", "--user", default="", metavar="USER[:GROUP]", help="User (and group) to run as, by name or number.")
 @click.option("-t", "--tty", is_flag=True, help="Allocate a pseudo-terminal.")

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeVar
 
 from arcbox_agent import wire
 from arcbox_agent.client.keywords import expands
@@ -19,8 +19,15 @@ from arcbox_agent.errors import DecodeError, EncodeError, FrameError, Unsupporte
 if TYPE_CHECKING:
     from typing import Unpack
 
+    from arcbox_agent.client.endpoint import Endpoint
     from arcbox_agent.client.keywords import CommandOptions, Time
     from arcbox_agent.wire import ExecOutput, Frame, LogEntry
+
+#: Bytes of a forwarded connection that may be under way to this host.
+WINDOW = 256 << 10
+
+#: Seconds of silence after which each side of a stream gives a sign of life.
+HEARTBEAT = 10.0
 
 M = TypeVar("M", bound=wire.Message)
 T = TypeVar("T")
@@ -231,6 +238,48 @@ def command_request(
         stdin=stdin,
         detail=True,
     )
+
+
+def milliseconds(field: str, seconds: float) -> int:
+    """A length of time as whole milliseconds: at least one, because 0 would be the agent's default."""
+    if seconds <= 0:
+        raise EncodeError(field, f"{seconds} s are no length of time")
+    return max(1, whole(field, seconds * 1000))
+
+
+def connect_request(
+    to: Endpoint, *, container: str = "", timeout: float = 10.0, heartbeat: float = HEARTBEAT
+) -> wire.ConnectRequest:
+    """A connection into the guest.  `timeout`, `heartbeat`: seconds."""
+    return wire.ConnectRequest(
+        host=to.host,
+        port=to.port,
+        path=to.path,
+        container_id=container,
+        window=WINDOW,
+        heartbeat_ms=milliseconds("ConnectRequest.heartbeat_ms", heartbeat),
+        timeout_ms=milliseconds("ConnectRequest.timeout_ms", timeout),
+    )
+
+
+class ForwardValues(NamedTuple):
+    """What `forward_options` was given."""
+
+    container: str
+    timeout: float
+    heartbeat: float
+    on_error: Callable[[Exception], object] | None
+
+
+def forward_options(
+    *,
+    container: str = "",
+    timeout: float = 10.0,
+    heartbeat: float = HEARTBEAT,
+    on_error: Callable[[Exception], object] | None = None,
+) -> ForwardValues:
+    """What a forward takes besides its two ends."""
+    return ForwardValues(container, timeout, heartbeat, on_error)
 
 
 @expands(command_request)

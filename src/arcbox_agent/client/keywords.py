@@ -43,6 +43,20 @@ class ExecOptions(CommandOptions, total=False):
     timeout: float | None
 
 
+class ConnectOptions(TypedDict, total=False):
+    """What a connection into the guest takes; `calls.connect_request` has the defaults."""
+
+    container: str
+    timeout: float
+    heartbeat: float
+
+
+class ForwardOptions(ConnectOptions, total=False):
+    """What a forwarded listener takes; `calls.forward_options` has the defaults."""
+
+    on_error: Callable[[Exception], object] | None
+
+
 class LogsOptions(TypedDict, total=False):
     """What a log is selected by; `calls.logs_request` has the defaults."""
 

@@ -42,7 +42,10 @@ def corpus() -> list[bytes]:
         *(b"\0" + data[1:] for data in messages()),
         b"\0\x1b\x08\x01\x1c\x0b\x13\x1b\x1c\x14\x0c",  # groups in groups
         b"\0" + b"\x0b" * 101 + b"\x0c" * 101,
-        *(bytes([1, index, 7, 3, 104, 195, 169, 9, 200, 8, 2, 97, 0, 255]) for index in range(len(FIELDS))),
+        *(
+            bytes([1, *index.to_bytes(2, "little"), 7, 3, 104, 195, 169, 9, 200, 8, 2, 97, 0, 255])
+            for index in range(len(FIELDS))
+        ),
         b"\2\0\0\x01\x90\0\0\0\x03one",
         b"\2\xff\xff\xff\xff\0\0\0\0",
     ]
@@ -76,7 +79,7 @@ def unknown(body: bytes, thorough: bool) -> Hashable:
 
 def value(draw: Draw) -> Hashable:
     """What google.protobuf writes for a value of the field's kind; EncodeError for one that is not."""
-    cls, field = FIELDS[draw.byte() % len(FIELDS)]
+    cls, field = FIELDS[draw.number(2) % len(FIELDS)]
     name = field.name
     given, right = values(draw, field)
     message = cls(**{name: given})

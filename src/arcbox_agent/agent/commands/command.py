@@ -15,7 +15,7 @@ import select
 
 from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.processes.helpers import HELPERS, LATE_IN_ALL, file_id, holders
-from arcbox_agent.agent.processes.pipes import readable_bytes
+from arcbox_agent.agent.processes.pipes import readable_bytes, widen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,12 +24,16 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.containers.runtimes.protocol import CommandHost
     from arcbox_agent.agent.processes.children import Process
     from arcbox_agent.agent.processes.lanes import Lanes
+    from arcbox_agent.agent.processes.ready import Ready
     from arcbox_agent.agent.processes.scopes import Scope
     from arcbox_agent.agent.processes.status import ExitStatus
 
 #: After the process has ended and all it wrote itself is read: how much may still come from
 #: others that hold its output open.
 CHATTER_BYTES = 1 << 20
+
+#: What a command may write while nobody reads, once it has written anything.
+PIPE_SIZES = (1 << 20, 1 << 18)
 
 #: The most that one piece of a pipe holds.
 PIECE = 1 << 20
@@ -113,9 +117,11 @@ class Command:
         "_loop",
         "_outputs",
         "_pieces",
+        "_ready",
         "_round",
         "_typed",
         "_wakes",
+        "_wide",
         "host",
         "left",
         "output_cut",
@@ -134,6 +140,7 @@ class Command:
         typed: bytes,
         terminal: bool,
         lanes: Lanes,
+        ready: Ready,
         late_output: float,
     ) -> None:
         self.process = process
@@ -146,6 +153,7 @@ class Command:
         #: No more helper was seen.
         self._given_up = False
         self._lanes = lanes
+        self._ready = ready
         self._late = late_output
         #: When a helper was last seen.
         self._helped_at = float("-inf")
@@ -156,6 +164,8 @@ class Command:
         #: Outputs that have not had their turn in the present round, the next one last.
         self._round = self._outputs[::-1]
         self._got_any = False
+        #: Its pipes have their size.  A command that says nothing needs no more than they have at first.
+        self._wide = terminal
         #: Since the other tasks of the loop had their turn.
         self._pieces = 0
         self._last_read = self._loop.time()
@@ -178,6 +188,8 @@ class Command:
                 output = self._round.pop()
                 size = output.waiting() if room is None else output.read_into(room)
                 if size:
+                    if not self._wide:
+                        self._widen()
                     if self._ended_at is not None:
                         self._chatter += max(0, size - output.owed)
                     output.owed = max(0, output.owed - size)
@@ -193,11 +205,16 @@ class Command:
                     self._hung_up = True
                 else:
                     self._outputs.remove(output)
-                    output.close()
+                    self._close(output)
             self._type()
             if not self._outputs or not await self._more():
                 return None
             self._round = self._outputs[::-1]
+
+    def _widen(self) -> None:
+        self._wide = True
+        for output in self._outputs:
+            widen(output.fd, PIPE_SIZES)
 
     async def _more(self) -> bool:
         """After a round: wait until the next one is worth it.  False: the output is over."""
@@ -258,9 +275,13 @@ class Command:
 
     def close_outputs(self) -> None:
         for output in self._outputs:
-            output.close()
+            self._close(output)
         self._outputs.clear()
         self._round.clear()
+
+    def _close(self, output: CommandOutput) -> None:
+        self._ready.forget(output.fd)
+        output.close()
 
     async def _wait_for_something(self, timeout: float | None) -> None:
         """Until an output has something, the terminal takes something, or the process ends."""
@@ -271,18 +292,15 @@ class Command:
             # Its descriptor is readable all the time.
             self._hung_up, fds, timeout = False, [], REOPENED
         timer = loop.call_later(timeout, self._wake) if timeout is not None else None
+        # While the client does not read, nor do we: so each wakes once, and not until it is read.
         for fd in fds:
-            loop.add_reader(fd, self._wake)
+            self._ready.once(fd, self._wake)
         writer = fds[0] if fds and self._typed else -1
         if writer >= 0:
             loop.add_writer(writer, self._wake)
         try:
             await self._wakes
         finally:
-            # Not left in place: while the client does not read, nor do we, and a pipe with something
-            # in it would wake the loop without end.
-            for fd in fds:
-                loop.remove_reader(fd)
             if writer >= 0:
                 loop.remove_writer(writer)
             if timer is not None:

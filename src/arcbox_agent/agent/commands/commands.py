@@ -139,6 +139,7 @@ class Commands:
             preparation.typed,
             request.tty,
             self._lanes,
+            self._processes.ready,
             self._settings.late_output,
         )
 

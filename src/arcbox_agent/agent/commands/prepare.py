@@ -6,7 +6,7 @@ import os
 
 from arcbox_agent.agent.containers.output.stdio import OUTPUT_MODE, open_terminal
 from arcbox_agent.agent.processes.cgroups import COMMAND_PREFIX, DETACHED_PREFIX
-from arcbox_agent.agent.processes.pipes import widen
+from arcbox_agent.agent.processes.pipes import null
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.processes.scopes import Scope
     from arcbox_agent.agent.processes.spec import SpawnSpec
     from arcbox_agent.wire import ExecRequest
-
-#: What a command may write while nobody reads.
-PIPE_SIZES = (1 << 20, 1 << 18)
 
 #: Control-D: at the beginning of a line it ends a terminal's input, elsewhere only the line.
 END_OF_TRANSMISSION = b"\x04"
@@ -55,9 +52,10 @@ class Preparation:
         try:
             stdio = self._streams()
             self._spec, self.scope = spec, scope = self._host.command(request, self._name, terminal)
-            if spec.ids:
+            if spec.ids and spec.ids[0] != os.geteuid():
                 for fd in self._users:
                     os.fchown(fd, spec.ids[0], -1)
+            spec.lent.add(null())
             spec.stdio = stdio
             self._child.clear()
             born_in_scope = spec.cgroup_fd >= 0
@@ -101,8 +99,7 @@ class Preparation:
     def _streams(self) -> tuple[int, int, int]:
         request = self._request
         if request.detach:
-            null = self._null()
-            return (self._input(request.stdin) if request.stdin else null), null, null
+            return (self._input(request.stdin) if request.stdin else null()), null(), null()
         if request.tty:
             rows, columns = min(request.tty_height, _MOST_CELLS), min(request.tty_width, _MOST_CELLS)
             master, slave = open_terminal(-1, rows, columns)
@@ -111,15 +108,10 @@ class Preparation:
             if octets := request.stdin:
                 self.typed = octets + END_OF_TRANSMISSION * (1 if octets.endswith((b"\n", b"\r")) else 2)
             return slave, slave, slave
-        stdin = self._input(request.stdin) if request.stdin else self._null()
+        stdin = self._input(request.stdin) if request.stdin else null()
         stdout = self._pipe("stdout")
-        stderr = self._pipe("stderr") if self._stderr else self._null()
-        for reader in self.readers.values():
-            widen(reader, PIPE_SIZES)
+        stderr = self._pipe("stderr") if self._stderr else null()
         return stdin, stdout, stderr
-
-    def _null(self) -> int:
-        return self._own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
 
     def _pipe(self, name: str) -> int:
         reader, writer = os.pipe2(os.O_CLOEXEC)

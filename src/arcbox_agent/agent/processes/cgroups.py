@@ -12,6 +12,7 @@ import os
 import signal
 import time
 
+from arcbox_agent._spawn import read_at
 from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.processes import cgroup_tree
 
@@ -47,12 +48,17 @@ def find_parent(name: str) -> str | None:
 class Cgroup:
     """One cgroup and those below it.  Each method is a few system calls on kernel memory."""
 
-    __slots__ = ("path",)
+    __slots__ = ("_fd", "path")
 
     reusable = True
 
     def __init__(self, path: str) -> None:
         self.path = path
+        #: What `keep_open` has opened; -1: nothing.
+        self._fd = -1
+
+    def __del__(self) -> None:
+        self._close()
 
     def create(self, parents: bool = True) -> None:
         if parents:
@@ -64,6 +70,12 @@ class Cgroup:
         """The descriptor for a child to be born in it."""
         return os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
+    def keep_open(self) -> int:
+        """The same, open until this is removed or forgotten: for one that many are born in, one after the other."""
+        if self._fd < 0:
+            self._fd = self.open()
+        return self._fd
+
     def child(self, name: str) -> Cgroup:
         return Cgroup(os.path.join(self.path, name))
 
@@ -73,8 +85,7 @@ class Cgroup:
     def alive(self) -> bool:
         """Whether anything runs in it.  Zombies do not count."""
         try:
-            with open(os.path.join(self.path, "cgroup.events"), "rb", buffering=0) as file:
-                return b"populated 1" in file.read(4096)
+            return b"populated 1" in self._events()
         except OSError as error:
             # If it is gone, nothing runs in it.  If it cannot be read (no descriptor is left),
             # something may: the caller asks again.
@@ -104,15 +115,9 @@ class Cgroup:
     def frozen(self) -> bool:
         """Whether what is born in it waits until it, or one above it, is thawed."""
         try:
-            file = os.open(os.path.join(self.path, "cgroup.events"), os.O_RDONLY | os.O_CLOEXEC)
+            return b"frozen 1" in self._events()
         except OSError:
             return False  # before Linux 5.2, or it is gone
-        try:
-            return b"frozen 1" in os.read(file, 4096)
-        except OSError:
-            return False
-        finally:
-            os.close(file)
 
     def counted(self) -> dict[str, int]:
         """What the kernel counts for all that runs or ran in it, as far as its controllers do.
@@ -184,6 +189,17 @@ class Cgroup:
 
     def remove(self) -> bool:
         """Remove it and all below it; False: something runs in it."""
+        if not self._remove():
+            return False
+        self._close()
+        return True
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+    def _remove(self) -> bool:
         give_up = time.monotonic() + budget.CGROUPS_REMOVED
         for attempt in range(20):
             try:
@@ -223,6 +239,11 @@ class Cgroup:
                     other._write("cgroup.procs", b"%d" % pid)
                 except OSError:
                     continue
+
+    def _events(self) -> bytes:
+        if self._fd >= 0:
+            return read_at(self._fd, b"cgroup.events")
+        return read_at(-1, self.path + "/cgroup.events")
 
     def _read(self, name: str) -> str | None:
         """A file of its own; None: there is none, as its controller is off."""

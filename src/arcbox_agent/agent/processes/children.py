@@ -19,6 +19,7 @@ from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.observe.rate import OncePerMinute
 from arcbox_agent.agent.processes.orphans import Orphans
+from arcbox_agent.agent.processes.ready import Ready
 from arcbox_agent.agent.processes.spawning import HungError, kill_stopped, take_failure
 from arcbox_agent.agent.processes.stat_line import (
     is_stopped,
@@ -80,6 +81,8 @@ class Process:
 
     async def wait(self) -> ExitStatus:
         """Return its status when it has ended.  Any number of tasks may wait, and each may be cancelled."""
+        if self.status is not None:
+            return self.status
         return await asyncio.shield(self.ended)
 
     def send_signal(self, sig: int) -> bool:
@@ -103,9 +106,11 @@ class Process:
             else:
                 self._ask_kernel(self._owner.loop.time() + budget.ADOPTED_STATUS)
             return
-        if taken is not None:
-            self._owner._forget(self)
-            self._finish(ExitStatus(*taken))
+        if taken is None:
+            self._owner.ready.once(self.pidfd, self._readable)
+            return
+        self._owner._forget(self)
+        self._finish(ExitStatus(*taken))
 
     async def _ask_parent(self, ask: Callable[[int], Awaitable[int | None]]) -> None:
         """Find the status of a process that is another's child, which can be asked."""
@@ -194,6 +199,7 @@ class Processes:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, lanes: Lanes, metrics: Counter | None = None) -> None:
         self.loop = loop
+        self.ready = Ready(loop)
         self._lanes = lanes
         self._metrics = metrics
         self._owned: dict[int, Process] = {}
@@ -335,6 +341,7 @@ class Processes:
             self.release(process)
         for task in self._asking:
             task.cancel()
+        self.ready.close()
 
     def _begin_asking(self, work: Coroutine[None, None, None]) -> None:
         task = self.loop.create_task(work, context=Context())
@@ -413,11 +420,11 @@ class Processes:
     ) -> Process:
         process = Process(self, pid, pidfd, start_time, child, ask)
         self._owned[pid] = process
-        self.loop.add_reader(pidfd, process._readable)
+        self.ready.once(pidfd, process._readable)
         return process
 
     def _forget(self, process: Process) -> None:
-        self.loop.remove_reader(process.pidfd)
+        self.ready.forget(process.pidfd)
         if self._owned.get(process.pid) is process:
             del self._owned[process.pid]
 

@@ -38,6 +38,9 @@ class ProcessSession:
     def open(self) -> int:
         return -1
 
+    def keep_open(self) -> int:
+        return -1
+
     def bind(self, pid: int, start_time: int) -> None:
         self._leader = pid
         self._start_time = start_time

@@ -54,6 +54,9 @@ class Scope(Protocol):
     def open(self) -> int:
         """The descriptor for a process to be born in it (SpawnSpec.cgroup_fd); -1: none is needed."""
 
+    def keep_open(self) -> int:
+        """The same, but the scope keeps it: for one that is `reusable`."""
+
     def bind(self, pid: int, start_time: int) -> None:
         """Its first process was spawned."""
 

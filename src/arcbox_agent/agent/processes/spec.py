@@ -51,7 +51,10 @@ def complete(name: str, env: Mapping[str, str], home: str, *, terminal: bool = F
 
 
 class SpawnSpec:
-    """What to start.  It owns every descriptor named here: a spawn closes them, whether it succeeds or fails."""
+    """What to start.
+
+    It owns every descriptor named here but those in `lent`: a spawn closes them, whether it succeeds or fails.
+    """
 
     __slots__ = (
         "argv",
@@ -61,6 +64,7 @@ class SpawnSpec:
         "ids",
         "join_fd",
         "keep_fd",
+        "lent",
         "mounts",
         "new_namespace",
         "own_limits",
@@ -106,6 +110,7 @@ class SpawnSpec:
         self.keep_fd = keep_fd
         self.pid_fd = pid_fd
         self.cgroup_fd = cgroup_fd
+        self.lent: set[int] = set()
         #: The child keeps the limits of the agent, and its protection from the OOM killer: for a part of the agent.
         self.own_limits = own_limits
 
@@ -189,7 +194,7 @@ class SpawnSpec:
         return plan, fds
 
     def close(self) -> None:
-        for fd in self.descriptors():
+        for fd in self.descriptors() - self.lent:
             os.close(fd)
         self.stdio = (-1, -1, -1)
         self.keep_fd = self.pid_fd = self.cgroup_fd = self.join_fd = -1

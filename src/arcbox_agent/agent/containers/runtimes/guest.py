@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from arcbox_agent.agent.containers.runtimes.protocol import frozen
 from arcbox_agent.agent.processes.spec import SpawnSpec, complete
-from arcbox_agent.agent.processes.users import look_up
+from arcbox_agent.agent.processes.users import look_up, state_in_guest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +34,7 @@ class GuestRun:
         #: Scopes of commands that are over, with nothing in them.
         self._spare: list[Scope] = []
         #: Users that were looked up, each with the state of the files it was found in.
-        self._users: dict[str, tuple[object, User]] = {}
+        self._users: dict[str, tuple[bytes, User]] = {}
 
     def command(self, request: ExecRequest, name: str, terminal: bool) -> tuple[SpawnSpec, Scope]:
         user = self._user(request.user)
@@ -49,9 +47,12 @@ class GuestRun:
             scope = self._scopes.commands().child(name)
             scope.create()
         try:
+            # That of a detached command is not used again.
+            cgroup_fd = -1 if request.detach else scope.keep_open()
             if scope.frozen():
                 raise frozen("the cgroup of the guest's commands")
-            cgroup_fd = scope.open()
+            if request.detach:
+                cgroup_fd = scope.open()
         except BaseException:
             scope.remove()
             raise
@@ -65,18 +66,20 @@ class GuestRun:
             terminal=terminal,
             cgroup_fd=cgroup_fd,
         )
+        if not request.detach:
+            spec.lent.add(cgroup_fd)
         return spec, scope
 
     def _user(self, spec: str) -> User:
         """`look_up("/", spec)`, which reads the files again only where they have changed."""
-        signature = tuple(map(_signature, ("/etc/passwd", "/etc/group")))
+        state = state_in_guest()
         known = self._users.get(spec)
-        if known is not None and known[0] == signature:
+        if known is not None and known[0] == state:
             return known[1]
         user = look_up("/", spec)
         if len(self._users) >= MOST_USERS:
             self._users.clear()
-        self._users[spec] = signature, user
+        self._users[spec] = state, user
         return user
 
     def take_back(self, scope: Scope) -> bool:
@@ -90,11 +93,3 @@ class GuestRun:
         for scope in self._spare:
             await self._lanes.removal.submit(None, scope.dissolve)
         self._spare.clear()
-
-
-def _signature(path: str) -> object:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
