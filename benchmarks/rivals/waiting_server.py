@@ -18,12 +18,14 @@ class Waiting(asyncio.Protocol):
     __slots__ = ("_task",)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._task = asyncio.get_running_loop().create_task(_wait(transport))
+        self._task = asyncio.get_running_loop().create_task(_wait())
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._task.cancel()
 
 
-async def _wait(transport: asyncio.BaseTransport) -> None:
+async def _wait() -> None:
     await asyncio.get_running_loop().create_future()
-    transport.close()
 
 
 async def main(path: str) -> None:
