@@ -16,15 +16,23 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from arcbox_agent.client import opening
+from arcbox_agent.client.as_socket import as_socket
+from arcbox_agent.client.blocking_process import BlockingProcess
 from arcbox_agent.client.client import Client as AsyncClient
 from arcbox_agent.client.keywords import like
 from arcbox_agent.client.loop_thread import LoopThread
 from arcbox_agent.errors import ConnectionLostError
 
 if TYPE_CHECKING:
+    import socket
     from types import TracebackType
 
+    from arcbox_agent.client.api.executions import Opening
+    from arcbox_agent.client.endpoint import Endpoint
+    from arcbox_agent.client.forwarding import Forwarding
+    from arcbox_agent.client.process import Process
     from arcbox_agent.client.stream import ReplyStream
+    from arcbox_agent.client.tunnel import Tunnel
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -100,6 +108,44 @@ class BlockingStream(Generic[T]):
         self.close()
 
 
+class BlockingForward:
+    """A forward that runs until `close()`, or the end of its `with`.  `address`: where it listens."""
+
+    def __init__(self, client: Client, thread: LoopThread, forwarding: Forwarding) -> None:
+        self._client = client
+        self._thread = thread
+        self._forwarding = forwarding
+        thread.run(forwarding.open())
+
+    @property
+    def address(self) -> Endpoint:
+        return self._forwarding.address
+
+    @property
+    def connections(self) -> int:
+        """Connections that are forwarded now."""
+        return self._forwarding.connections
+
+    def wait(self) -> None:
+        """Until another thread closes it.  Raises what ended the listener."""
+        self._thread.run(self._forwarding.wait())
+
+    def close(self) -> None:
+        """Close the listener, and every connection that came by it."""
+        try:
+            self._thread.run(self._forwarding.aclose())
+        except ConnectionLostError:
+            pass  # The client was closed, and its connections with it.
+
+    def __enter__(self) -> BlockingForward:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
 def _call(method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[Client, P], T]:
     """A method of the async client that waits for its result."""
 
@@ -125,6 +171,25 @@ def _stream(
     return stream
 
 
+def _process(
+    method: Callable[Concatenate[AsyncClient, P], Opening],
+) -> Callable[Concatenate[Client, P], BlockingProcess]:
+    """A method of the async client that opens a Process."""
+
+    @functools.wraps(method)
+    def opened(self: Client, /, *arguments: P.args, **options: P.kwargs) -> BlockingProcess:
+        opening = method(self._client, *arguments, **options)
+
+        async def wait() -> Process:
+            return await opening
+
+        return BlockingProcess(self, self._thread, self._run(wait()))
+
+    signature = inspect.signature(method)
+    opened.__signature__ = signature.replace(return_annotation="BlockingProcess")  # type: ignore[attr-defined]
+    return opened
+
+
 def _value(method: Callable[Concatenate[AsyncClient, P], T]) -> Callable[Concatenate[Client, P], T]:
     """A method of the async client that does not wait."""
 
@@ -133,6 +198,34 @@ def _value(method: Callable[Concatenate[AsyncClient, P], T]) -> Callable[Concate
         return method(self._client, *arguments, **options)
 
     return value
+
+
+def _connection(
+    method: Callable[Concatenate[AsyncClient, P], object], opening: Callable[..., Coroutine[Any, Any, Tunnel]]
+) -> Callable[Concatenate[Client, P], socket.socket]:
+    """A method of the async client that connects; here its result is a socket of the operating system."""
+
+    @functools.wraps(method)
+    def connection(self: Client, /, *arguments: P.args, **options: P.kwargs) -> socket.socket:
+        return self._run(as_socket(opening(self._client, *arguments, **options)))
+
+    signature = inspect.signature(method)
+    connection.__signature__ = signature.replace(return_annotation="socket.socket")  # type: ignore[attr-defined]
+    return connection
+
+
+def _forwarding(
+    method: Callable[Concatenate[AsyncClient, P], Forwarding],
+) -> Callable[Concatenate[Client, P], BlockingForward]:
+    """A method of the async client whose result forwards connections until it is closed."""
+
+    @functools.wraps(method)
+    def forward(self: Client, /, *arguments: P.args, **options: P.kwargs) -> BlockingForward:
+        return BlockingForward(self, self._thread, method(self._client, *arguments, **options))
+
+    signature = inspect.signature(method)
+    forward.__signature__ = signature.replace(return_annotation="BlockingForward")  # type: ignore[attr-defined]
+    return forward
 
 
 class Client:
@@ -179,7 +272,21 @@ class Client:
     exec_stream = _stream(AsyncClient.exec_stream)
     exec_detached = _call(AsyncClient.exec_detached)
 
+    popen = _process(AsyncClient.popen)
+    attach = _process(AsyncClient.attach)
+    executions = _call(AsyncClient.executions)
+    execution = _call(AsyncClient.execution)
+    write_execution = _call(AsyncClient.write_execution)
+    resize_execution = _call(AsyncClient.resize_execution)
+    signal_execution = _call(AsyncClient.signal_execution)
+    wait_execution = _call(AsyncClient.wait_execution)
+    remove_execution = _call(AsyncClient.remove_execution)
+
     logs = _stream(AsyncClient.logs)
+
+    open_connection = _connection(AsyncClient.open_connection, AsyncClient._connect)
+    forward = _forwarding(AsyncClient.forward)
+    forward_back = _forwarding(AsyncClient.forward_back)
 
     call = _call(AsyncClient.call)
     knows = _value(AsyncClient.knows)

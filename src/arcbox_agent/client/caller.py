@@ -49,11 +49,12 @@ class Caller:
         trace_id: Callable[[], str],
         max_connections: int,
         max_streams: int,
+        max_tunnels: int,
         output_limit: int,
         max_frame_size: int,
     ) -> None:
         self._dial = dial
-        self._pool = Pool(self._open, max_calls=max_connections, max_streams=max_streams)
+        self._pool = Pool(self._open, max_calls=max_connections, max_streams=max_streams, max_tunnels=max_tunnels)
         self._timeout = timeout
         self._versions = versions
         self._trace_id = trace_id
@@ -116,6 +117,11 @@ class Caller:
     def knows_field(self, request_class: type[wire.Message], field: str) -> bool:
         """Whether the agent heeds this field of a request, judged as by `knows`."""
         return self._agent.knows_field(request_class, field)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the client was closed."""
+        return self._pool.closed
 
     # --------------------------------------------------------------- private
 
@@ -203,10 +209,10 @@ class Caller:
             raise ConnectionLostError("the agent closed the connection, perhaps after it had read the request")
         return reply
 
-    async def _lease(self, *, stream: bool, fresh: bool = False) -> Lease:
+    async def _lease(self, *, stream: bool, fresh: bool = False, tunnel: bool = False) -> Lease:
         """A connection for a call whose wait for the reply is unbounded; the wait for the connection is not."""
         async with asyncio.timeout(self._timeout):
-            return await self._pool.lease(stream=stream, fresh=fresh)
+            return await self._pool.lease(stream=stream, fresh=fresh, tunnel=tunnel)
 
     async def _exchange(
         self, request: _Request, reply_class: type[M], *, long: bool, fresh: bool, bounded: bool

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeVar
 
 from arcbox_agent import wire
 from arcbox_agent.client.keywords import expands
@@ -19,8 +19,15 @@ from arcbox_agent.errors import DecodeError, EncodeError, FrameError, Unsupporte
 if TYPE_CHECKING:
     from typing import Unpack
 
+    from arcbox_agent.client.endpoint import Endpoint
     from arcbox_agent.client.keywords import CommandOptions, Time
-    from arcbox_agent.wire import ExecOutput, Frame, LogEntry
+    from arcbox_agent.wire import ExecOutput, Execution, Frame, LogEntry
+
+#: Bytes of a forwarded connection that may be under way to this host.
+WINDOW = 256 << 10
+
+#: Seconds of silence after which each side of a stream gives a sign of life.
+HEARTBEAT = 10.0
 
 M = TypeVar("M", bound=wire.Message)
 T = TypeVar("T")
@@ -233,6 +240,48 @@ def command_request(
     )
 
 
+def milliseconds(field: str, seconds: float) -> int:
+    """A length of time as whole milliseconds: at least one, because 0 would be the agent's default."""
+    if seconds <= 0:
+        raise EncodeError(field, f"{seconds} s are no length of time")
+    return max(1, whole(field, seconds * 1000))
+
+
+def connect_request(
+    to: Endpoint, *, container: str = "", timeout: float = 10.0, heartbeat: float = HEARTBEAT
+) -> wire.ConnectRequest:
+    """A connection into the guest.  `timeout`, `heartbeat`: seconds."""
+    return wire.ConnectRequest(
+        host=to.host,
+        port=to.port,
+        path=to.path,
+        container_id=container,
+        window=WINDOW,
+        heartbeat_ms=milliseconds("ConnectRequest.heartbeat_ms", heartbeat),
+        timeout_ms=milliseconds("ConnectRequest.timeout_ms", timeout),
+    )
+
+
+class ForwardValues(NamedTuple):
+    """What `forward_options` was given."""
+
+    container: str
+    timeout: float
+    heartbeat: float
+    on_error: Callable[[Exception], object] | None
+
+
+def forward_options(
+    *,
+    container: str = "",
+    timeout: float = 10.0,
+    heartbeat: float = HEARTBEAT,
+    on_error: Callable[[Exception], object] | None = None,
+) -> ForwardValues:
+    """What a forward takes besides its two ends."""
+    return ForwardValues(container, timeout, heartbeat, on_error)
+
+
 @expands(command_request)
 def exec_request(
     cmd: Iterable[str],
@@ -249,9 +298,7 @@ def exec_request(
     request.tty = tty
     request.tty_width = tty_width
     request.tty_height = tty_height
-    if timeout is not None:
-        # At least 1 ms: 0 would be no limit at all.
-        request.timeout_ms = max(1, whole("ExecRequest.timeout_ms", timeout * 1000))
+    request.timeout_ms = _milliseconds(timeout)
     return request
 
 
@@ -261,6 +308,51 @@ def detached_request(cmd: Iterable[str], **options: Unpack[CommandOptions]) -> w
     request = command_request(cmd, **options)
     request.detach = True
     return request
+
+
+def start_request(
+    cmd: Iterable[str],
+    *,
+    container: str = "",
+    env: Mapping[str, str] | None = None,
+    working_dir: str = "",
+    user: str = "",
+    tty: bool = False,
+    size: tuple[int, int] = (0, 0),
+    stdin: bool = False,
+    id: str = "",
+    idempotency_key: str = "",
+    spool_limit: int = 0,
+    wait_when_full: bool = True,
+    keep: float = 0,
+    timeout: float | None = None,
+) -> wire.StartExecutionRequest:
+    """A command that does not belong to its connection.  `size`: rows and columns."""
+    command = wire.ExecRequest(
+        container_id=container,
+        cmd=words("ExecRequest.cmd", cmd),
+        env=text_map(env),
+        working_dir=working_dir,
+        user=user,
+        tty=tty,
+        tty_width=size[1],
+        tty_height=size[0],
+        timeout_ms=_milliseconds(timeout),
+    )
+    return wire.StartExecutionRequest(
+        id=id,
+        command=command,
+        open_stdin=stdin,
+        idempotency_key=idempotency_key,
+        spool_limit=spool_limit,
+        wait_when_full=wait_when_full,
+        keep_ms=whole("StartExecutionRequest.keep_ms", keep * 1000),
+    )
+
+
+def _milliseconds(timeout: float | None) -> int:
+    """At least 1 ms, as 0 would be no limit at all."""
+    return 0 if timeout is None else max(1, whole("ExecRequest.timeout_ms", timeout * 1000))
 
 
 # ------------------------------------------------------------------- replies
@@ -284,8 +376,8 @@ class ExecResult:
     output_cut: bool = False
 
 
-def exit_code(output: ExecOutput) -> int:
-    """The exit code in the last ExecOutput of a command: 128 + signal if a signal ended it."""
+def exit_code(output: ExecOutput | Execution) -> int:
+    """The exit code in a command's last ExecOutput, or in its Execution: 128 + signal if a signal ended it."""
     return 128 + output.signal if output.signal else output.exit_code
 
 

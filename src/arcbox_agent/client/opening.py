@@ -48,6 +48,7 @@ def connect(
     trace_id: str | Callable[[], str] = new_trace_id,
     max_connections: int = 8,
     max_streams: int = 64,
+    max_tunnels: int = 1024,
     output_limit: int = DEFAULT_OUTPUT_LIMIT,
     max_frame_size: int = MAX_FRAME_SIZE,
 ) -> Connecting:
@@ -61,6 +62,7 @@ def connect(
     `max_connections`: how many connections short calls may use at a time.
     `max_streams`: how many calls may run at a time that take long (follows, commands,
     waits), each on a connection of its own.
+    `max_tunnels`: how many connections may be forwarded at a time, each on one of its own.
     `output_limit`: how many bytes of output `exec` keeps.
     `max_frame_size`: bytes of the largest frame that is sent or accepted.
 
@@ -81,6 +83,7 @@ def connect(
             trace_id=_checked(trace_id),
             max_connections=max_connections,
             max_streams=max_streams,
+            max_tunnels=max_tunnels,
             output_limit=output_limit,
             max_frame_size=max_frame_size,
         )

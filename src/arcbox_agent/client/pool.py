@@ -1,8 +1,8 @@
 """The connections of one client.
 
-There are two lanes, each with a limit of its own: one for short calls, one for calls that
-may take as long as they like (follows, commands, waits).  So a ping never waits for one of
-the second kind, however many there are.  Both lanes share the idle connections.
+There are three lanes, each with a limit of its own: one for short calls, one for calls that
+may take as long as they like (follows, commands, waits), one for forwarded connections.  So a
+ping never waits for one of the other kinds, however many there are.  All share the idle connections.
 """
 
 from __future__ import annotations
@@ -18,19 +18,25 @@ if TYPE_CHECKING:
 
 
 class Pool:
-    """`max_calls`, `max_streams`: how many connections each lane may use at a time.
+    """`max_calls`, `max_streams`, `max_tunnels`: how many connections each lane may use at a time.
 
     `open_connection` opens a connection, and calls `adopt` with it.
     """
 
     def __init__(
-        self, open_connection: Callable[[], Awaitable[Connection]], *, max_calls: int, max_streams: int
+        self,
+        open_connection: Callable[[], Awaitable[Connection]],
+        *,
+        max_calls: int,
+        max_streams: int,
+        max_tunnels: int = 1024,
     ) -> None:
-        if max_calls < 1 or max_streams < 1:
+        if min(max_calls, max_streams, max_tunnels) < 1:
             raise ValueError("a pool needs at least one connection in each lane")
         self._open_connection = open_connection
         self._calls = asyncio.Semaphore(max_calls)
         self._streams = asyncio.Semaphore(max_streams)
+        self._tunnels = asyncio.Semaphore(max_tunnels)
         self._max_idle = max_calls
         self._idle: list[Connection] = []
         self._leased: set[Connection] = set()
@@ -40,12 +46,12 @@ class Pool:
     def closed(self) -> bool:
         return self._closed
 
-    async def lease(self, *, stream: bool, fresh: bool = False) -> Lease:
-        """Lease a connection for one call.  `fresh`: open a new one in any case.
+    async def lease(self, *, stream: bool, fresh: bool = False, tunnel: bool = False) -> Lease:
+        """Lease a connection for one call.  `fresh`: open a new one in any case; `tunnel`: for a forwarded connection.
 
         Raises ConnectionLostError if the pool is closed, and what `open_connection` raises.
         """
-        lane = self._streams if stream else self._calls
+        lane = self._tunnels if tunnel else self._streams if stream else self._calls
         await lane.acquire()
         try:
             self._check_open()

@@ -142,7 +142,8 @@ class Relay(Stream):
             self._loop.remove_reader(fileno)
         if self._watching_write:
             self._loop.remove_writer(fileno)
-        if not (self.closed and self.outputs and self.outputs[""].over):
+        over = bool(self.outputs) and self.outputs[""].over
+        if not (self.closed and (over or self.detached)):
             # The other end must not take this for the end of what it gets.
             reset(self._sock)
         self._sock.close()
