@@ -86,6 +86,15 @@ ALLOWED: dict[str, set[str]] = {
     },
     "agent.guest": {*_GROUND, "_guest", "agent.processes"},
     "agent.commands": {*_GROUND, "wire", "_spawn", "agent.processes", "agent.containers"},
+    "agent.executions": {
+        *_GROUND,
+        "wire",
+        "_spawn",
+        "_guest",
+        "agent.processes",
+        "agent.serving",
+        "agent.containers",
+    },
     "agent.handlers": {
         *_GROUND,
         "wire",
@@ -97,6 +106,7 @@ ALLOWED: dict[str, set[str]] = {
         "agent.forwards",
         "agent.guest",
         "agent.commands",
+        "agent.executions",
     },
     "agent.routes": {
         *_GROUND,
@@ -110,6 +120,7 @@ ALLOWED: dict[str, set[str]] = {
         "agent.forwards",
         "agent.guest",
         "agent.commands",
+        "agent.executions",
         "agent.handlers",
     },
     "agent.agent": {
@@ -123,6 +134,7 @@ ALLOWED: dict[str, set[str]] = {
         "agent.forwards",
         "agent.guest",
         "agent.commands",
+        "agent.executions",
         "agent.routes",
     },
     "agent.daemon": {*_GROUND, "__version__", "agent.guest", "agent.agent"},

@@ -173,7 +173,7 @@ class ProcessRuntime:
             parts.lanes.signals.submit(record.id, pid_file.kill, path).add_done_callback(take_failure)
             parts.lanes.signals.submit(record.id, preparation.scope.kill).add_done_callback(take_failure)
 
-        spawning = Spawning(parts.keeper, record.id, spec, path, kill, late)
+        spawning = Spawning(parts.keeper, record.id, spec, path, kill, late, share=record.id)
         try:
             handle = parts.attach(record.id, preparation.stdio.fifos, preparation.stdio.master)
             await handle.ready()
