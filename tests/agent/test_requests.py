@@ -120,7 +120,7 @@ def test_a_payload_that_does_not_parse_gets_400_and_the_connection_lives(agent: 
 
 def test_an_error_comes_in_the_version_and_with_the_trace_id_of_its_request(agent: RunningAgent) -> None:
     with Peer(agent.socket_path, version=2) as peer:
-        peer.send(AttachRequest(), trace_id="trace-é")
+        peer.send(PauseContainerRequest(), trace_id="trace-é")
         frame = peer.frame()
         assert (frame.type, frame.trace_id) == (0xFFFF, "trace-é")
 
