@@ -19,8 +19,8 @@ from arcbox_agent.errors import FrameError, GapError, ReplyLimitError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-#: Bytes of each output that may be under way, where the caller does not say; the agent's own default too.
-WINDOW = 256 * 1024
+#: Bytes of each output that may be under way, where the caller does not say.
+WINDOW = 1024 * 1024
 
 #: The most bytes that one `read()` to the end, `readline` or `readexactly` collects.
 LIMIT = 64 * 1024 * 1024
