@@ -84,6 +84,15 @@ ALLOWED: dict[str, set[str]] = {
         "agent.serving",
         "agent.containers",
     },
+    "agent.waits": {
+        *_GROUND,
+        "wire",
+        "_log_history",
+        "agent.processes",
+        "agent.containers",
+        "agent.logs",
+        "agent.forwards",
+    },
     "agent.guest": {*_GROUND, "_guest", "agent.processes"},
     "agent.commands": {*_GROUND, "wire", "_spawn", "agent.processes", "agent.containers"},
     "agent.handlers": {
@@ -95,6 +104,7 @@ ALLOWED: dict[str, set[str]] = {
         "agent.containers",
         "agent.logs",
         "agent.forwards",
+        "agent.waits",
         "agent.guest",
         "agent.commands",
     },
