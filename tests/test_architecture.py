@@ -95,6 +95,15 @@ ALLOWED: dict[str, set[str]] = {
     },
     "agent.guest": {*_GROUND, "_guest", "agent.processes"},
     "agent.commands": {*_GROUND, "wire", "_spawn", "agent.processes", "agent.containers"},
+    "agent.executions": {
+        *_GROUND,
+        "wire",
+        "_spawn",
+        "_guest",
+        "agent.processes",
+        "agent.serving",
+        "agent.containers",
+    },
     "agent.handlers": {
         *_GROUND,
         "wire",
@@ -107,6 +116,7 @@ ALLOWED: dict[str, set[str]] = {
         "agent.waits",
         "agent.guest",
         "agent.commands",
+        "agent.executions",
     },
     "agent.routes": {
         *_GROUND,
@@ -120,6 +130,7 @@ ALLOWED: dict[str, set[str]] = {
         "agent.forwards",
         "agent.guest",
         "agent.commands",
+        "agent.executions",
         "agent.handlers",
     },
     "agent.agent": {
@@ -133,6 +144,7 @@ ALLOWED: dict[str, set[str]] = {
         "agent.forwards",
         "agent.guest",
         "agent.commands",
+        "agent.executions",
         "agent.routes",
     },
     "agent.daemon": {*_GROUND, "__version__", "agent.guest", "agent.agent"},

@@ -1,4 +1,4 @@
-"""Calls of an init, and of an agent short of memory, that the standard library lacks.  They raise OSError."""
+"""Calls that an agent needs and the standard library lacks.  They raise OSError."""
 
 def mount(source: str, target: str, type: str, flags: int, data: str) -> None:
     """mount(2); `flags` are its MS_ flags."""
@@ -14,3 +14,6 @@ def load_module(fd: int, flags: int) -> None:
 
 def give_back_memory() -> None:
     """Returns to the system what the heap has free: malloc_trim(3); a few milliseconds at most."""
+
+def punch(fd: int, offset: int, size: int) -> None:
+    """fallocate(2), FALLOC_FL_PUNCH_HOLE: gives back the disk of these bytes, which read as zeros then."""

@@ -21,6 +21,20 @@ cdef extern from "<sys/syscall.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     long c_syscall "syscall" (long number, ...)
 
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <fcntl.h>
+    #include <linux/falloc.h>
+    #include <stdint.h>
+    static int arcbox_punch(int fd, int64_t offset, int64_t size) {
+        return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, size);
+    }
+    """
+    int arcbox_punch(int fd, long long offset, long long size) nogil
+
 
 cdef extern from *:
     """
@@ -86,3 +100,11 @@ def load_module(int fd, int flags):
         result = c_syscall(SYS_finit_module, fd, no_parameters, flags)
     if result < 0:
         raise _failed("finit_module")
+
+
+def punch(int fd, long long offset, long long size):
+    cdef int result
+    with nogil:
+        result = arcbox_punch(fd, offset, size)
+    if result != 0:
+        raise _failed(None)

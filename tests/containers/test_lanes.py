@@ -190,9 +190,7 @@ def test_a_spawn_that_hangs_is_given_up_and_nothing_is_left_of_it(tmp_path: Path
                 await processes.spawn(spec(f"{tmp_path}/true"), key="x", limit=0.2, late=over.set)
             async with asyncio.timeout(HANGS):
                 await over.wait()
-        assert children() == [], [
-            open(f"/proc/{p}/cmdline").read() + open(f"/proc/{p}/stat").read() for p in children()
-        ]
+        assert children() == []
         assert open_descriptors() == before
         await (await processes.spawn(spec("/bin/true"), key="x")).wait()
         await processes.close()

@@ -13,7 +13,7 @@ from arcbox_agent.agent.containers.lifecycle import State, Trigger
 from arcbox_agent.agent.processes.stat_line import start_time_of
 from arcbox_agent.errors import AgentFailedError, ConflictError
 
-from .world import World, in_world
+from .world import World, in_world, until
 
 BOOT = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
@@ -213,5 +213,61 @@ def test_at_the_agents_end_a_container_that_runs_goes_on() -> None:
         await world.supervisor.close([container])
         assert world.pids() == [container.record.pid]
         assert world.saved()["state"] == "running"
+
+    in_world(test)
+
+
+# -------------------------------------------------- a start after one that hung
+
+
+async def hung(world: World) -> int:
+    """The pid of what is left of a start that was given up: nothing kills it yet."""
+    start = await world.starting()
+    [pid] = world.pids()
+    world.unkillable(pid)
+    with pytest.raises(AgentFailedError, match="it hangs at the step `mount or exec` and is killed"):
+        await start
+    world.container.record.command[0] = "sh"
+    return pid
+
+
+def test_a_start_waits_for_what_is_left_of_one_that_hung(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "SPAWNED", 0.2)
+
+    async def test(world: World) -> None:
+        await world.created()
+        pid = await hung(world)
+        monkeypatch.setattr(budget, "SPAWNED", 10.0)
+        start = asyncio.create_task(world.supervisor.start(world.container))
+        await asyncio.sleep(0.1)
+        assert not start.done() and world.pids() == [pid]
+        world.release()
+        await start
+        assert world.container.life.state is State.RUNNING
+        assert pid not in world.pids()
+        await world.ended(4)
+        assert world.container.record.exit_code == 4
+
+    in_world(test)
+
+
+@pytest.mark.parametrize("end", ["its time", "a stop"])
+def test_a_start_waits_for_one_that_hung_no_longer_than_its_time_or_until_a_stop(
+    monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(budget, "SPAWNED", 0.2)
+    monkeypatch.setattr(budget, "FORMER_START", 0.2 if end == "its time" else 1000.0)
+    monkeypatch.setattr(budget, "HANGING_START", 0.1)
+
+    async def test(world: World) -> None:
+        await world.created()
+        await hung(world)
+        start = asyncio.create_task(world.supervisor.start(world.container))
+        await until(lambda: world.container.life.state is State.STARTING)
+        if end == "a stop":
+            with pytest.raises(ConflictError):
+                await world.stopper.stop(world.container, 1)
+        with pytest.raises(AgentFailedError, match="its former start hangs still"):
+            await start
 
     in_world(test)

@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,18 +138,23 @@ class World:
         """Nothing is left of it."""
         self._hanging.close()
         await self.leave()
-        for pid in self.pids():
-            os.kill(pid, signal.SIGKILL)
         # An agent's keepers outlive it; here they would stay this process's children, those that have ended too.
         for pid in sorted(set(children()) - self._strangers):
             assert Path(f"/proc/{pid}/comm").read_text() == "arcbox-keeper\n"
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-        eventually(lambda: not self.pids())
+        eventually(self._killed)
         for path in sorted(self.cgroup.glob("*/"), reverse=True):
             path.rmdir()
         if self.cgroup.exists():
             self.cgroup.rmdir()
+
+    def _killed(self) -> bool:
+        # Again each time: what a keeper had just made is there only after it.
+        for pid in (pids := self.pids()):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return not pids
 
     def pids(self) -> list[int]:
         return [int(pid) for file in self.cgroup.rglob("cgroup.procs") for pid in file.read_text().split()]
@@ -242,6 +247,10 @@ class World:
         await until(lambda: self.pids())
         assert self.container.life.state is State.STARTING
         return start
+
+    def unkillable(self, pid: int) -> None:
+        """It cannot be killed, as where a disk hangs, until `release`."""
+        self.release = self._hanging.enter_context(unkillable(pid))
 
     @contextmanager
     def busy_log(self) -> Iterator[None]:

@@ -189,9 +189,63 @@ def test_rotated_logs_that_were_compressed_are_read_and_others_are_named(tmp_pat
     first, *rest = read_log(path)
     assert first.gap is not None and "web.log.20261127-093000 is not read" in first.gap.reason
     assert [entry.data for entry in rest] == expected
-    Path(f"{path}.3.gz").write_bytes(b"no gzip")
-    with pytest.raises(OSError, match="cannot be decompressed.*web.log.3.gz"):
-        list(read_log(path))
+
+
+@pytest.mark.parametrize("damage", ["no gzip", "cut off", "a wrong sum"])
+@pytest.mark.parametrize("place", [1, 2])
+def test_a_damaged_compressed_log_is_told_and_what_is_newer_is_read(tmp_path: Path, damage: str, place: int) -> None:
+    files = [b"".join(record(number, "cri") for number in range(at, at + 10)) for at in range(0, 30, 10)]
+    path = write_log(tmp_path, files)
+    cursor = next(iter(read_log(path))).cursor
+    whole = gzip.compress(Path(f"{path}.{place}").read_bytes())
+    os.unlink(f"{path}.{place}")
+    Path(f"{path}.{place}.gz").write_bytes(
+        {
+            "no gzip": b"no gzip",
+            "cut off": whole[:-12],
+            "a wrong sum": whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:],
+        }[damage]
+    )
+    newer = [b"line %d" % number for number in range(30 - 10 * place, 30)]
+    for options in ({}, {"tail": 1000}, {"after": cursor}):
+        entries = list(read_log(path, **options))
+        reason = f"web.log.{place}.gz is not read, nor what is older: it cannot be decompressed: "
+        gaps = [entry.gap for entry in entries if entry.gap is not None]
+        assert [gap.at_least for gap in gaps if gap.reason.startswith(reason)] == [True]
+        assert [entry.data for entry in entries[len(gaps) :]] == newer
+    # It is not looked at where it is not needed.
+    assert [entry.data for entry in read_log(path, tail=9)] == newer[-9:]
+    # Who cannot be told of a gap is told by an error.
+    reader = LogReader(path, output="text")
+    with pytest.raises(OSError, match=rf"cannot be decompressed.*web\.log\.{place}\.gz"):
+        while reader.step() is not None:
+            pass
+
+
+#: gzip files may be joined; it has a hole that a reader passes over.
+MEBIBYTE = gzip.compress(bytes(1 << 20))
+
+
+@pytest.mark.parametrize("over", [0, 1])
+def test_a_compressed_log_of_256_mib_is_read_and_a_larger_one_is_told(tmp_path: Path, over: int) -> None:
+    first, last = record(1, "cri"), record(2, "cri")
+    path = write_log(tmp_path, [last])
+    rest = (1 << 20) - len(first) - 1 + over
+    Path(f"{path}.1.gz").write_bytes(gzip.compress(first) + MEBIBYTE * 255 + gzip.compress(bytes(rest) + b"\n"))
+    entries = list(read_log(path))
+    assert [entry.data for entry in entries if entry.gap is None] == [b"line 1", b"line 2"][over:]
+    assert [entry.gap.reason for entry in entries if entry.gap is not None] == [
+        "web.log.1.gz is not read, nor what is older: it has more than 256 MiB decompressed"
+    ][:over]
+
+
+def test_compressed_logs_have_a_bound_together(tmp_path: Path) -> None:
+    path = write_log(tmp_path, [record(9, "cri")])
+    for number in range(1, 6):
+        Path(f"{path}.{number}.gz").write_bytes(gzip.compress(record(9 - number, "cri")) + MEBIBYTE * 240)
+    gap, *rest = read_log(path)
+    assert gap.gap is not None and "with newer ones it has more than 1024 MiB decompressed" in gap.gap.reason
+    assert [entry.data for entry in rest] == [b"line 5", b"line 6", b"line 7", b"line 8", b"line 9"]
 
 
 def test_a_device_is_refused_before_it_is_opened() -> None:

@@ -21,6 +21,7 @@ from arcbox_agent.agent.containers.output.capture import Capture
 from arcbox_agent.agent.containers.runtimes.choose import Runtimes
 from arcbox_agent.agent.containers.service import Containers
 from arcbox_agent.agent.containers.store import Store
+from arcbox_agent.agent.executions.executions import Executions
 from arcbox_agent.agent.forwards.forwards import Forwards
 from arcbox_agent.agent.logs.follower import Followers
 from arcbox_agent.agent.metrics import Metrics
@@ -79,6 +80,10 @@ class Agent:
         store = Store(settings.state_dir, settings.run_dir)
         runtimes = Runtimes(settings, metrics, store, self._processes, self._lanes, self._capture)
         self._containers = Containers(settings, metrics, self._lanes, store, runtimes)
+        self._runtimes = runtimes
+        self._executions = Executions(
+            settings, metrics, self._processes, runtimes.keeper, self._lanes, runtimes.boot_id
+        )
         self._commands = Commands(settings, metrics, self._processes, self._lanes)
         self._followers = Followers(settings, metrics)
         self._forwards = Forwards(settings, metrics)
@@ -90,6 +95,7 @@ class Agent:
             self._containers,
             runtimes.guest,
             self._commands,
+            self._executions,
             self._followers,
             self._forwards,
             self._capture,
@@ -172,14 +178,18 @@ class Agent:
 
     async def _open_containers(self) -> None:
         await self._containers.open()
+        await self._executions.open(self._runtimes.others)
         if os.getpid() == 1:
             # Reap orphans only from here on: until a container is adopted again its zombie has no
             # owner, and reaping it would lose its exit code.
             self._processes.orphans.watch()
 
     async def _close_containers(self) -> None:
+        stop = self.action != "exit" or self.settings.containers_at_exit == "stop"
+        # First: their ends are told by the keeper, which the containers close.
+        await self._executions.close(stop)
         await self._containers.close(
-            stop=self.action != "exit" or self.settings.containers_at_exit == "stop",
+            stop=stop,
             deadline=self._loop.time() + self.settings.stop_timeout,
         )
 

@@ -7,6 +7,7 @@ from arcbox_agent.agent.config.access import Access
 from arcbox_agent.agent.handlers.agent_info import Info
 from arcbox_agent.agent.handlers.containers import Lifecycle
 from arcbox_agent.agent.handlers.exec import Exec
+from arcbox_agent.agent.handlers.executions import ExecutionCalls
 from arcbox_agent.agent.handlers.forwards import Forwards
 from arcbox_agent.agent.handlers.logs import Logs
 from arcbox_agent.agent.handlers.power import Power
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.containers.output.capture import Capture
     from arcbox_agent.agent.containers.runtimes.protocol import CommandHost
     from arcbox_agent.agent.containers.service import Containers
+    from arcbox_agent.agent.executions.executions import Executions
     from arcbox_agent.agent.forwards.forwards import Forwards as ForwardsPart
     from arcbox_agent.agent.logs.follower import Followers
     from arcbox_agent.agent.metrics import Metrics
@@ -42,6 +44,7 @@ def bind(
     containers: Containers,
     guest: CommandHost,
     commands: Commands,
+    executions: Executions,
     followers: Followers,
     forwards: ForwardsPart,
     capture: Capture,
@@ -56,6 +59,7 @@ def bind(
     container = Lifecycle(containers, settings.max_frame_size)
     runtime = Runtime(runtime_name)
     exec = Exec(containers, guest, commands, settings)
+    execution = ExecutionCalls(containers, guest, executions)
     logs = Logs(containers, followers, capture, settings)
     forward = Forwards(forwards, containers, lanes)
     waits = Waits(containers, followers, capture, lanes)
@@ -77,6 +81,15 @@ def bind(
         Type.CONTAINER_STATS_REQUEST: Route(usage.stats, wire.ContainerStatsRequest, read),
         Type.CONTAINER_TOP_REQUEST: Route(usage.top, wire.ContainerTopRequest, read),
         Type.EXEC_REQUEST: Route(exec.run, wire.ExecRequest, Access.EXEC),
+        Type.START_EXECUTION_REQUEST: Route(execution.start, wire.StartExecutionRequest, Access.EXEC),
+        Type.LIST_EXECUTIONS_REQUEST: Route(execution.list, wire.ListExecutionsRequest, read),
+        Type.INSPECT_EXECUTION_REQUEST: Route(execution.inspect, wire.InspectExecutionRequest, read),
+        Type.ATTACH_EXECUTION_REQUEST: Route(execution.attach, wire.AttachExecutionRequest, Access.EXEC, stream),
+        Type.WRITE_EXECUTION_REQUEST: Route(execution.write, wire.WriteExecutionRequest, Access.EXEC),
+        Type.RESIZE_EXECUTION_REQUEST: Route(execution.resize, wire.ResizeExecutionRequest, Access.EXEC),
+        Type.SIGNAL_EXECUTION_REQUEST: Route(execution.signal, wire.SignalExecutionRequest, Access.EXEC),
+        Type.WAIT_EXECUTION_REQUEST: Route(execution.wait, wire.WaitExecutionRequest, read),
+        Type.REMOVE_EXECUTION_REQUEST: Route(execution.remove, wire.RemoveExecutionRequest, Access.EXEC),
         Type.CONNECT_REQUEST: Route(forward.connect, wire.ConnectRequest, Access.EXEC, stream),
         Type.LISTEN_REQUEST: Route(forward.listen, wire.ListenRequest, Access.EXEC, stream),
         Type.ACCEPT_REQUEST: Route(forward.accept, wire.AcceptRequest, Access.EXEC, stream),

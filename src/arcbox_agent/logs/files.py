@@ -20,6 +20,8 @@ from arcbox_agent.errors import LogFileError
 _HOLES = 3
 #: A compressed file that is larger is refused: a guest may have made it so.
 _MOST_DECOMPRESSED = 256 << 20
+#: The same of all files of one log: a reader has them at the same time, in a directory for temporary files.
+MOST_DECOMPRESSED_TOGETHER = 1 << 30
 #: More rotated files than any agent keeps.
 _MAX_NUMBER = 1000
 #: Errors of open that mean that there is no log in a place: it is empty, or holds something else
@@ -28,13 +30,21 @@ _MAX_NUMBER = 1000
 _NO_LOG = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.ELOOP})
 
 
+class CompressedError(OSError):
+    """A compressed log is damaged or too large."""
+
+
 class LogFile:
-    """An open file of a log; closed with the last reference to it."""
+    """An open file of a log; closed with the last reference to it.
 
-    __slots__ = ("device", "fd", "inode")
+    `decompressed`: its bytes, where it was compressed.
+    """
 
-    def __init__(self, fd: int, status: os.stat_result) -> None:
+    __slots__ = ("decompressed", "device", "fd", "inode")
+
+    def __init__(self, fd: int, status: os.stat_result, decompressed: int = 0) -> None:
         self.fd = fd
+        self.decompressed = decompressed
         self.device = status.st_dev
         self.inode = status.st_ino
 
@@ -107,7 +117,7 @@ def open_if_there(path: str, nowait: bool = False, no_links: bool = False) -> Lo
 
 
 def _decompress(compressed: LogFile, path: str) -> LogFile:
-    """A rotated log that somebody has compressed, as a file without a name.  OSError: it is damaged or too large."""
+    """A rotated log that somebody has compressed, as a file without a name.  CompressedError: see there."""
     # Not at the top: hardly any log needs them.
     import gzip
     import tempfile
@@ -119,12 +129,13 @@ def _decompress(compressed: LogFile, path: str) -> LogFile:
             while block := reader.read(1 << 20):
                 whole += len(block)
                 if whole > _MOST_DECOMPRESSED:
-                    raise OSError(errno.EFBIG, f"it has more than {_MOST_DECOMPRESSED >> 20} MiB decompressed", path)
+                    text = f"it has more than {_MOST_DECOMPRESSED >> 20} MiB decompressed"
+                    raise CompressedError(errno.EFBIG, text, path)
                 plain.write(block)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise OSError(errno.EIO, f"it cannot be decompressed: {error}", path) from error
+            raise CompressedError(errno.EIO, f"it cannot be decompressed: {error}", path) from error
         plain.flush()
-        return LogFile(os.dup(plain.fileno()), os.fstat(compressed.fd))
+        return LogFile(os.dup(plain.fileno()), os.fstat(compressed.fd), whole)
 
 
 def unread(path: str) -> list[str]:

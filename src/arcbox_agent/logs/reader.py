@@ -5,13 +5,21 @@ Needs no agent: it works in a rescue shell, and on any host that has the files.
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 
 from arcbox_agent._logs import BLOCKED, CHANGED, END, Engine, line_at
 from arcbox_agent._logscan import TailScan, bisect
 from arcbox_agent.errors import BadRequestError
-from arcbox_agent.logs.files import LogFile, open_neighbour, open_newest, unread
+from arcbox_agent.logs.files import (
+    MOST_DECOMPRESSED_TOGETHER,
+    CompressedError,
+    LogFile,
+    open_neighbour,
+    open_newest,
+    unread,
+)  # fmt: skip
 from arcbox_agent.logs.mark import Mark
 
 TYPE_CHECKING = False
@@ -135,6 +143,7 @@ class LogReader:
     __slots__ = (
         "_bounds",
         "_complete",
+        "_damaged",
         "_files",
         "_filters",
         "_form",
@@ -181,6 +190,7 @@ class LogReader:
         self._no_links = not own
         self._nowait = False
         self._complete = False
+        self._damaged = ""
         self._steps = self._run()
 
     def step(self, nowait: bool = False) -> Any:
@@ -222,8 +232,10 @@ class LogReader:
                 # Truncated while we looked.
                 if attempt + 1 == _ATTEMPTS:
                     raise
+        stream = "stdout" if self._options.stdout else "stderr"
+        if self._damaged:
+            yield self.engine.gap(stream, 0, 0, True, self._damaged)
         if self._no_links and self._complete:
-            stream = "stdout" if self._options.stdout else "stderr"
             for name in unread(self.path):
                 reason = f"{name} is not read: only regular files named .1, .1.gz ... are"
                 yield self.engine.gap(stream, 0, 0, True, reason)
@@ -259,6 +271,7 @@ class LogReader:
         """Choose the files and where in them to read; gives the streams' beginnings where there is a tail."""
         self._files.clear()
         self._bounds.clear()
+        self._damaged = ""
         if self._options.after is not None:
             return (yield from self._plan_after(self._options.after))
         tail, since, until = self._options.tail, self._options.since, self._options.until
@@ -298,13 +311,32 @@ class LogReader:
                 break
             newer: LogFile = file
             try:
-                file = open_neighbour(self.path, newer, 1, self._nowait, self._no_links)
+                file = self._older(newer, self._nowait)
             except BlockingIOError:
                 yield BLOCKED
-                file = open_neighbour(self.path, newer, 1, no_links=self._no_links)
+                file = self._older(newer, False)
         # All older files were wanted.
         self._complete = file is None
         return None if scan is None else scan.starts
+
+    def _older(self, file: LogFile, nowait: bool) -> LogFile | None:
+        """The next older file; None: there is none, or it is damaged, which ends the log there and is told.
+
+        nowait: as open_neighbour has it.  CompressedError: it is damaged, and there is no gap to tell it by.
+        """
+        try:
+            older = open_neighbour(self.path, file, 1, nowait, self._no_links)
+            if older is not None and older.decompressed:
+                if sum(each.decompressed for each in (*self._files, older)) > MOST_DECOMPRESSED_TOGETHER:
+                    text = f"with newer ones it has more than {MOST_DECOMPRESSED_TOGETHER >> 20} MiB decompressed"
+                    raise CompressedError(errno.EFBIG, text, "a compressed file")
+            return older
+        except CompressedError as error:
+            if not self._form["detail"]:
+                raise
+            name = os.path.basename(error.filename)
+            self._damaged = f"{name} is not read, nor what is older: {error.strerror}"
+            return None
 
     def _plan_after(self, mark: Mark) -> Generator[Any, None, tuple[tuple[int, int], ...] | None]:
         """As _plan, for what comes behind a cursor."""
@@ -318,7 +350,7 @@ class LogReader:
             needed.discard(file.inode)
             if not needed:
                 break
-            file = open_neighbour(self.path, file, 1, no_links=self._no_links)
+            file = self._older(file, False)
         found = self._find(mark) if not needed else None
         if found is not None:
             starts, left_out = found

@@ -106,6 +106,9 @@ CONNECTION_CLOSED = _time_out(
 SPAWNED = _time_out(
     "SPAWNED", BESIDE, 10.0, "A start or a command to come to its program; then it is killed, and its client told."
 )
+FORMER_START = _time_out(
+    "FORMER_START", BESIDE, 5.0, "What is left of a start that hung and was killed, when the next one comes."
+)
 HANGING_START = _time_out("HANGING_START", BESIDE, 1.0, "A start under way, when a Stop or a Remove by force comes.")
 CGROUPS_LOOKED_THROUGH = _time_out(
     "CGROUPS_LOOKED_THROUGH", BESIDE, 5.0, "One walk through the cgroups that a container has made below its own."

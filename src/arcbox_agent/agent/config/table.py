@@ -402,6 +402,46 @@ class Settings:
         low=1,
         high=100_000,
     )
+    max_executions: int = setting(
+        "N",
+        _integer,
+        4096,
+        "The most executions that are kept, ended ones included; the one that ended first makes room.",
+        low=1,
+        high=1_000_000,
+    )
+    execution_spool_size: int = setting(
+        "SIZE",
+        _size,
+        16 * MIB,
+        "The most bytes of each output of an execution that are kept on disk; the oldest go first.",
+        low=256 * KIB,
+        high=64 * GIB,
+    )
+    execution_spool_total: int = setting(
+        "SIZE",
+        _size,
+        GIB,
+        "The most bytes of output that all executions keep; those that ended first are removed for it.",
+        low=MIB,
+        high=1024 * GIB,
+    )
+    execution_keep: float = setting(
+        "SECONDS",
+        _seconds,
+        3600.0,
+        "How long an execution is kept after its end.",
+        low=0,
+        high=31 * 86400,
+    )
+    execution_wait: float = setting(
+        "SECONDS",
+        _seconds,
+        60.0,
+        "How long an execution that is to lose nothing waits, with a full spool, for a reader that has gone.",
+        low=0,
+        high=86400,
+    )
     max_forwards: int = setting(
         "N",
         _integer,

@@ -35,6 +35,7 @@ class Runtimes:
 
     `default`: the runtime of new containers.
     `guest`: where commands without a container run.
+    `keeper`: holds descriptors while there is no agent, for executions too.
     `boot_id`: the guest's present boot; what ran in another one does not run any more.
     """
 
@@ -49,7 +50,7 @@ class Runtimes:
     ) -> None:
         self._lanes = lanes
         self._scopes = Scopes(settings.state_dir)
-        self._keeper = Keeper(
+        self.keeper = Keeper(
             os.path.join(settings.run_dir, KEEPER_SOCKET),
             processes,
             lanes,
@@ -57,9 +58,11 @@ class Runtimes:
             former_path=os.path.join(settings.run_dir, FORMER_KEEPER_SOCKET),
         )
         self._kept: set[str] = set()
+        #: What the keeper of a former agent has for no container: no id of one has a slash.
+        self.others: list[str] = []
         self.boot_id = _read_boot_id()
         self.guest = GuestRun(self._scopes, lanes)
-        parts = Parts(store, processes, lanes, capture, self._keeper, self._scopes, self.boot_id)
+        parts = Parts(store, processes, lanes, capture, self.keeper, self._scopes, self.boot_id)
         self.default: Runtime = ProcessRuntime(parts)
         self._by_name = {self.default.name: self.default}
 
@@ -76,19 +79,21 @@ class Runtimes:
     async def open(self) -> None:
         """Before anything else."""
         await self._lanes.disk(self._scopes.open)
-        self._kept = set(await self._keeper.start())
+        keys = await self.keeper.start()
+        self._kept = {key for key in keys if "/" not in key}
+        self.others = [key for key in keys if "/" in key]
 
     async def sweep(self, records: Collection[Record], running: Collection[str]) -> None:
         """After the adoption: end and remove what belongs to no container, or to a run that is over."""
         for key in self._kept.difference(running):
-            await self._keeper.drop(key)
+            await self.keeper.drop(key)
         self._kept.clear()
         for name, runtime in self._by_name.items():
             await runtime.sweep([each.id for each in records if each.runtime == name and each.id not in running])
         await self._lanes.disk(self._scopes.sweep, {each.id for each in records}, set(running))
 
     async def close(self) -> None:
-        await self._keeper.close()
+        await self.keeper.close()
         await self.guest.close()
         await self._lanes.removal.submit(None, self._scopes.close)
 

@@ -48,14 +48,16 @@ MOST_SHOWN = 256
 class ProcessRuntime:
     """See the module."""
 
-    __slots__ = ("_cleaning", "_hanging", "_parts")
+    __slots__ = ("_cleaning", "_hanging", "_parts", "_waiting")
 
     name = "process"
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        #: Containers whose last start was given up, and still hangs.
-        self._hanging: set[str] = set()
+        #: Containers whose last start was given up and still hangs; the event comes when it is over.
+        self._hanging: dict[str, asyncio.Event] = {}
+        #: Those whose next start waits for that.
+        self._waiting: dict[str, asyncio.Timeout] = {}
         self._cleaning: set[asyncio.Task[None]] = set()
 
     # -------------------------------------------------------------- create
@@ -83,8 +85,7 @@ class ProcessRuntime:
 
     async def start(self, record: Record) -> ProcessRun:
         parts = self._parts
-        if record.id in self._hanging:
-            raise StartError("its former start hangs still and cannot be ended: see the agent's log")
+        await self._former_start_over(record.id)
         preparation = Preparation(parts.scopes.container(record.id))
         try:
             spec = await self._prepare(record, preparation)
@@ -97,6 +98,19 @@ class ProcessRuntime:
                 raise _start_error(error, record) from error
             raise
         return await self._spawn(record, preparation, spec)
+
+    async def _former_start_over(self, id: str) -> None:
+        """What was killed takes a moment to end and be cleaned up."""
+        hanging = self._hanging.get(id)
+        if hanging is None:
+            return
+        try:
+            async with asyncio.timeout(budget.FORMER_START) as self._waiting[id]:
+                await hanging.wait()
+        except TimeoutError:
+            raise StartError("its former start hangs still and cannot be ended: see the agent's log") from None
+        finally:
+            del self._waiting[id]
 
     async def _prepare(self, record: Record, preparation: Preparation) -> SpawnSpec:
         parts = self._parts
@@ -117,7 +131,7 @@ class ProcessRuntime:
     def _give_up_preparation(self, id: str, work: asyncio.Future[SpawnSpec]) -> None:
         if not work.done():
             if not self._parts.lanes.spawn.waits(work):
-                self._hanging.add(id)
+                self._hanging[id] = asyncio.Event()
             log.warning("a start was given up: its root file system hangs", container=id)
             work.set_exception(
                 StartError(f"not prepared within {budget.SPAWNED:g} s: its root file system, or that of a mount, hangs")
@@ -135,10 +149,12 @@ class ProcessRuntime:
         except OSError as error:
             log.error("what hung of a start cannot be cleaned up", container=id, error=error)
         finally:
-            self._hanging.discard(id)
+            self._hanging.pop(id).set()
 
     def give_up(self, record: Record) -> None:
         self._parts.processes.give_up(record.id)
+        if waiting := self._waiting.get(record.id):
+            waiting.reschedule(asyncio.get_running_loop().time())
 
     async def _spawn(self, record: Record, preparation: Preparation, spec: SpawnSpec) -> ProcessRun:
         parts = self._parts
@@ -157,7 +173,7 @@ class ProcessRuntime:
             parts.lanes.signals.submit(record.id, pid_file.kill, path).add_done_callback(take_failure)
             parts.lanes.signals.submit(record.id, preparation.scope.kill).add_done_callback(take_failure)
 
-        spawning = Spawning(parts.keeper, record.id, spec, path, kill, late)
+        spawning = Spawning(parts.keeper, record.id, spec, path, kill, late, share=record.id)
         try:
             handle = parts.attach(record.id, preparation.stdio.fifos, preparation.stdio.master)
             await handle.ready()
@@ -176,7 +192,7 @@ class ProcessRuntime:
             return ProcessRun(parts, record, ended.pid, ended.start_time, None, preparation.scope, handle)
         except BaseException as error:
             if isinstance(error, HungError) and not over:
-                self._hanging.add(record.id)
+                self._hanging[record.id] = asyncio.Event()
             preparation.close(spawned)
             if handle is not None:
                 await handle.finish(0)

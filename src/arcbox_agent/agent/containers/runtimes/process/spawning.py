@@ -42,7 +42,7 @@ class EndedUnseenError(Exception):
 class Spawning:
     """One spawn.  `generation`: of the keeper that has the child, and holds its pidfd; 0: none."""
 
-    __slots__ = ("_keeper", "_key", "_kill", "_late", "_pid_path", "_spec", "generation")
+    __slots__ = ("_keeper", "_key", "_kill", "_late", "_pid_path", "_share", "_spec", "generation")
 
     def __init__(
         self,
@@ -52,14 +52,16 @@ class Spawning:
         pid_path: str,
         kill: Callable[[], None] | None = None,
         late: Late | None = None,
+        share: str | None = None,
     ) -> None:
-        """`kill`, `late`: see Processes.spawn_by."""
+        """`key`: of the keeper.  `share`: whose share of the lanes it has.  `kill`, `late`: see Processes.spawn_by."""
         self._keeper = keeper
         self._key = key
         self._spec = spec
         self._kill = kill
         self._pid_path = pid_path
         self._late = late
+        self._share = share
         self.generation = 0
 
     async def run(self, processes: Processes) -> Process:
@@ -69,7 +71,7 @@ class Spawning:
             self._spec.close,
             outlives=True,
             ask=lambda pid: self._keeper.exit_of(self._key, pid),
-            key=self._key,
+            key=self._share,
             late=self._late,
             kill=self._kill,
         )

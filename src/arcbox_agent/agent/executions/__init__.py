@@ -1,0 +1,1 @@
+"""Executions: commands that do not belong to a connection, and outlive the agent."""
