@@ -93,7 +93,7 @@ def test_a_line_of_a_log(agent: RunningAgent, run_async: RunAsync) -> None:
     async def main() -> None:
         async with arcbox_agent.connect(agent.address) as client:
             script = "echo one; read _; echo listening on port 8080; read _"
-            id = (await client.create_container(cmd=["sh", "-c", script], name="c", open_stdin=True)).container_id
+            id = (await client.create_container(cmd=["sh", "-c", script], name="c", open_stdin=True)).id
             waiting = asyncio.ensure_future(client.wait_for_log("c", r"^one$"))
             await asyncio.sleep(SHORT)
             await client.start_container(id)
@@ -126,7 +126,7 @@ def test_a_pattern_that_backtracks_without_end_holds_up_nobody(agent: RunningAge
     async def main() -> None:
         async with arcbox_agent.connect(agent.address) as client:
             script = f"i=0; while [ $i -lt 200 ]; do echo {'a' * 40}b; i=$((i+1)); done; sleep 60"
-            id = (await client.create_container(cmd=["sh", "-c", script])).container_id
+            id = (await client.create_container(cmd=["sh", "-c", script])).id
             await client.start_container(id)
             waiting = asyncio.ensure_future(client.wait_for_log(id, "^(a+)+$", timeout=2))
             began = time.monotonic()
