@@ -19,7 +19,7 @@ REPEATS = ["*", "+", "?", "{2}", "{1,3}", "{,2}", "{2,}", "*?", "+?"]
 def some_pattern(random: random.Random, depth: int) -> str:
     kind = random.randrange(6) if depth else 0
     if kind < 2:
-        return random.choice(ATOMS)
+        return str(random.choice(ATOMS))
     if kind == 2:
         return some_pattern(random, depth - 1) + some_pattern(random, depth - 1)
     if kind == 3:

@@ -44,7 +44,8 @@ def methods(client: type) -> dict[str, Callable[..., object]]:
     return {
         name: method
         for name, method in inspect.getmembers(client, inspect.isfunction)
-        if not name.startswith("_") and name not in ("close", "aclose")
+        # `duplex` gives what only a task can use.
+        if not name.startswith("_") and name not in ("close", "aclose", "duplex")
     }
 
 

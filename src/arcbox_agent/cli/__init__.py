@@ -2,8 +2,10 @@
 
     main          the group of commands, and how every error ends
     invocation    the global options; a call of the agent from start to end
-    system, containers, run, exec, logs, completion      the commands
-    create_options, times, tables, output_stream, output, signals, failures, printable    what they share
+    system, containers, run, exec, executions, rsh, logs, completion      the commands
+    session       a command in the guest with our standard streams, or our terminal
+    input_stream, terminal, create_options, times, tables, output_stream, output, signals, failures,
+    printable     what they share
 
 Imports go down this list.  A command's module is imported when the command is used, because
 a person waits for every import.

@@ -13,18 +13,16 @@ import click
 from arcbox_agent.cli.completion import first_is_container
 from arcbox_agent.cli.environment import environment, environment_options
 from arcbox_agent.cli.failures import ForwardedError
+from arcbox_agent.cli.input_stream import DETACH_KEYS, parse_keys
 from arcbox_agent.cli.invocation import Invocation, json_option, pass_invocation
-from arcbox_agent.cli.output import payload, stream_fd, warn
+from arcbox_agent.cli.output import TIMED_OUT, payload, stream_fd, warn
 
 if TYPE_CHECKING:
     from arcbox_agent.cli.signals import Signals
     from arcbox_agent.client import Client
-    from arcbox_agent.client.keywords import CommandOptions, ExecOptions
+    from arcbox_agent.client.keywords import CommandOptions, ExecOptions, StartOptions
 
-#: Exit code of a command that --timeout ended: the same as timeout(1)'s.
-TIMED_OUT = 124
-
-#: All of the input is part of one request, and a request has at most 16 MiB.
+#: Where all of the input is part of one request: a request has at most 16 MiB.
 MAX_INPUT = 16 * 1024 * 1024 - 64 * 1024
 
 
@@ -34,8 +32,13 @@ MAX_INPUT = 16 * 1024 * 1024 - 64 * 1024
 @click.option("-w", "--workdir", default="", metavar="DIR", help="Working directory of the command.")
 @click.option("-u", "--user", default="", metavar="USER[:GROUP]", help="User (and group) to run as, by name or number.")
 @click.option("-t", "--tty", is_flag=True, help="Allocate a pseudo-terminal.")
+@click.option("-i", "--interactive", is_flag=True, help="Send standard input to the command, as it comes.")
 @click.option(
-    "-i", "--interactive", is_flag=True, help="Send standard input to the command; it is read to its end first."
+    "--detach-keys",
+    default=DETACH_KEYS,
+    show_default=True,
+    metavar="KEYS",
+    help="With -it: what to type to leave the command, which goes on; empty: nothing.",
 )
 @click.option(
     "--timeout",
@@ -67,12 +70,15 @@ def exec_command(
     user: str,
     tty: bool,
     interactive: bool,
+    detach_keys: str,
     timeout: float | None,
 ) -> int:
     """Run a command in a running container.
 
-    The exit code is the command's.  Ctrl-C ends the command.
+    The exit code is the command's.  Ctrl-C ends the command; with -it the command gets it, as it gets
+    all keys.
     """
+    keys = parse_keys(detach_keys)
     container, cmd = ("", words) if guest else (words[0], words[1:])
     if not guest and not container:
         # An empty word comes from an unset shell variable, and must not mean the guest itself.
@@ -86,18 +92,51 @@ def exec_command(
         "env": environment(env, env_files),
         "working_dir": workdir,
         "user": user,
-        "stdin": _read_input() if interactive else b"",
     }
+    if detach:
+        if interactive:
+            command["stdin"] = _read_input()
 
-    async def start(client: Client, _: Signals) -> int:
-        pid = await client.exec_detached(cmd, **command)
-        invocation.show({"pid": pid}, str(pid))
-        return 0
+        async def start(client: Client, _: Signals) -> int:
+            pid = await client.exec_detached(cmd, **command)
+            invocation.show({"pid": pid}, str(pid))
+            return 0
+
+        return invocation.call(start)
+
+    async def attend(client: Client, _: Signals) -> int:
+        from arcbox_agent.cli.session import attended
+        from arcbox_agent.wire import AttachExecutionRequest
+
+        if not client.knows(AttachExecutionRequest):
+            raise _NoStreams
+        options: StartOptions = {
+            "container": command["container"],
+            "env": command["env"],
+            "working_dir": workdir,
+            "user": user,
+            "tty": tty,
+            "stdin": interactive,
+            "timeout": timeout,
+        }
+        return await attended(client, cmd, options, keys=keys, as_json=invocation.json)
 
     async def stay(client: Client, _: Signals) -> int:
         return await _stay(invocation, client, cmd, {**command, **_terminal(tty), "timeout": timeout})
 
-    return invocation.call(start if detach else stay)
+    if interactive or tty:
+        try:
+            return invocation.call(attend)
+        except _NoStreams:
+            # An agent that takes input only as a part of the request.  It is read before the event
+            # loop runs again, so Ctrl-C just ends us.
+            if interactive:
+                command["stdin"] = _read_input()
+    return invocation.call(stay)
+
+
+class _NoStreams(Exception):
+    """The agent has no executions."""
 
 
 async def _stay(invocation: Invocation, client: Client, cmd: tuple[str, ...], options: ExecOptions) -> int:
@@ -143,7 +182,7 @@ def _terminal(tty: bool) -> ExecOptions:
 
 
 def _read_input() -> bytes:
-    """All of standard input.  It is read before the event loop runs, so Ctrl-C just ends us."""
+    """All of standard input."""
     if sys.stdin.isatty():
         print("arcboxctl: reading standard input to its end (Ctrl-D); the command starts then", file=sys.stderr)
     chunks: list[bytes] = []

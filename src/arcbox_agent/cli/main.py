@@ -35,6 +35,9 @@ COMMANDS = {
     "stats": "usage",
     "run": "run",
     "exec": "exec",
+    "attach": "executions",
+    "executions": "executions",
+    "rsh": "rsh",
     "logs": "logs",
     "completion": "completion",
 }

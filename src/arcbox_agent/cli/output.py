@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 STDOUT = 1
 STDERR = 2
 
+#: Exit code of a command that --timeout ended: the same as timeout(1)'s.
+TIMED_OUT = 124
+
 
 def write_all(fd: int, data: bytes) -> None:
     """Write all of `data`, blocking while a pipe is full."""

@@ -11,7 +11,7 @@ from arcbox_agent.cli.times import NANOSECONDS, in_words
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from arcbox_agent.wire import ContainerInfo
+    from arcbox_agent.wire import ContainerInfo, Execution
 
 SHORT_ID = 12
 _SHORT_COMMAND = 20
@@ -50,6 +50,34 @@ def containers(listed: Iterable[ContainerInfo], now: int, *, truncate: bool) -> 
             for container in listed
         ],
     )
+
+
+def executions(listed: Iterable[Execution], now: int, *, truncate: bool) -> str:
+    """The table of `executions ls`."""
+    return table(
+        ("EXECUTION ID", "CONTAINER", "COMMAND", "CREATED", "STATUS"),
+        [
+            (
+                each.id[:SHORT_ID] if truncate else each.id,
+                (each.container_id[:SHORT_ID] if truncate else each.container_id) or "-",
+                command(each.cmd, truncate=truncate),
+                in_words(now - each.created_ns) + " ago",
+                execution_status(each, now),
+            )
+            for each in listed
+        ],
+    )
+
+
+def execution_status(execution: Execution, now: int) -> str:
+    """`Up 2 minutes`, `Exited (0) 3 hours ago`, `Ended, nobody saw how, 3 hours ago`."""
+    if execution.state == "ended":
+        code = 128 + execution.signal if execution.signal else execution.exit_code
+        how = "Ended, nobody saw how," if execution.cause == "unknown" else f"Exited ({code})"
+        return f"{how} {in_words(now - execution.ended_ns)} ago"
+    if execution.state == "running" and execution.started_ns:
+        return f"Up {in_words(now - execution.started_ns)}"
+    return execution.state.capitalize()
 
 
 def command(words: Sequence[str], *, truncate: bool) -> str:

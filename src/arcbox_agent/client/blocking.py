@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from arcbox_agent.client import opening
 from arcbox_agent.client.as_socket import as_socket
+from arcbox_agent.client.blocking_process import BlockingProcess
 from arcbox_agent.client.client import Client as AsyncClient
 from arcbox_agent.client.keywords import like
 from arcbox_agent.client.loop_thread import LoopThread
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
     import socket
     from types import TracebackType
 
+    from arcbox_agent.client.api.executions import Opening
     from arcbox_agent.client.endpoint import Endpoint
     from arcbox_agent.client.forwarding import Forwarding
+    from arcbox_agent.client.process import Process
     from arcbox_agent.client.stream import ReplyStream
     from arcbox_agent.client.tunnel import Tunnel
 
@@ -168,6 +171,25 @@ def _stream(
     return stream
 
 
+def _process(
+    method: Callable[Concatenate[AsyncClient, P], Opening],
+) -> Callable[Concatenate[Client, P], BlockingProcess]:
+    """A method of the async client that opens a Process."""
+
+    @functools.wraps(method)
+    def opened(self: Client, /, *arguments: P.args, **options: P.kwargs) -> BlockingProcess:
+        opening = method(self._client, *arguments, **options)
+
+        async def wait() -> Process:
+            return await opening
+
+        return BlockingProcess(self, self._thread, self._run(wait()))
+
+    signature = inspect.signature(method)
+    opened.__signature__ = signature.replace(return_annotation="BlockingProcess")  # type: ignore[attr-defined]
+    return opened
+
+
 def _value(method: Callable[Concatenate[AsyncClient, P], T]) -> Callable[Concatenate[Client, P], T]:
     """A method of the async client that does not wait."""
 
@@ -249,6 +271,16 @@ class Client:
     exec = _call(AsyncClient.exec)
     exec_stream = _stream(AsyncClient.exec_stream)
     exec_detached = _call(AsyncClient.exec_detached)
+
+    popen = _process(AsyncClient.popen)
+    attach = _process(AsyncClient.attach)
+    executions = _call(AsyncClient.executions)
+    execution = _call(AsyncClient.execution)
+    write_execution = _call(AsyncClient.write_execution)
+    resize_execution = _call(AsyncClient.resize_execution)
+    signal_execution = _call(AsyncClient.signal_execution)
+    wait_execution = _call(AsyncClient.wait_execution)
+    remove_execution = _call(AsyncClient.remove_execution)
 
     logs = _stream(AsyncClient.logs)
 

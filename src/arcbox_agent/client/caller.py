@@ -118,6 +118,11 @@ class Caller:
         """Whether the agent heeds this field of a request, judged as by `knows`."""
         return self._agent.knows_field(request_class, field)
 
+    @property
+    def closed(self) -> bool:
+        """Whether the client was closed."""
+        return self._pool.closed
+
     # --------------------------------------------------------------- private
 
     async def _reach(self, *, timeout: float | None) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from arcbox_agent.client.endpoint import Endpoint
     from arcbox_agent.client.keywords import CommandOptions, Time
-    from arcbox_agent.wire import ExecOutput, Frame, LogEntry
+    from arcbox_agent.wire import ExecOutput, Execution, Frame, LogEntry
 
 #: Bytes of a forwarded connection that may be under way to this host.
 WINDOW = 256 << 10
@@ -298,9 +298,7 @@ def exec_request(
     request.tty = tty
     request.tty_width = tty_width
     request.tty_height = tty_height
-    if timeout is not None:
-        # At least 1 ms: 0 would be no limit at all.
-        request.timeout_ms = max(1, whole("ExecRequest.timeout_ms", timeout * 1000))
+    request.timeout_ms = _milliseconds(timeout)
     return request
 
 
@@ -310,6 +308,51 @@ def detached_request(cmd: Iterable[str], **options: Unpack[CommandOptions]) -> w
     request = command_request(cmd, **options)
     request.detach = True
     return request
+
+
+def start_request(
+    cmd: Iterable[str],
+    *,
+    container: str = "",
+    env: Mapping[str, str] | None = None,
+    working_dir: str = "",
+    user: str = "",
+    tty: bool = False,
+    size: tuple[int, int] = (0, 0),
+    stdin: bool = False,
+    id: str = "",
+    idempotency_key: str = "",
+    spool_limit: int = 0,
+    wait_when_full: bool = True,
+    keep: float = 0,
+    timeout: float | None = None,
+) -> wire.StartExecutionRequest:
+    """A command that does not belong to its connection.  `size`: rows and columns."""
+    command = wire.ExecRequest(
+        container_id=container,
+        cmd=words("ExecRequest.cmd", cmd),
+        env=text_map(env),
+        working_dir=working_dir,
+        user=user,
+        tty=tty,
+        tty_width=size[1],
+        tty_height=size[0],
+        timeout_ms=_milliseconds(timeout),
+    )
+    return wire.StartExecutionRequest(
+        id=id,
+        command=command,
+        open_stdin=stdin,
+        idempotency_key=idempotency_key,
+        spool_limit=spool_limit,
+        wait_when_full=wait_when_full,
+        keep_ms=whole("StartExecutionRequest.keep_ms", keep * 1000),
+    )
+
+
+def _milliseconds(timeout: float | None) -> int:
+    """At least 1 ms, as 0 would be no limit at all."""
+    return 0 if timeout is None else max(1, whole("ExecRequest.timeout_ms", timeout * 1000))
 
 
 # ------------------------------------------------------------------- replies
@@ -333,8 +376,8 @@ class ExecResult:
     output_cut: bool = False
 
 
-def exit_code(output: ExecOutput) -> int:
-    """The exit code in the last ExecOutput of a command: 128 + signal if a signal ended it."""
+def exit_code(output: ExecOutput | Execution) -> int:
+    """The exit code in a command's last ExecOutput, or in its Execution: 128 + signal if a signal ended it."""
     return 128 + output.signal if output.signal else output.exit_code
 
 

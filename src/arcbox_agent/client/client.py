@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from arcbox_agent.client.api.commands import CommandCalls
 from arcbox_agent.client.api.containers import ContainerCalls
+from arcbox_agent.client.api.executions import ExecutionCalls
 from arcbox_agent.client.api.forwards import ForwardCalls
 from arcbox_agent.client.api.logs import LogCalls
 from arcbox_agent.client.api.system import SystemCalls
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
-class Client(SystemCalls, ContainerCalls, CommandCalls, LogCalls, ForwardCalls, WaitCalls):
+class Client(SystemCalls, ContainerCalls, CommandCalls, ExecutionCalls, LogCalls, ForwardCalls, WaitCalls):
     """An agent, as `arcbox_agent.connect` gives it.
 
     Every method may raise the classes of errors.py: RequestError if the agent refused,

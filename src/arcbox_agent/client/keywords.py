@@ -43,6 +43,32 @@ class ExecOptions(CommandOptions, total=False):
     timeout: float | None
 
 
+class StartOptions(TypedDict, total=False):
+    """What a command takes that does not belong to its connection; `calls.start_request` has the defaults."""
+
+    container: str
+    env: Mapping[str, str] | None
+    working_dir: str
+    user: str
+    tty: bool
+    size: tuple[int, int]
+    stdin: bool
+    id: str
+    idempotency_key: str
+    spool_limit: int
+    wait_when_full: bool
+    keep: float
+    timeout: float | None
+
+
+class AttachOptions(TypedDict):
+    """How a client is attached to a command: bytes under way, seconds between signs of life, seconds to try again."""
+
+    window: int
+    heartbeat: float
+    reattach: float
+
+
 class ConnectOptions(TypedDict, total=False):
     """What a connection into the guest takes; `calls.connect_request` has the defaults."""
 
