@@ -84,15 +84,6 @@ ALLOWED: dict[str, set[str]] = {
         "agent.serving",
         "agent.containers",
     },
-    "agent.waits": {
-        *_GROUND,
-        "wire",
-        "_log_history",
-        "agent.processes",
-        "agent.containers",
-        "agent.logs",
-        "agent.forwards",
-    },
     "agent.guest": {*_GROUND, "_guest", "agent.processes"},
     "agent.commands": {*_GROUND, "wire", "_spawn", "agent.processes", "agent.containers"},
     "agent.executions": {
@@ -103,6 +94,16 @@ ALLOWED: dict[str, set[str]] = {
         "agent.processes",
         "agent.serving",
         "agent.containers",
+    },
+    "agent.waits": {
+        *_GROUND,
+        "wire",
+        "_log_history",
+        "agent.processes",
+        "agent.containers",
+        "agent.logs",
+        "agent.forwards",
+        "agent.executions",
     },
     "agent.handlers": {
         *_GROUND,

@@ -17,7 +17,15 @@ import pytest
 import arcbox_agent
 from arcbox_agent.client.client import Client
 from arcbox_agent.errors import BadRequestError, ForbiddenError, NotFoundError, WaitTimeoutError
-from arcbox_agent.wire import WaitForRequest, WaitForResponse
+from arcbox_agent.wire import (
+    ExecRequest,
+    Execution,
+    StartExecutionRequest,
+    StreamAccepted,
+    WaitForRequest,
+    WaitForResponse,
+    WriteExecutionRequest,
+)
 from tests.conftest import RunAsync, RunningAgent, StartAgent
 
 SHORT = 0.3
@@ -118,6 +126,43 @@ def test_a_line_of_a_log(agent: RunningAgent, run_async: RunAsync) -> None:
             with pytest.raises(WaitTimeoutError):
                 await client.wait_for_log("c", "listening", timeout=SHORT)
             await client.kill_container(id)
+
+    run_async(main())
+
+
+def test_an_execution_and_a_line_of_its_output(agent: RunningAgent, run_async: RunAsync) -> None:
+    async def main() -> None:
+        async with arcbox_agent.connect(agent.address) as client:
+            script = "printf 'one\\nready: '; read _; echo 42; read _; printf last"
+            command = ExecRequest(cmd=["sh", "-c", script])
+            await client.call(StartExecutionRequest(id="x", command=command, open_stdin=True), Execution)
+
+            async def answer() -> None:
+                await client.call(WriteExecutionRequest(id="x", offset=next(offsets), data=b"\n"), StreamAccepted)
+
+            offsets = iter(range(10))
+            assert await client.wait_for_execution("x", "^o") == "one"
+            with pytest.raises(WaitTimeoutError, match="no line of its output has matched"):
+                await client.wait_for_execution("x", "ready", timeout=SHORT)
+            with pytest.raises(WaitTimeoutError, match="execution x runs"):
+                await client.wait_for_execution("x", timeout=SHORT)
+            waiting = asyncio.ensure_future(client.wait_for_execution("x", r"ready: \d+"))
+            await asyncio.sleep(SHORT)
+            await answer()
+            assert await waiting == "ready: 42"
+            ends = [client.wait_for_execution("x", pattern) for pattern in ("", "^last$", "never")]
+            waits = [asyncio.ensure_future(each) for each in ends]
+            await asyncio.sleep(SHORT)
+            assert not any(each.done() for each in waits)
+            await answer()
+            # A last line without a newline is one; and what has ended can still be asked.
+            assert (await waits[0], await waits[1]) == ("", "last")
+            with pytest.raises(WaitTimeoutError, match="is over, and no line of it has matched"):
+                await waits[2]
+            assert await client.wait_for_execution("x", "ready") == "ready: 42"
+            assert await client.wait_for_execution("x") == ""
+            with pytest.raises(NotFoundError):
+                await client.wait_for_execution("none")
 
     run_async(main())
 

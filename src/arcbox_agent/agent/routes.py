@@ -62,7 +62,7 @@ def bind(
     execution = ExecutionCalls(containers, guest, executions)
     logs = Logs(containers, followers, capture, settings)
     forward = Forwards(forwards, containers, lanes)
-    waits = Waits(containers, followers, capture, lanes)
+    waits = Waits(containers, executions, followers, capture, lanes)
     usage = Usage(containers, lanes)
     power = Power(settings, end)
     read, control = Access.READ, Access.CONTROL

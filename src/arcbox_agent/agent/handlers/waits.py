@@ -9,6 +9,7 @@ from arcbox_agent.agent.forwards.dial import Address
 from arcbox_agent.agent.forwards.place import check_path, place_of
 from arcbox_agent.agent.waits.log_match import matching_line
 from arcbox_agent.agent.waits.looks import Told, until_accepts, until_ended, until_file
+from arcbox_agent.agent.waits.output_match import matching_output, until_over
 from arcbox_agent.agent.waits.pattern import Pattern
 from arcbox_agent.errors import AgentFailedError, BadRequestError, BusyError, ForbiddenError
 from arcbox_agent.wire import WaitForResponse
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from arcbox_agent.agent.containers.output.capture import Capture
     from arcbox_agent.agent.containers.service import Containers
+    from arcbox_agent.agent.executions.executions import Executions
     from arcbox_agent.agent.logs.follower import Followers
     from arcbox_agent.agent.processes.lanes import Lanes
     from arcbox_agent.agent.serving.call import Call
@@ -40,8 +42,11 @@ _THINGS = ("port", "path", "file", "pattern", "execution", "pid")
 class Waits:
     """Each wait is one call, and ends with it."""
 
-    def __init__(self, containers: Containers, followers: Followers, capture: Capture, lanes: Lanes) -> None:
+    def __init__(
+        self, containers: Containers, executions: Executions, followers: Followers, capture: Capture, lanes: Lanes
+    ) -> None:
         self._containers = containers
+        self._executions = executions
         self._followers = followers
         self._capture = capture
         self._lanes = lanes
@@ -70,13 +75,17 @@ class Waits:
     def _waiting(self, request: WaitForRequest, call: Call, told: Told) -> Awaitable[str | None]:
         """What is waited for; its result is the line that matched, or None: it will never hold."""
         given = [name for name in _THINGS if getattr(request, name)]
+        if given == ["pattern", "execution"]:
+            given = ["execution"]
         if len(given) != 1:
             raise BadRequestError(
                 f"give one of {', '.join(_THINGS)}" + (f", not {' and '.join(given)}" if given else "")
             )
         thing = given[0]
         if thing == "execution":
-            raise BadRequestError("this agent cannot wait for an execution here: use WaitExecution")
+            if request.container_id:
+                raise BadRequestError("an execution is named by its id alone, without container_id")
+            return self._execution(request.execution, Pattern(request.pattern) if request.pattern else None, told)
         if thing == "pattern":
             if not request.container_id:
                 raise BadRequestError("a pattern needs the container whose log is meant")
@@ -97,6 +106,18 @@ class Waits:
             return _nothing(until_file(self._lanes, place, request.file, request.changes, told))
         address = Address(request.host, request.port, request.path)
         return _nothing(until_accepts(self._lanes, place, address, told))
+
+    async def _execution(self, ref: str, pattern: Pattern | None, told: Told) -> str | None:
+        execution = self._executions.resolve(ref)
+        if pattern is None:
+            told.last = f"execution {execution.id} runs"
+            await until_over(execution)
+            return ""
+        told.last = "no line of its output has matched"
+        found = await matching_output(self._executions, execution, pattern)
+        if found is None:
+            told.last = f"the output of execution {execution.id} is over, and no line of it has matched"
+        return found
 
     async def _log(self, ref: str, pattern: Pattern, told: Told) -> str | None:
         container = self._containers.resolve(ref)

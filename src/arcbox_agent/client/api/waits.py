@@ -42,6 +42,13 @@ class WaitCalls(Caller):
         """Until a process of the guest has ended; at once where there is none."""
         await self._wait(wire.WaitForRequest(pid=pid), timeout)
 
+    async def wait_for_execution(self, id: str, pattern: str = "", *, timeout: float = 60.0) -> str:
+        """Until an execution has ended, or with `pattern` a line of its output matches: that line.
+
+        All that is kept of its output counts; the expression is as in `wait_for_log`.
+        """
+        return (await self._wait(wire.WaitForRequest(execution=id, pattern=pattern), timeout)).found
+
     async def _wait(self, request: wire.WaitForRequest, seconds: float) -> WaitForResponse:
         request.timeout_ms = calls.milliseconds("WaitForRequest.timeout_ms", seconds)
         reply = await self.call(request, wire.WaitForResponse, timeout=self._added_to(seconds), long=True)
