@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import pytest
 
 from arcbox_agent import sync, wire
 from benchmarks.conftest import Compare
-from benchmarks.rivals_running import rival
+from benchmarks.rivals_running import rival, running
 from benchmarks.table import Row
 from tools.stress.agent import AgentProcess, cpu_seconds, forget_peak_rss, peak_rss
 
@@ -365,9 +366,34 @@ def test_a_thousand_follows(compare: Compare, fresh_box: Box, same: bool) -> Non
         for connection in connections:
             connection.close()
     kind = "one reader for all" if same else "a reader each"
-    compare.add(Row.against_figure(f"{count} follows, {kind}: memory each", [held / count], 2500.0, unit="B",
-                                   rival=[], rival_name="", higher_is_better=False))  # fmt: skip
+    compare.add(
+        Row.against_rival(
+            f"{count} follows, {kind}: memory each",
+            [held / count],
+            [_least_held(box.directory / "rival.sock", count) / count],
+            1 / 1.3,
+            unit="B",
+            rival_name="bare task that waits",
+            higher_is_better=False,
+        )
+    )
     compare.figure(f"{count} follows, {kind}: 10 lines to all", lambda: spent, 0.1)
+
+
+def _least_held(path: Path, count: int) -> int:
+    """Bytes of a Python server that does nothing for as many peers but to have a task wait for each."""
+    server = Path(__file__).parent / "rivals" / "waiting_server.py"
+    with running(sys.executable, server, path, listening_at=path) as process:
+        time.sleep(0.5)
+        before = memory(process.pid)
+        connections = [socket.socket(socket.AF_UNIX) for _ in range(count)]
+        for connection in connections:
+            connection.connect(str(path))
+        time.sleep(1.0)
+        held = memory(process.pid) - before
+        for connection in connections:
+            connection.close()
+    return held
 
 
 def memory(pid: int) -> int:

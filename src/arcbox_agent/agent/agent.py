@@ -139,6 +139,7 @@ class Agent:
             await self.start()
             self._notifier.ready(f"listening on {', '.join(each.address for each in self._listeners)}")
             self._feed_watchdog()
+            agent_log.prepare_traces()
             await self._stop_asked.wait()
             self._notifier.stopping("stopping")
             log.info("stopping", action=self.action, timeout=self._stop_timeout)

@@ -210,7 +210,7 @@ def raise_descriptor_limit() -> None:
 def set_oom_score_adj(value: int) -> None:
     """Make the kernel look elsewhere first when memory runs out, where that is allowed."""
     try:
-        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        with open("/proc/self/oom_score_adj", "w", encoding="utf-8") as file:
             file.write(str(value))
     except OSError as error:
         # Lowering it needs CAP_SYS_RESOURCE.

@@ -1,10 +1,12 @@
 """Imports the event loop without the parts of the standard library that nothing here uses.
 
-asyncio and uvloop import ssl, subprocess, inspect, logging and typing when they are
-imported themselves, for TLS, for `create_subprocess_exec`, for `ensure_future`, for what
-they have to report and for their annotations.  The agent has no TLS, waits for its
+asyncio and uvloop import ssl, subprocess, inspect, logging, typing and traceback when they
+are imported themselves, for TLS, for `create_subprocess_exec`, for `ensure_future`, for
+what they have to report and for their annotations.  The agent has no TLS, waits for its
 children itself, awaits only coroutines and futures, and has a log of its own; yet the
-five would cost it a quarter of its start-up time and 5 MB.  What asyncio reports goes
+first five would cost it a quarter of its start-up time and 5 MB.  The last one, with the
+regular expressions that it brings, is imported as soon as the agent listens (`prepare_traces`).
+What asyncio reports goes
 into the agent's own log.  (So the agent's own modules say `TYPE_CHECKING = False`,
 which a type checker takes for the one of typing.)
 
@@ -13,12 +15,11 @@ asyncio takes to mean a Python without TLS, and the other names stand for small
 modules that hold just what is read at import.  Then they are taken away again: a
 later `import subprocess`, by psutil for instance, gets the real one.
 
-What remains is to be paid.  Of 41 ms of CPU time until it listens, 8 are Python's own,
-17 asyncio, uvloop and what they stand on (socket, enum, signal, traceback), 11 the
-agent's modules, which are all its handlers, and 4 what it does.  To put an import off to
-its first use is right where that is rare and can fail (tomllib, json, psutil): an import
-needs a descriptor, so what must work when there is none left, such as the trace of an
-exception, is imported at the start.
+What remains is to be paid: Python's own start, asyncio, uvloop and what they stand on
+(socket, enum, signal), and the agent's modules, which are all its handlers.  To put an
+import off to its first use is right where that is rare and can fail (tomllib, json,
+psutil): an import needs a descriptor, so what must work when there is none left, such as
+the trace of an exception, is imported before anybody could have used them up.
 
 Only the agent's own process calls this.  Where asyncio is already imported, by a
 debugger for instance, nothing is done.
@@ -79,6 +80,13 @@ def _iscoroutinefunction(value: object) -> bool:
     return isinstance(value, FunctionType) and bool(value.__code__.co_flags & _CO_COROUTINE)
 
 
+def _extract_stack(frame: Any = None, limit: int | None = None) -> Any:
+    """For asyncio's debug mode, which keeps the stack of each future."""
+    import traceback
+
+    return traceback.extract_stack(frame, limit)
+
+
 def _stand_ins() -> dict[str, dict[str, Any]]:
     return {
         "ssl": {
@@ -111,6 +119,14 @@ def _stand_ins() -> dict[str, dict[str, Any]]:
             "CRITICAL": 50,
             "__getattr__": _the_rest_of("logging"),
         },
+        "traceback": {
+            "StackSummary": _Unused,
+            "walk_stack": _Unused,
+            "format_list": _Unused,
+            "extract_stack": _extract_stack,
+            "__getattr__": _the_rest_of("traceback"),
+        },
+        "linecache": {"__getattr__": _the_rest_of("linecache")},
         "typing": {"TYPE_CHECKING": False, "__getattr__": lambda name: _Annotation()},
     }
 

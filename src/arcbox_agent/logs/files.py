@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 import sys
 
@@ -145,6 +144,8 @@ def unread(path: str) -> list[str]:
         names = os.listdir(directory or ".")
     except OSError:
         return []
+    import re  # only for logs without an agent
+
     dated = re.compile(re.escape(name) + r"[.-][0-9]{8}([-T._0-9]*)(\.[a-z0-9]+)?")
     numbered = re.compile(re.escape(name) + r"\.[0-9]{1,3}(\.gz)?")
     other = re.compile(re.escape(name) + r"\.[0-9]{1,3}\.(bz2|xz|zst|lz4)")

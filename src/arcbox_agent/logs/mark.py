@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
-import re
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from re import Pattern
 
-_PATTERN = re.compile(
-    "([0-9a-f]{1,16})-([0-9a-f]{1,16})-([0-9a-f]{1,16})(?:t([0-9a-f]{1,16}))?"
-    + "".join(
-        rf"({lower})?(?:{lower.upper()}([0-9a-f]{{1,16}})\.([0-9a-f]{{1,16}})\.([0-9a-f]{{1,16}}))?" for lower in "oeu"
-    )
+_PATTERN = "([0-9a-f]{1,16})-([0-9a-f]{1,16})-([0-9a-f]{1,16})(?:t([0-9a-f]{1,16}))?" + "".join(
+    rf"({lower})?(?:{lower.upper()}([0-9a-f]{{1,16}})\.([0-9a-f]{{1,16}})\.([0-9a-f]{{1,16}}))?" for lower in "oeu"
 )
+#: Made when the first cursor comes: an agent does without until it listens.
+_pattern: Pattern[str] | None = None
 
 _LAST = (1 << 63) - 1
 
@@ -30,7 +31,7 @@ class Mark:
 
     def __init__(self, cursor: str) -> None:
         """ValueError: no log has given such a cursor."""
-        match = _PATTERN.fullmatch(cursor)
+        match = _compiled().fullmatch(cursor)
         if match is None:
             raise ValueError(f"not a cursor of a log: {cursor[:80]!r}")
         flags = (4, 8, 12)
@@ -49,3 +50,12 @@ class Mark:
             whole = file is not None and offset is not None and taken is not None
             starts.append((file or 0, offset or 0, taken or 0) if whole else None)
         self.starts = tuple(starts)
+
+
+def _compiled() -> Pattern[str]:
+    global _pattern
+    if _pattern is None:
+        import re
+
+        _pattern = re.compile(_PATTERN)
+    return _pattern

@@ -7,16 +7,18 @@ check cannot lead out of a directory, is no dot file, and is not taken for an op
 from __future__ import annotations
 
 import os
-import re
 
 from arcbox_agent.errors import BadRequestError
 
-PATTERN = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}"
-_MATCH = re.compile(PATTERN).fullmatch
+#: Characters of an id or a name.
+LONGEST = 128
+
+_FIRST = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
+_FURTHER = _FIRST | frozenset("_.-")
 
 
 def is_id(value: str) -> bool:
-    return _MATCH(value) is not None
+    return 0 < len(value) <= LONGEST and value[0] in _FIRST and _FURTHER.issuperset(value)
 
 
 def new_id() -> str:

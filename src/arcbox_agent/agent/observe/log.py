@@ -27,6 +27,7 @@ from os import write
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
     from typing import Any
 
 DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40
@@ -158,6 +159,13 @@ def _of_request() -> str:
     return f" peer={quote(peer)}{trace}"
 
 
+def prepare_traces() -> ModuleType:
+    """What traces are made with, imported when the agent listens: later there may be no descriptor for it."""
+    import traceback
+
+    return traceback
+
+
 class Logger:
     """The lines of one component."""
 
@@ -193,8 +201,7 @@ class Logger:
     def exception(self, message: str, error: BaseException, **values: Any) -> None:
         """An error with its trace, which stays on the one line."""
         try:
-            import traceback
-
+            traceback = prepare_traces()
             trace = "".join(traceback.format_exception(error))
         except Exception:  # no descriptor to import it with, or to read the sources
             trace = _places(error)

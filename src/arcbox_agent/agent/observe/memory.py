@@ -56,7 +56,7 @@ class Memory:
 
 
 def _read(path: str) -> str:
-    with open(path, encoding="ascii", errors="surrogateescape") as file:
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
         return file.read()
 
 
