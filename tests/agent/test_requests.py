@@ -10,7 +10,6 @@ from arcbox_agent.wire import (
     MAX_FRAME_SIZE,
     AgentInfo,
     AgentInfoRequest,
-    AttachRequest,
     CreateContainerRequest,
     CreateContainerResponse,
     Empty,
@@ -22,6 +21,7 @@ from arcbox_agent.wire import (
     LogEntryV2,
     LogsRequest,
     MessageType,
+    PauseContainerRequest,
     PingRequest,
     PingResponse,
     StartContainerRequest,
@@ -101,8 +101,8 @@ def test_what_is_no_request_gets_400_and_the_connection_lives(agent: RunningAgen
 
 def test_a_request_that_is_known_but_not_served_says_so(agent: RunningAgent) -> None:
     with Peer(agent.socket_path) as peer:
-        assert peer.ask(AttachRequest()) == Error(
-            code=400, message="invalid request: this agent does not serve AttachRequest"
+        assert peer.ask(PauseContainerRequest()) == Error(
+            code=400, message="invalid request: this agent does not serve PauseContainerRequest"
         )
 
 
@@ -120,7 +120,7 @@ def test_a_payload_that_does_not_parse_gets_400_and_the_connection_lives(agent: 
 
 def test_an_error_comes_in_the_version_and_with_the_trace_id_of_its_request(agent: RunningAgent) -> None:
     with Peer(agent.socket_path, version=2) as peer:
-        peer.send(AttachRequest(), trace_id="trace-é")
+        peer.send(PauseContainerRequest(), trace_id="trace-é")
         frame = peer.frame()
         assert (frame.type, frame.trace_id) == (0xFFFF, "trace-é")
 

@@ -90,6 +90,11 @@ def bind(
         Type.SIGNAL_EXECUTION_REQUEST: Route(execution.signal, wire.SignalExecutionRequest, Access.EXEC),
         Type.WAIT_EXECUTION_REQUEST: Route(execution.wait, wire.WaitExecutionRequest, read),
         Type.REMOVE_EXECUTION_REQUEST: Route(execution.remove, wire.RemoveExecutionRequest, Access.EXEC),
+        Type.EXEC_START_REQUEST: Route(execution.exec_start, wire.ExecStartRequest, Access.EXEC),
+        Type.EXEC_RESIZE_REQUEST: Route(execution.exec_resize, wire.ExecResizeRequest, Access.EXEC),
+        Type.ATTACH_REQUEST: Route(
+            execution.plain_attach, wire.AttachRequest, Access.EXEC, {wire.AttachInput.TYPE: wire.AttachInput}
+        ),
         Type.CONNECT_REQUEST: Route(forward.connect, wire.ConnectRequest, Access.EXEC, stream),
         Type.LISTEN_REQUEST: Route(forward.listen, wire.ListenRequest, Access.EXEC, stream),
         Type.ACCEPT_REQUEST: Route(forward.accept, wire.AcceptRequest, Access.EXEC, stream),

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-
 from arcbox_agent.agent.serving.stream import PIECE, Stream
-from arcbox_agent.errors import AgentFailedError, BadRequestError, ConflictError, NotFoundError
+from arcbox_agent.errors import BadRequestError, ConflictError
 from arcbox_agent.wire import Empty
 
 TYPE_CHECKING = False
@@ -20,7 +17,7 @@ if TYPE_CHECKING:
 class Attached(Stream):
     """See the module.  ConflictError: another client gives the input."""
 
-    __slots__ = ("_execution", "_executions", "_files", "_gives_input")
+    __slots__ = ("_execution", "_executions", "_gives_input", "_reader")
 
     def __init__(
         self, executions: Executions, execution: Execution, request: AttachExecutionRequest, call: Call
@@ -38,8 +35,7 @@ class Attached(Stream):
         self._executions = executions
         self._execution = execution
         self._gives_input = request.input
-        #: The spools, open for reading.
-        self._files: dict[str, int] = {}
+        self._reader = executions.reader(execution)
         ends = {name: end for name, _, end, _ in execution.outputs()}
         for each in request.outputs:
             end = ends[each.stream]
@@ -82,9 +78,7 @@ class Attached(Stream):
         execution.attached.pop(self, None)
         if execution.input_owner is self:
             execution.input_owner = None
-        for file in self._files.values():
-            os.close(file)
-        self._files.clear()
+        self._reader.close()
         self.close()
         self._executions.hold(execution)
 
@@ -95,47 +89,16 @@ class Attached(Stream):
         output = self.outputs[name]
         if output.over:
             return False
-        begin, end, over = self._range(name)
-        if output.cursor < begin:
-            await self.send_gap(name, begin - output.cursor)
-            return True
-        size = min(end - output.cursor, self.credit(name), PIECE)
-        if size > 0:
-            data = await self._read_spool(name, output.cursor, size)
-            if self._range(name)[0] > output.cursor:
-                return True  # it was given back meanwhile: a gap
+        gap, data, over = await self._reader.next(name, output.cursor, min(self.credit(name), PIECE))
+        if gap:
+            await self.send_gap(name, gap)
+        elif data:
             await self.send_output(name, data)
-            return True
-        if over and output.cursor >= end:
+        elif over:
             await self.end_output(name)
-            return True
-        return False
-
-    def _range(self, name: str) -> tuple[int, int, bool]:
-        for each, begin, end, over in self._execution.outputs():
-            if each == name:
-                return begin, end, over
-        raise NotFoundError(f"execution {self._execution.id} was removed")
-
-    async def _read_spool(self, name: str, cursor: int, size: int) -> bytes:
-        file = self._files.get(name)
-        try:
-            if file is None:
-                path = self._executions.output_path(self._execution, name)
-                file = self._files[name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            room = bytearray(size)
-            try:
-                n = os.preadv(file, [room], cursor, os.RWF_NOWAIT)
-            except OSError:
-                # Not in the page cache, or a file system that cannot tell.
-                return await asyncio.get_running_loop().run_in_executor(None, os.pread, file, size, cursor)
-            return bytes(room[:n])
-        except FileNotFoundError:
-            raise NotFoundError(f"execution {self._execution.id} was removed") from None
-        except OSError as error:
-            raise AgentFailedError(
-                f"the output of execution {self._execution.id} cannot be read: {error.strerror}"
-            ) from error
+        else:
+            return False
+        return True
 
     def _take_credit(self, credit: StreamCredit) -> None:
         super()._take_credit(credit)

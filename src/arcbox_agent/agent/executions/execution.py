@@ -40,7 +40,8 @@ if TYPE_CHECKING:
         """An attached client: its outputs by name."""
 
         @property
-        def outputs(self) -> Mapping[str, Taken]: ...
+        def outputs(self) -> Mapping[str, Taken]:
+            """Those that it wants."""
 
 
 log = Logger("executions")

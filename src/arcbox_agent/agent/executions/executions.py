@@ -22,9 +22,10 @@ from arcbox_agent.agent.executions import record as records
 from arcbox_agent.agent.executions.execution import Execution
 from arcbox_agent.agent.executions.parts import Parts
 from arcbox_agent.agent.executions.prepare import MOST_CELLS, SCOPE_PREFIX, Preparation
+from arcbox_agent.agent.executions.reading import SpoolReader
 from arcbox_agent.agent.executions.record import Record
 from arcbox_agent.agent.executions.recover import recover
-from arcbox_agent.agent.executions.spools import Spooler
+from arcbox_agent.agent.executions.spools import Input, Spooler
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.processes import environment
 from arcbox_agent.agent.processes.spawning import HungError
@@ -357,11 +358,21 @@ class Executions:
     async def write(self, execution: Execution, offset: int, octets: bytes, close: bool) -> None:
         """See Execution.write; returns when it is accepted."""
         execution.write(offset, octets, close)
+        await self._until_input(execution, lambda stdin: stdin.accepted == stdin.queued)
+
+    async def write_next(self, execution: Execution, octets: bytes) -> None:
+        """Write behind what was written before; waits while there is no room for it."""
+        await self._until_input(execution, lambda stdin: stdin.until() - stdin.queued >= len(octets))
+        if execution.channels is not None and execution.channels.input is not None:
+            execution.write(execution.channels.input.queued, octets, close=not octets)
+
+    async def _until_input(self, execution: Execution, holds: Callable[[Input], bool]) -> None:
+        """Until that holds for its input, or nobody reads that any more."""
         waits: asyncio.Future[None] = self._parts.loop.create_future()
 
         def look() -> None:
             stdin = execution.channels.input if execution.channels is not None else None
-            if not waits.done() and (stdin is None or stdin.over or stdin.accepted == stdin.queued):
+            if not waits.done() and (stdin is None or stdin.over or holds(stdin)):
                 waits.set_result(None)
 
         token = object()
@@ -406,8 +417,9 @@ class Executions:
         if not execution.running:
             raise ConflictError(f"execution {execution.id} has ended")
 
-    def output_path(self, execution: Execution, stream: str) -> str:
-        return self._parts.state(execution.id, stream)
+    def reader(self, execution: Execution) -> SpoolReader:
+        """For what it wrote."""
+        return SpoolReader(execution, self._parts.state(execution.id))
 
     async def remove(self, ref: str, force: bool) -> None:
         """ConflictError: it runs, and is not to be killed."""

@@ -5,8 +5,16 @@ from __future__ import annotations
 import asyncio
 
 from arcbox_agent.agent.executions.attached import Attached
+from arcbox_agent.agent.executions.plain import PlainAttached
 from arcbox_agent.errors import BadRequestError, ConflictError, NotFoundError
-from arcbox_agent.wire import Empty, ListExecutionsResponse, StreamAccepted
+from arcbox_agent.wire import (
+    Empty,
+    ExecRequest,
+    ExecStartResponse,
+    ListExecutionsResponse,
+    StartExecutionRequest,
+    StreamAccepted,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,7 +24,9 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.serving.call import Call
     from arcbox_agent.wire import (
         AttachExecutionRequest,
-        ExecRequest,
+        AttachRequest,
+        ExecResizeRequest,
+        ExecStartRequest,
         Execution,
         InspectExecutionRequest,
         ListExecutionsRequest,
@@ -24,7 +34,6 @@ if TYPE_CHECKING:
         RemoveExecutionRequest,
         ResizeExecutionRequest,
         SignalExecutionRequest,
-        StartExecutionRequest,
         WaitExecutionRequest,
         WriteExecutionRequest,
     )
@@ -72,6 +81,40 @@ class ExecutionCalls:
     async def attach(self, request: AttachExecutionRequest, call: Call) -> Message:
         call.open_ended = True
         return await Attached(self._executions, self._executions.resolve(request.id), request, call).run()
+
+    async def exec_start(self, request: ExecStartRequest, call: Call) -> ExecStartResponse:
+        """As its peers know it: the command waits for the client that attaches by `exec_id`."""
+        if not request.exec_id:
+            raise BadRequestError("no exec_id")
+        command = ExecRequest(
+            container_id=request.container_id,
+            cmd=request.cmd,
+            env=request.env,
+            working_dir=request.working_dir,
+            user=request.user,
+            tty=request.tty,
+            tty_width=request.tty_width,
+            tty_height=request.tty_height,
+        )
+        attached = not request.detach
+        started = await self._executions.start(
+            StartExecutionRequest(id=request.exec_id, command=command, open_stdin=attached, wait_when_full=attached),
+            self._host,
+        )
+        return ExecStartResponse(pid=started.record.pid)
+
+    def exec_resize(self, request: ExecResizeRequest, call: Call) -> Empty:
+        self._executions.resize(self._executions.resolve(request.exec_id), request.height, request.width)
+        return Empty()
+
+    async def plain_attach(self, request: AttachRequest, call: Call) -> Empty:
+        if not request.exec_id:
+            raise BadRequestError("no exec_id: this agent attaches to executions, and follows the logs of containers")
+        execution = self._executions.resolve(request.exec_id)
+        call.open_ended = True
+        if execution.record.tty and (request.tty_width or request.tty_height):
+            self._executions.resize(execution, request.tty_height, request.tty_width)
+        return await PlainAttached(self._executions, execution, request, call).run()
 
     async def write(self, request: WriteExecutionRequest, call: Call) -> StreamAccepted:
         execution = self._executions.resolve(request.id)
