@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 
 from arcbox_agent.agent.waits.log_match import LONGEST
 from arcbox_agent.agent.waits.pattern import GivenUp
@@ -16,43 +15,45 @@ if TYPE_CHECKING:
     from arcbox_agent.agent.waits.pattern import Pattern
 
 #: Bytes of one read.
-PIECE = 256 << 10
+PIECE = 64 << 10
 
 
-class Reader:
-    """One output, from the first byte that is kept: its lines, as they come to an end."""
+class Lines:
+    """The lines of one output, as they come to an end.  `cursor`: of the next byte."""
 
-    __slots__ = ("_line", "_path", "cursor", "name")
+    __slots__ = ("_pattern", "_rest", "cursor", "over")
 
-    def __init__(self, name: str, path: str) -> None:
-        self.name = name
+    def __init__(self, pattern: Pattern) -> None:
         self.cursor = 0
-        self._path = path
-        self._line = b""  # one that has no end yet
+        self.over = False
+        self._rest = b""  # a line that has no end yet
+        self._pattern = pattern
 
-    def first_match(self, begin: int, end: int, over: bool, pattern: Pattern) -> str | None:
-        """What of the output from the cursor to `end` matches; `over`: no more comes.  For a thread; OSError."""
-        if self.cursor < begin:
-            self.cursor, self._line = begin, b""  # what is lost may have been the rest of a line
-        with open(self._path, "rb", buffering=0) as file:
-            while self.cursor < end:
-                octets = os.pread(file.fileno(), min(PIECE, end - self.cursor), self.cursor)
-                if not octets:
-                    break
-                self.cursor += len(octets)
-                *lines, self._line = (self._line + octets).split(b"\n")
-                if len(self._line) > LONGEST:
-                    lines.append(self._line)
-                    self._line = b""
-                for line in lines:
-                    if (found := _matching(line, pattern)) is not None:
-                        return found
-        return _matching(self._line, pattern) if over and self._line else None
+    def pass_over(self, gap: int) -> None:
+        """So many bytes are lost: the rest of a line may be among them."""
+        self.cursor += gap
+        self._rest = b""
 
+    def first_match(self, data: bytes) -> str | None:
+        """The first line that matches, of those that end in `data`, the next bytes.  For a thread."""
+        self.cursor += len(data)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > LONGEST:
+            lines.append(self._rest)
+            self._rest = b""
+        for line in lines:
+            if (found := self._matching(line)) is not None:
+                return found
+        return None
 
-def _matching(line: bytes, pattern: Pattern) -> str | None:
-    text = line[:LONGEST].decode("utf-8", "replace").removesuffix("\r")
-    return text if pattern.matches(text) else None
+    def last_match(self) -> str | None:
+        """The line without an end, where no more comes."""
+        self.over = True
+        return self._matching(self._rest) if self._rest else None
+
+    def _matching(self, line: bytes) -> str | None:
+        text = line[:LONGEST].decode("utf-8", "replace").removesuffix("\r")
+        return text if self._pattern.matches(text) else None
 
 
 async def matching_output(executions: Executions, execution: Execution, pattern: Pattern) -> str | None:
@@ -60,28 +61,36 @@ async def matching_output(executions: Executions, execution: Execution, pattern:
     changed = asyncio.Event()
     key = object()
     execution.watchers[key] = changed.set
-    readers = {name: Reader(name, executions.output_path(execution, name)) for name, *_ in execution.outputs()}
+    reader = executions.reader(execution)
+    outputs = {name: Lines(pattern) for name, *_ in execution.outputs()}
     try:
         while True:
             changed.clear()
-            left = False
-            for name, begin, end, over in execution.outputs():
-                reader = readers[name]
-                if reader.cursor < end or over:
-                    found = await asyncio.to_thread(reader.first_match, begin, end, over, pattern)
-                    if found is not None:
-                        return found
-                left = left or not over
-            if execution.gone:
-                raise NotFoundError(f"execution {execution.id} was removed")
-            if not left:
+            moved = False
+            for name, lines in outputs.items():
+                if lines.over:
+                    continue
+                gap, data, over = await reader.next(name, lines.cursor, PIECE)
+                found = None
+                if gap:
+                    lines.pass_over(gap)
+                elif data:
+                    found = await asyncio.to_thread(lines.first_match, data)
+                elif over:
+                    found = await asyncio.to_thread(lines.last_match)
+                if found is not None:
+                    return found
+                moved = moved or bool(gap or data)
+            if all(lines.over for lines in outputs.values()):
                 return None
-            await changed.wait()
+            if not moved:
+                await changed.wait()
     except GivenUp:
         return None
     finally:
         pattern.given_up = True
         execution.watchers.pop(key, None)
+        reader.close()
 
 
 async def until_over(execution: Execution) -> None:
