@@ -151,7 +151,8 @@ ALLOWED: dict[str, set[str]] = {
     "agent.daemon": {*_GROUND, "__version__", "agent.guest", "agent.agent"},
     "agent.lean": {"agent.observe"},
     "agent": set(),
-    "agent.__main__": {"agent.lean", "agent.daemon"},
+    "agent.modules": set(),
+    "agent.__main__": {"agent.lean", "agent.modules", "agent.daemon"},
     # The host.
     "client": {"errors", "message_types", "readiness", "wire", "address"},
     "sync": {"client"},
