@@ -73,7 +73,16 @@ ALLOWED: dict[str, set[str]] = {
     "agent.clock": {*_GROUND, "_guest"},
     "agent.processes": {*_GROUND, "_spawn", "_entries"},
     "agent.serving": {*_GROUND, "_guest", "wire", "address", "readiness", "agent.processes"},
-    "agent.containers": {*_GROUND, "wire", "_spawn", "_log_file", "_log_history", "_pump", "agent.processes"},
+    "agent.containers": {
+        *_GROUND,
+        "wire",
+        "_entries",
+        "_spawn",
+        "_log_file",
+        "_log_history",
+        "_pump",
+        "agent.processes",
+    },
     "agent.logs": {*_GROUND, "wire", "logs", "_logs", "_log_history", "_log_output", "_inotify", "agent.processes"},
     "agent.forwards": {
         *_GROUND,
