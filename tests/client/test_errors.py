@@ -28,6 +28,7 @@ ARGUMENTS = {
     "GapError": ("stdout", 4096, 10),
     "RequestError": ("what it says", 418),
     "ClockNotSetError": ("forbidden", -1.5),
+    "WaitTimeoutError": ("not yet", 1.5),
     "CommandFailedError": (["ls", "é"], 2, b"\xff", b"no luck"),
     "OutputLimitError": (["yes"], 100),
     "ReplyLimitError": ("the list", 100, "ask for less"),
