@@ -63,7 +63,7 @@ def attach_command(invocation: Invocation, id: str, no_stdin: bool, from_start: 
 
 @click.group("executions")
 def executions_command() -> None:
-    """List and control the commands that exec and programs have started."""
+    """List and control commands that were started."""
 
 
 @executions_command.command("ls")
