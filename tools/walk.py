@@ -16,7 +16,8 @@ that a profiler sees are no such change, and are left out:
 
     - A coroutine that is resumed only to resume the one it awaits.  The reader goes from what ends
       a wait to the `await` that waited for it, and not through all who wait behind that one.
-    - The counters and the thread pools (_BY_NAME).  A call of theirs is read where it stands.
+    - The counters, the thread pools and what wakes for a descriptor (_BY_NAME).  A call of theirs is
+      read where it stands, as one of an executor or of the event loop would be.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ if TYPE_CHECKING:
 Call = tuple[int, int, str, str]  # time in ns, thread, file, function
 
 _ROOT = os.path.dirname(arcbox_agent.__file__) + os.sep
-#: Modules whose calls say by their names all that happens: count one up, run this in that pool.
-_BY_NAME = ("agent/metrics.py", "agent/processes/lanes.py", "agent/processes/pool.py")
+#: Modules whose calls say by their names all that happens: count one up, run this in that pool, wake for that.
+_BY_NAME = ("agent/metrics.py", "agent/processes/lanes.py", "agent/processes/pool.py", "agent/processes/ready.py")
 _AFTER_AWAIT = 3
 _SETTLED = 0.3
 _PATIENCE = 30.0

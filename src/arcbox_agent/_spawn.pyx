@@ -49,6 +49,7 @@ cdef extern from "spawn_child.h" nogil:
     }
 
     static int spawn_readable_bytes(int fd, int *size) { return ioctl(fd, FIONREAD, size); }
+    static int spawn_set_pipe_size(int fd, int size) { return fcntl(fd, F_SETPIPE_SZ, size); }
 
     static int spawn_openat2(int dir, const char *path, int flags) {
         return spawn_open_in_root(dir, path, flags);
@@ -140,6 +141,7 @@ cdef extern from "spawn_child.h" nogil:
     int spawn_take_status(int pidfd, int *code, int *status)
     int spawn_openat2(int dir, const char *path, int flags)
     int spawn_readable_bytes(int fd, int *size)
+    int spawn_set_pipe_size(int fd, int size)
     ssize_t spawn_read_at(int dir, const char *path, char *out, size_t size)
     int AT_FDCWD
 
@@ -431,6 +433,16 @@ def readable_bytes(int fd):
     if spawn_readable_bytes(fd, &size) < 0:
         raise OSError(errno, os.strerror(errno))
     return size
+
+
+def widen(int pipe, sizes):
+    """Give a pipe the first of `sizes` that is granted.
+
+    Beyond fs.pipe-max-size, or fs.pipe-user-pages-soft in all, an ordinary user gets less.
+    """
+    for size in sizes:
+        if spawn_set_pipe_size(pipe, size) >= 0:
+            return
 
 
 def read_at(int directory, path):

@@ -17,6 +17,7 @@
     │   ├── ConnectError              no agent answers at the address: is it running?
     │   ├── ConnectionLostError       the connection ended before the reply did
     │   └── CallTimeoutError          no reply in time (also TimeoutError)
+    ├── WaitTimeoutError              what was waited for did not come about (also TimeoutError)
     ├── RequestError                  the agent answered with Error(code, message)
     │   ├── BadRequestError           400: fix the request
     │   ├── ForbiddenError            403: this listener does not allow that call
@@ -216,6 +217,20 @@ class CallTimeoutError(TransportError, TimeoutError):
     def __init__(self, call: str, seconds: float) -> None:
         super().__init__(f"{call}: no reply after {seconds:g} s")
         self.call, self.seconds = call, seconds
+
+
+class WaitTimeoutError(ArcboxError, TimeoutError):
+    """What was waited for did not come about in time, or never will.
+
+    `last`: why not, as the agent's last look found.  `seconds`: how long it could wait.
+    """
+
+    last: str
+    seconds: float
+
+    def __init__(self, last: str, seconds: float) -> None:
+        super().__init__(last or f"it did not come about within {seconds:g} s")
+        self.last, self.seconds = last, seconds
 
 
 # ------------------------------------------------------- the agent's answers

@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -274,3 +275,52 @@ def test_neighbours_are_told_as_one() -> None:
         ("uid", 3, 5),
         ("uid", 7, 7),
     ]
+
+
+# ------------------------------------------------------------------------ the loop
+
+#: Sends requests of 16 MiB, one after the other; each is decoded whole, and refused by what it says.
+HEAVY = """
+import socket, sys
+peer = socket.socket(socket.AF_UNIX)
+peer.connect(sys.argv[1])
+payload = b"".join(b"\\x12\\xf0\\x01" + b"x" * 240 for _ in range(65536))
+frame = (len(payload) + 4).to_bytes(4, "big") + int(sys.argv[2]).to_bytes(4, "big") + payload
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(int(sys.argv[3])):
+    peer.sendall(frame)
+    head = peer.recv(8, socket.MSG_WAITALL)
+    assert head[4:] == b"\\0\\0\\xff\\xff", head
+    peer.recv(int.from_bytes(head[:4], "big") - 4, socket.MSG_WAITALL)
+"""
+
+
+def test_large_requests_of_one_peer_leave_the_loop_to_the_others(start_agent: StartAgent) -> None:
+    agent = start_agent()
+    heavy = 20
+    process = subprocess.Popen(
+        [sys.executable, "-c", HEAVY, str(agent.socket_path), str(ExecRequest.TYPE), str(heavy)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        assert process.stdout.readline() == b"ready\n"
+        with Peer(agent.socket_path) as peer:
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            answered, longest = 0, 0.0
+            while process.poll() is None:
+                begun = time.monotonic()
+                assert peer.ask(PingRequest()) == PONG
+                longest = max(longest, time.monotonic() - begun)
+                answered += 1
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+    assert answered > 10 * heavy
+    assert longest < 1

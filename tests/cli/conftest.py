@@ -8,12 +8,15 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from arcbox_agent.sync import connect
 from tests.conftest import PATIENCE, REPOSITORY, RunningAgent
+
+if TYPE_CHECKING:
+    from tests.cli.terminal import Terminal
 
 #: A shell that runs the tests in the background has SIGINT ignored, nohup SIGHUP, which arcboxctl would respect.
 ARCBOXCTL = ["env", "--default-signal=INT,TERM,HUP", sys.executable, "-m", "arcbox_agent.cli"]
@@ -92,3 +95,18 @@ def ctl(shared_agent: RunningAgent) -> Iterator[Arcboxctl]:
 def start_ctl() -> Callable[[str], Arcboxctl]:
     """`start_ctl(address)`: for an agent of the test's own, or for none."""
     return Arcboxctl
+
+
+@pytest.fixture
+def at_terminal(ctl: Arcboxctl) -> Iterator[type[Terminal]]:
+    from tests.cli.terminal import Terminal
+
+    opened: list[Terminal] = []
+
+    def open_one(*arguments: str) -> Terminal:
+        opened.append(Terminal(ctl.address, *arguments))
+        return opened[-1]
+
+    yield open_one  # type: ignore[misc]
+    for terminal in opened:
+        terminal.close()

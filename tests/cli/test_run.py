@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.containers.support import eventually
+from tools.soak import small_disk
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.cli.conftest import Arcboxctl
+    from tests.conftest import StartAgent
 
 
 def without_warnings(text: str) -> str:
@@ -161,3 +169,41 @@ def test_it_warns_where_what_passed_the_output_on_was_killed(ctl: Arcboxctl, sta
     impatient = {**os.environ, "ARCBOX_HOST": start_agent(late_output="0.2").address}
     done = ctl("run", "image", "bash", "-c", "exec > >(exec sleep 1000); exit 3", code=3, env=impatient)
     assert "warning: the output is cut off" in done.stderr
+
+
+def test_output_that_is_lost_is_told_and_no_success(
+    start_agent: StartAgent, start_ctl: Callable[[str], Arcboxctl], tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", "16m"):
+        agent = start_agent(state_dir=str(tmp_path / "disk"), log_max_size="1MiB", log_max_files="2")
+        ctl = start_ctl(agent.address)
+        script = (
+            "echo begin; until test -e full; do sleep 0.02; done; yes $(printf %099d 0) | head -c 20000000; "
+            "touch written; until test -e room; do sleep 0.02; done; echo end"
+        )
+        ran = ctl.start("run", "--name", "web", "-w", str(tmp_path), "x", "sh", "-c", script)
+        assert ran.stdout is not None and ran.stdout.readline() == b"begin\n"
+        followed = ctl.start("logs", "-f", "web")
+        assert followed.stdout is not None and followed.stdout.readline() == b"begin\n"
+        ballast = tmp_path / "disk" / "ballast"
+        with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        (tmp_path / "full").touch()
+        eventually((tmp_path / "written").exists)
+        ballast.unlink()
+        (tmp_path / "room").touch()
+        for process, code in ((ran, 125), (followed, 0)):
+            out, err = process.communicate(timeout=60)
+            assert process.returncode == code
+            told = re.findall(
+                rb"^arcboxctl: warning: output is lost here: (\d+) lines, (\d+) bytes: the log could not be written: "
+                rb"No space left on device$",
+                err,
+                re.MULTILINE,
+            )
+            lost = sum(int(lines) for lines, _ in told)
+            assert lost > 50_000
+            assert sum(int(size) for _, size in told) == 100 * lost
+            assert out.endswith(b"end\n")
+            assert out.count(b"\n") - 1 + lost == 200_000

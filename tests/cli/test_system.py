@@ -13,8 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from click.testing import CliRunner
+
 import arcbox_agent
 from arcbox_agent import wire
+from arcbox_agent.cli.main import arcboxctl
 from tests.cli.conftest import ARCBOXCTL, environment
 from tests.client import servers
 from tests.conftest import PATIENCE
@@ -228,8 +231,10 @@ def test_help_and_version_need_no_agent(start_ctl: Callable[[str], Arcboxctl]) -
     assert ctl("--version").stdout == f"arcboxctl {VERSION}\n"
     listed = re.findall(r"^  ([a-z][a-z-]*)  ", ctl("--help").stdout, re.MULTILINE)
     assert listed[0] == "ping" and len(listed) == 18
+    assert ctl(listed[0], "-h").stdout.startswith(f"Usage: arcboxctl {listed[0]} ")
     for command in listed:
-        assert ctl(command, "-h").stdout.startswith(f"Usage: arcboxctl {command} ")
+        done = CliRunner().invoke(arcboxctl, ["-H", ctl.address, command, "-h"], prog_name="arcboxctl")
+        assert (done.exit_code, done.output.startswith(f"Usage: arcboxctl {command} ")) == (0, True)
 
 
 def test_help_imports_neither_asyncio_nor_the_client() -> None:

@@ -27,6 +27,7 @@ ARGUMENTS = {
     "CallTimeoutError": ("Ping", 1.5),
     "RequestError": ("what it says", 418),
     "ClockNotSetError": ("forbidden", -1.5),
+    "WaitTimeoutError": ("not yet", 1.5),
     "CommandFailedError": (["ls", "é"], 2, b"\xff", b"no luck"),
     "OutputLimitError": (["yes"], 100),
     "ReplyLimitError": ("the list", 100, "ask for less"),

@@ -122,3 +122,24 @@ def test_what_comes_with_the_end_of_a_command_counts_too(run_async: RunAsync) ->
 
     with server(hostile(replies)) as agent, pytest.raises(OutputLimitError):
         run_async(main(agent.address))
+
+
+@pytest.mark.parametrize("over", [0, 1])
+def test_a_list_of_as_many_texts_as_it_may_have_is_taken_and_one_more_is_refused(
+    run_async: RunAsync, over: int
+) -> None:
+    texts = [f"{number:4000}" for number in range(4096 + over)]
+
+    def replies(request: Request) -> Iterator[bytes]:
+        yield wire.encode_message(wire.AgentInfo(features=texts), request.trace.decode())
+
+    async def main(address: str) -> list[str]:
+        async with arcbox_agent.connect(address) as client:
+            return (await client.agent_info()).features
+
+    with server(hostile(replies)) as agent:
+        if over:
+            with pytest.raises(TooManyItemsError, match=r"^AgentInfo\.features: more than 4096 items"):
+                run_async(main(agent.address))
+        else:
+            assert run_async(main(agent.address)) == texts

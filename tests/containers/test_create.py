@@ -183,3 +183,18 @@ def test_nothing_that_is_kept_can_be_read_by_others(client: sync.Client, agent: 
             # A FIFO can be written to by whoever has it, and nobody else comes to its directory.
             assert path.stat().st_mode & (0o055 if path.is_fifo() else 0o077) == 0, path
     client.remove_container("x", force=True)
+
+
+def test_a_command_has_as_many_words_as_a_message_may_and_no_more(client: sync.Client, agent: Any) -> None:
+    words = ["true", *(f"{number:015}" for number in range(65535))]
+    created = client.create_container(cmd=words)
+    # The record too, which the next agent reads.
+    agent.stop()
+    agent.restart()
+    [info] = client.list_containers(all=True)
+    assert (info.id, info.command) == (created.id, words)
+    client.start_container(created.id)
+    assert client.wait_container(created.id).status_code == 0
+    with pytest.raises(BadRequestError, match=r"CreateContainerRequest\.cmd: more than 65536 items: send fewer"):
+        client.create_container(cmd=[*words, "x"])
+    assert len(client.list_containers(all=True)) == 1

@@ -15,6 +15,7 @@ from arcbox_agent.errors import BadRequestError, ForbiddenError
 from arcbox_agent.logs import Gap, read_log
 from tests.conftest import RunningAgent
 from tests.logs.support import write_log
+from tests.reference import logs as reference
 
 SHELL = ["/bin/sh", "-c"]
 STAMP = "2026-11-23T17:45:%02d.000000000Z"
@@ -200,3 +201,76 @@ def test_what_the_log_says_of_lost_output_is_a_gap(tmp_path: Path) -> None:
     assert (a.gap, a.data, b.data) == (None, b"a", b"b")
     assert gap.gap == Gap(4194304, 41943, False, "the log could not be written: No space left on device")
     assert gap.data == b""
+
+
+@pytest.mark.parametrize("end", ["stopped", "killed"])
+def test_a_cursor_holds_over_the_agents_end_while_the_container_writes_and_the_log_rotates(
+    start_agent: Any, tmp_path: Path, end: str
+) -> None:
+    agent = start_agent(containers_at_exit="leave", log_max_size="64KiB", log_max_files="99")
+    script = (
+        f"seq 1 3000; printf half; touch {tmp_path}/half; until test -e {tmp_path}/go; do sleep 0.02; done; "
+        "echo ' whole'; seq 3001 9000"
+    )
+    with sync.connect(agent.address) as client:
+        id = created(client, script)
+        client.start_container(id)
+        with client.logs(id, follow=True) as entries:
+            got = [next(entries) for _ in range(1500)]
+            middle = got[-1].cursor
+            while got[-1].data != b"half":
+                got.append(next(entries))
+    assert [entry.data for entry in got] == [*(b"%d" % n for n in range(1, 3001)), b"half"]
+    agent.kill() if end == "killed" else agent.stop()
+    (tmp_path / "go").touch()
+    agent.restart()
+    rest = [b" whole", *(b"%d" % n for n in range(3001, 9001))]
+    with sync.connect(agent.address, wait=10) as client:
+        client.wait_container(id)
+        assert [entry.data for entry in client.logs(id, after=got[-1].cursor)] == rest
+        assert [entry.data for entry in client.logs(id, after=middle)] == [
+            *(b"%d" % n for n in range(1501, 3001)),
+            b"half whole",
+            *rest[1:],
+        ]
+        with client.logs(id, after=got[-1].cursor, follow=True) as entries:
+            assert [entry.data for entry in entries] == rest
+        client.remove_container(id)
+
+
+#: Of a line in a log: from there on a reader passes it on in parts.
+WINDOW = 262144
+#: `2026-11-23T17:45:12.255151664Z stdout F `
+PREFIX = 40
+#: The capture takes so much of a line at once.
+TAKEN = WINDOW - 45
+
+
+@pytest.mark.parametrize("around", [TAKEN, WINDOW - PREFIX, WINDOW, 2 * TAKEN])
+@pytest.mark.parametrize("shift", range(-2, 3))
+def test_lines_as_long_as_a_reader_takes_come_whole_and_once(start_agent: Any, around: int, shift: int) -> None:
+    agent = start_agent(log_max_size="4MiB")
+    size = around + shift
+    lines = [b"first", b"x" * size, b"between", b"y" * size, b"", b"last"]
+    script = (
+        f"echo first; head -c {size} /dev/zero | tr '\\0' x; echo; echo between; "
+        f"head -c {size} /dev/zero | tr '\\0' y; echo; echo; echo last"
+    )
+    whole = b"".join(line + b"\n" for line in lines)
+    with sync.connect(agent.address) as client:
+        id = created(client, script)
+        with client.logs(id, follow=True, attach=True) as entries:
+            next(entries)
+            client.start_container(id)
+            assert text(list(entries)) == whole
+        everything = list(client.logs(id))
+        assert [(entry.data, entry.partial) for entry in everything] == [(line, False) for line in lines]
+        for tail in range(1, 7):
+            assert list(client.logs(id, tail=tail)) == everything[-tail:]
+        for number, entry in enumerate(everything):
+            assert list(client.logs(id, after=entry.cursor)) == everything[number + 1 :]
+        path = agent.state_dir / "logs" / f"{id}.log"
+    content = path.read_bytes()
+    assert max(map(len, content.splitlines())) < WINDOW
+    assert [entry.data for entry in reference.read([content])] == lines
+    assert [entry.data for entry in read_log(str(path))] == lines

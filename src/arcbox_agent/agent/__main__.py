@@ -12,7 +12,14 @@ def main() -> int:
     from arcbox_agent.agent.lean import import_event_loop
 
     import_event_loop()
+    from arcbox_agent.agent.modules import OwnModules
+
+    if not sys.flags.optimize:  # else they are compiled under other names
+        sys.meta_path.insert(0, OwnModules)
     from arcbox_agent.agent.daemon import main as run
+
+    if OwnModules in sys.meta_path:
+        sys.meta_path.remove(OwnModules)
 
     gc.freeze()
     gc.enable()

@@ -14,6 +14,7 @@ from arcbox_agent.agent.handlers.power import Power
 from arcbox_agent.agent.handlers.runtime import Runtime
 from arcbox_agent.agent.handlers.system import System
 from arcbox_agent.agent.handlers.usage import Usage
+from arcbox_agent.agent.handlers.waits import Waits
 from arcbox_agent.agent.serving.route import Route
 from arcbox_agent.agent.serving.stream import INPUTS
 from arcbox_agent.message_types import MessageType as Type
@@ -61,6 +62,7 @@ def bind(
     execution = ExecutionCalls(containers, guest, executions)
     logs = Logs(containers, followers, capture, settings)
     forward = Forwards(forwards, containers, lanes)
+    waits = Waits(containers, executions, followers, capture, lanes)
     usage = Usage(containers, lanes)
     power = Power(settings, end)
     read, control = Access.READ, Access.CONTROL
@@ -96,6 +98,7 @@ def bind(
         Type.CONNECT_REQUEST: Route(forward.connect, wire.ConnectRequest, Access.EXEC, stream),
         Type.LISTEN_REQUEST: Route(forward.listen, wire.ListenRequest, Access.EXEC, stream),
         Type.ACCEPT_REQUEST: Route(forward.accept, wire.AcceptRequest, Access.EXEC, stream),
+        Type.WAIT_FOR_REQUEST: Route(waits.wait, wire.WaitForRequest, read),
         Type.LOGS_REQUEST: Route(logs.read, wire.LogsRequest, read),
         Type.RUNTIME_ENSURE_REQUEST: Route(runtime.ensure, wire.RuntimeEnsureRequest, control),
         Type.RUNTIME_STATUS_REQUEST: Route(runtime.status, wire.RuntimeStatusRequest, read),

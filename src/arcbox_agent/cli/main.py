@@ -39,6 +39,8 @@ COMMANDS = {
     "executions": "executions",
     "rsh": "rsh",
     "logs": "logs",
+    "forward": "forward",
+    "wait-for": "wait_for",
     "completion": "completion",
 }
 

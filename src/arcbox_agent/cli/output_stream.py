@@ -24,9 +24,12 @@ class OutputStream:
 
     So a signal is handled while a pipe is full, and a slow reader of our output causes
     backpressure, which slows the agent down.
+
+    `watch`: a reader of our stdout that goes ends the command at once; otherwise the next write does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, watch: bool = True) -> None:
+        self._watch = watch
         #: Places where output is lost.
         self.gaps = 0
         self._reader_gone = False
@@ -36,7 +39,7 @@ class OutputStream:
     async def __aenter__(self) -> OutputStream:
         # `logs -f web | grep -m1 ready` ends when grep does, not at the next line.
         # epoll reports a closed read end whichever event it is asked for.
-        if sys.platform == "linux" and stat.S_ISFIFO(os.fstat(STDOUT).st_mode):
+        if self._watch and sys.platform == "linux" and stat.S_ISFIFO(os.fstat(STDOUT).st_mode):
             asyncio.get_running_loop().add_reader(STDOUT, self._stdout_closed)
             self._watched = True
         return self

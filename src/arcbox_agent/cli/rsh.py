@@ -81,7 +81,17 @@ def parse(words: Sequence[str]) -> Words:
     return Words(last, name if at else user, tuple(rest), flags)
 
 
-@click.command("rsh", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+class _SshWords(click.Command):
+    """Leaves all words to `parse` but our own in front of them: click would find its -h in `-obatchmode yes`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own = 0
+        while own < len(args) and args[own] in ("--guest", "--help"):
+            own += 1
+        return super().parse_args(ctx, [*args[:own], "--", *args[own:]])
+
+
+@click.command("rsh", cls=_SshWords)
 @click.option("--guest", is_flag=True, help="The guest itself, whatever the HOST is called.")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[SSH OPTIONS] [USER@]HOST [COMMAND...]")
 @pass_invocation

@@ -77,7 +77,8 @@ class Session:
                 stack.enter_context(RawTerminal())
             if tty:
                 stack.enter_context(Resizes(process.resize))
-            async with OutputStream() as output:
+            # git closes its end when it has the answer, and then wants to know how the command ended.
+            async with OutputStream(watch=process.stdin is None) as output:
                 try:
                     await self._pass_on(output)
                 except Detached:

@@ -20,15 +20,17 @@ def is_terminal() -> bool:
 
 
 def size() -> tuple[int, int]:
-    """Rows and columns, of the first standard stream that is a terminal; (24, 80) without any."""
+    """Rows and columns: LINES and COLUMNS, else of the first standard stream that is a terminal, else (24, 80)."""
+    rows, columns = (
+        int(text) if (text := os.environ.get(name, "")).isdecimal() else 0 for name in ("LINES", "COLUMNS")
+    )
     for fd in (1, 0, 2):
         try:
             found = os.get_terminal_size(fd)
         except OSError:
             continue
-        if found.lines and found.columns:
-            return found.lines, found.columns
-    return 24, 80
+        rows, columns = rows or found.lines, columns or found.columns
+    return rows or 24, columns or 80
 
 
 class RawTerminal:

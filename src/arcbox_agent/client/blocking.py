@@ -284,6 +284,13 @@ class Client:
 
     logs = _stream(AsyncClient.logs)
 
+    wait_for_port = _call(AsyncClient.wait_for_port)
+    wait_for_socket = _call(AsyncClient.wait_for_socket)
+    wait_for_file = _call(AsyncClient.wait_for_file)
+    wait_for_log = _call(AsyncClient.wait_for_log)
+    wait_for_execution = _call(AsyncClient.wait_for_execution)
+    wait_for_process = _call(AsyncClient.wait_for_process)
+
     open_connection = _connection(AsyncClient.open_connection, AsyncClient._connect)
     forward = _forwarding(AsyncClient.forward)
     forward_back = _forwarding(AsyncClient.forward_back)

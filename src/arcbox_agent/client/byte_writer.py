@@ -156,7 +156,8 @@ class ByteWriter:
             self._sent += size
             last = self._ending and self._sent == end
             self._end_sent = last
-            send(wire.StreamInput(offset=self._sent - size, data=bytes(self._kept[at : at + size]), close=last))
+            data = bytes(memoryview(self._kept)[at : at + size])
+            send(wire.StreamInput(offset=self._sent - size, data=data, close=last))
         if self._ending and not self._end_sent:
             self._end_sent = True
             send(wire.StreamInput(offset=end, close=True))

@@ -10,12 +10,13 @@ from arcbox_agent.client.api.executions import ExecutionCalls
 from arcbox_agent.client.api.forwards import ForwardCalls
 from arcbox_agent.client.api.logs import LogCalls
 from arcbox_agent.client.api.system import SystemCalls
+from arcbox_agent.client.api.waits import WaitCalls
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 
-class Client(SystemCalls, ContainerCalls, CommandCalls, ExecutionCalls, LogCalls, ForwardCalls):
+class Client(SystemCalls, ContainerCalls, CommandCalls, ExecutionCalls, LogCalls, ForwardCalls, WaitCalls):
     """An agent, as `arcbox_agent.connect` gives it.
 
     Every method may raise the classes of errors.py: RequestError if the agent refused,

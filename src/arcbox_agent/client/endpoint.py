@@ -19,6 +19,8 @@ class Endpoint(NamedTuple):
     @classmethod
     def of(cls, value: EndpointLike) -> Endpoint:
         """From a port, `host:port`, `[host]:port`, `:port`, a pair of both, or a path.  Raises AddressError."""
+        if isinstance(value, Endpoint):
+            return value
         if isinstance(value, int):
             return cls._tcp("", value, str(value))
         if isinstance(value, tuple):
@@ -47,4 +49,4 @@ class Endpoint(NamedTuple):
 
 
 #: What `Endpoint.of` takes.
-EndpointLike = str | int | tuple[str, int]
+EndpointLike = str | int | tuple[str, int] | Endpoint

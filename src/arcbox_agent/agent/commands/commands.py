@@ -103,7 +103,7 @@ class Commands:
 
     async def _spawn(self, request: ExecRequest, host: CommandHost, stderr: bool) -> Command:
         self._number += 1
-        preparation = Preparation(request, host, self._number, stderr)
+        preparation = Preparation(request, host, self._number, stderr, self._processes.null)
         limit = budget.SPAWNED
         if request.timeout_ms:
             # A time that is over before its command has started ends the command, and is told as such.  Only a start

@@ -6,7 +6,6 @@ import os
 
 from arcbox_agent.agent.containers.output.stdio import OUTPUT_MODE, open_terminal
 from arcbox_agent.agent.processes.cgroups import COMMAND_PREFIX, DETACHED_PREFIX
-from arcbox_agent.agent.processes.pipes import null
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,15 +23,28 @@ _MOST_CELLS = 0xFFFF
 
 
 class Preparation:
-    """`number` tells the commands of this agent apart.  `stderr` False: nobody reads it."""
+    """`number` tells the commands of this agent apart.  `stderr` False: nobody reads it.  `null`: /dev/null, lent."""
 
-    __slots__ = ("_child", "_host", "_name", "_request", "_spec", "_stderr", "_users", "readers", "scope", "typed")
+    __slots__ = (
+        "_child",
+        "_host",
+        "_name",
+        "_null",
+        "_request",
+        "_spec",
+        "_stderr",
+        "_users",
+        "readers",
+        "scope",
+        "typed",
+    )
 
-    def __init__(self, request: ExecRequest, host: CommandHost, number: int, stderr: bool) -> None:
+    def __init__(self, request: ExecRequest, host: CommandHost, number: int, stderr: bool, null: int) -> None:
         self._request = request
         # The name of its scope tells the commands of all agents apart, and the next agent whether it was detached.
         self._name = f"{DETACHED_PREFIX if request.detach else COMMAND_PREFIX}{os.getpid()}-{number}"
         self._stderr = stderr
+        self._null = null
         #: Descriptors for the child that are not the spawn's yet.
         self._child: list[int] = []
         #: Those of them that the user of the command may open again, by /dev/stdout or /dev/tty.
@@ -55,7 +67,7 @@ class Preparation:
             if spec.ids and spec.ids[0] != os.geteuid():
                 for fd in self._users:
                     os.fchown(fd, spec.ids[0], -1)
-            spec.lent.add(null())
+            spec.lent.add(self._null)
             spec.stdio = stdio
             self._child.clear()
             born_in_scope = spec.cgroup_fd >= 0
@@ -99,7 +111,7 @@ class Preparation:
     def _streams(self) -> tuple[int, int, int]:
         request = self._request
         if request.detach:
-            return (self._input(request.stdin) if request.stdin else null()), null(), null()
+            return (self._input(request.stdin) if request.stdin else self._null), self._null, self._null
         if request.tty:
             rows, columns = min(request.tty_height, _MOST_CELLS), min(request.tty_width, _MOST_CELLS)
             master, slave = open_terminal(-1, rows, columns)
@@ -108,9 +120,9 @@ class Preparation:
             if octets := request.stdin:
                 self.typed = octets + END_OF_TRANSMISSION * (1 if octets.endswith((b"\n", b"\r")) else 2)
             return slave, slave, slave
-        stdin = self._input(request.stdin) if request.stdin else null()
+        stdin = self._input(request.stdin) if request.stdin else self._null
         stdout = self._pipe("stdout")
-        stderr = self._pipe("stderr") if self._stderr else null()
+        stderr = self._pipe("stderr") if self._stderr else self._null
         return stdin, stdout, stderr
 
     def _pipe(self, name: str) -> int:

@@ -19,6 +19,7 @@ from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.observe.rate import OncePerMinute
 from arcbox_agent.agent.processes.orphans import Orphans
+from arcbox_agent.agent.processes.pipes import null
 from arcbox_agent.agent.processes.ready import Ready
 from arcbox_agent.agent.processes.spawning import HungError, kill_stopped, take_failure
 from arcbox_agent.agent.processes.stat_line import (
@@ -214,6 +215,8 @@ class Processes:
         self.spawners: set[int] = set()
         self._asking: set[asyncio.Task[None]] = set()
         _fill_standard_descriptors()
+        #: Lent to all children.
+        self.null = null()
 
     def __len__(self) -> int:
         return len(self._owned)

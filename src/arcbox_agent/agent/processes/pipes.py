@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import os
-from fcntl import F_SETPIPE_SZ, fcntl
 
-from arcbox_agent._spawn import readable_bytes
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+from arcbox_agent._spawn import readable_bytes, widen
 
 __all__ = ["null", "readable_bytes", "widen"]
 
@@ -27,16 +21,3 @@ def null() -> int:
         else:
             os.close(opened)  # another thread was faster
     return _null
-
-
-def widen(pipe: int, sizes: Sequence[int]) -> None:
-    """Give a pipe the first of `sizes` that is granted.
-
-    Beyond fs.pipe-max-size, or fs.pipe-user-pages-soft in all, an ordinary user gets less.
-    """
-    for size in sizes:
-        try:
-            fcntl(pipe, F_SETPIPE_SZ, size)
-            return
-        except OSError:
-            continue

@@ -10,12 +10,15 @@ import errno
 import os
 import stat
 
-from arcbox_agent._entries import find, groups_of, state_of
+from arcbox_agent._entries import find, groups_of
 from arcbox_agent._spawn import open_in_root
 from arcbox_agent.errors import BadRequestError
 
 #: The most bytes of a passwd or group file: it belongs to a container that may be hostile.
 MAX_FILE = 4 << 20
+
+#: What `look_up` reads of the guest itself.
+IN_GUEST = (b"/etc/passwd", b"/etc/group")
 
 MAX_ID = 0xFFFFFFFE  # -1 means "leave as it is" to the kernel
 
@@ -38,11 +41,6 @@ class User:
 
     def __repr__(self) -> str:
         return f"User(uid={self.uid}, home={self.home!r}, ids={self.ids})"
-
-
-def state_in_guest() -> bytes:
-    """It changes with what `look_up` reads of the guest itself."""
-    return state_of(b"/etc/passwd", b"/etc/group")
 
 
 def look_up(root: str, spec: str) -> User:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from arcbox_agent._entries import state_of
 from arcbox_agent.agent.containers.runtimes.protocol import frozen
 from arcbox_agent.agent.processes.spec import SpawnSpec, complete
-from arcbox_agent.agent.processes.users import look_up, state_in_guest
+from arcbox_agent.agent.processes.users import IN_GUEST, look_up
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class GuestRun:
 
     def _user(self, spec: str) -> User:
         """`look_up("/", spec)`, which reads the files again only where they have changed."""
-        state = state_in_guest()
+        state = state_of(*IN_GUEST)
         known = self._users.get(spec)
         if known is not None and known[0] == state:
             return known[1]
