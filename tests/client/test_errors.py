@@ -25,6 +25,7 @@ ARGUMENTS = {
     "AddressError": ("http://x", "why"),
     "ConnectError": ("unix:///x", "why"),
     "CallTimeoutError": ("Ping", 1.5),
+    "GapError": ("stdout", 4096, 10),
     "RequestError": ("what it says", 418),
     "ClockNotSetError": ("forbidden", -1.5),
     "WaitTimeoutError": ("not yet", 1.5),

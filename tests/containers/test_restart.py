@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 
 from arcbox_agent import sync, wire
+from arcbox_agent.agent.containers.runtimes.process.pid_file import create as create_pid_file
+from arcbox_agent.agent.containers.runtimes.process.pid_file import read as read_pid_file
 from arcbox_agent.agent.processes import cgroups
 from arcbox_agent.agent.processes.scopes import cgroup_name
 from arcbox_agent.agent.processes.stat_line import start_time_of
@@ -593,3 +595,39 @@ def test_kills_at_random_moments_leave_every_container_listed_truthfully(left_ru
     assert not [name for name in names if not name.endswith(".json")]
     end_all(agent)
     assert list((agent.state_dir / "logs").iterdir()) == []
+
+
+# ----------------------------------------------------------------- the pid file
+
+
+def test_a_pid_file_that_another_child_keeps_locked_tells_of_a_start_that_succeeded(tmp_path: Path) -> None:
+    path = str(tmp_path / "pid")
+    # As a child of the killed agent that was frozen at its birth has it.
+    locked = create_pid_file(path)
+    held = os.open(path, os.O_RDONLY)
+    try:
+        with pytest.raises(BlockingIOError):
+            read_pid_file(path)  # it says nothing yet
+        for keeps in ([held], []):
+            child = subprocess.Popen(["sleep", "1000"], pass_fds=keeps)
+            try:
+                stat = Path(f"/proc/{child.pid}/stat").read_bytes()
+                os.ftruncate(locked, 0)
+                os.pwrite(locked, stat, 0)
+                if keeps:
+                    with pytest.raises(BlockingIOError):
+                        read_pid_file(path)  # it has not come to its program
+                else:
+                    assert read_pid_file(path) == (child.pid, start_time_of(child.pid))
+            finally:
+                child.kill()
+                os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+            with pytest.raises(BlockingIOError):
+                read_pid_file(path)  # a zombie does not tell
+            child.wait()
+            with pytest.raises(BlockingIOError):
+                read_pid_file(path)
+    finally:
+        os.close(held)
+        os.close(locked)
+    assert isinstance(read_pid_file(path), tuple)  # as before: what it says is what became of it

@@ -86,7 +86,7 @@ class _SshWords(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own = 0
-        while own < len(args) and args[own] in ("--guest", "--help"):
+        while own < len(args) and args[own] in ("--guest", "-h", "--help"):
             own += 1
         return super().parse_args(ctx, [*args[:own], "--", *args[own:]])
 
@@ -96,7 +96,9 @@ class _SshWords(click.Command):
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[SSH OPTIONS] [USER@]HOST [COMMAND...]")
 @pass_invocation
 def rsh_command(invocation: Invocation, guest: bool, words: tuple[str, ...]) -> int:
-    """Take the place of ssh: HOST is a container, or - for the guest.
+    """Take the place of ssh, for rsync and the like.
+
+    HOST is a container, or - for the guest.
 
     \b
     rsync -e 'arcboxctl rsh' -a site/ web:/srv/

@@ -311,21 +311,22 @@ class LogReader:
                 break
             newer: LogFile = file
             try:
-                file = self._older(newer, self._nowait)
+                # Without a wait none is decompressed, so none can be damaged.
+                file = open_neighbour(self.path, newer, 1, True, self._no_links) if self._nowait else self._older(newer)
             except BlockingIOError:
                 yield BLOCKED
-                file = self._older(newer, False)
+                file = self._older(newer)
         # All older files were wanted.
         self._complete = file is None
         return None if scan is None else scan.starts
 
-    def _older(self, file: LogFile, nowait: bool) -> LogFile | None:
+    def _older(self, file: LogFile) -> LogFile | None:
         """The next older file; None: there is none, or it is damaged, which ends the log there and is told.
 
-        nowait: as open_neighbour has it.  CompressedError: it is damaged, and there is no gap to tell it by.
+        CompressedError: it is damaged, and there is no gap to tell it by.
         """
         try:
-            older = open_neighbour(self.path, file, 1, nowait, self._no_links)
+            older = open_neighbour(self.path, file, 1, no_links=self._no_links)
             if older is not None and older.decompressed:
                 if sum(each.decompressed for each in (*self._files, older)) > MOST_DECOMPRESSED_TOGETHER:
                     text = f"with newer ones it has more than {MOST_DECOMPRESSED_TOGETHER >> 20} MiB decompressed"
@@ -350,7 +351,7 @@ class LogReader:
             needed.discard(file.inode)
             if not needed:
                 break
-            file = self._older(file, False)
+            file = self._older(file)
         found = self._find(mark) if not needed else None
         if found is not None:
             starts, left_out = found
