@@ -225,6 +225,10 @@ class Stream:
         """`pending` has grown, or `ending` is new: see `accept`."""
         self.wake()
 
+    def pass_through(self, data: memoryview) -> int:
+        """Hand on at once what has come while nothing was pending: how much of it; `accept` is still to be called."""
+        return 0
+
     def control(self, message: StreamControl) -> None:
         """Any StreamControl that does not detach."""
         raise BadRequestError("this stream has neither a terminal nor a command")
@@ -283,15 +287,15 @@ class Stream:
         if inputs is None or inputs.notify is None:
             return  # closed meanwhile
         self._reading = False
-        before = len(self.pending), self.ending
+        before = self.offset, len(self.pending), self.ending
         try:
             while self._failure is None:
                 message = inputs.take()
                 if message is None:
                     break
                 self._take(message)
-            if before != (len(self.pending), self.ending):
-                self._charge(len(self.pending) - before[0])
+            if before != (self.offset, len(self.pending), self.ending):
+                self._charge(len(self.pending) - before[1])
                 self.input_came()
             if inputs.over and not self.detached:
                 self.detached = True
@@ -335,7 +339,12 @@ class Stream:
         if end > have:
             if self.ending:
                 raise ConflictError(f"input behind its end, which is at {have}")
-            self.pending += data if message.offset == have else memoryview(data)[have - message.offset :]
+            new = memoryview(data)[have - message.offset :]
+            if not self.pending:
+                passed = self.pass_through(new)
+                self.offset += passed
+                new = new[passed:]
+            self.pending += new
         if message.close:
             if end < have:
                 raise ConflictError(f"the input cannot end at {end}: {have} bytes of it have come")
