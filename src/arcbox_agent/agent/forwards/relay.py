@@ -19,6 +19,7 @@ from arcbox_agent.errors import AgentFailedError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from arcbox_agent.agent.serving.call import Call
+    from arcbox_agent.wire import Connected
 
 #: Pieces that one forward sends before others get their turn.
 PIECES_A_TURN = 4
@@ -43,11 +44,13 @@ class Relay(Stream):
         self._reset: OSError | None = None
         super().__init__(call, heartbeat_ms)
 
-    async def run(self, window: int) -> None:
-        """Pass on both ways, until both have ended or the peer leaves.
+    async def run(self, first: Connected, window: int) -> None:
+        """Send `first`, and pass on both ways, until both have ended or the peer leaves.
 
         AgentFailedError: the connection is broken; and what Stream.wait raises.
         """
+        await self.send(first)
+        del first
         output = self.open_output("", 0, window)
         await self.open_input()
         while not (output.over and self.closed) and not self.detached:
