@@ -75,8 +75,8 @@ def test_standard_input_that_does_not_block_is_waited_for(ctl: Arcboxctl) -> Non
     assert (process.returncode, out, err) == (0, b"first second", b"")
 
 
-def test_standard_input_that_does_not_fit_a_request_is_refused(ctl: Arcboxctl) -> None:
-    done = ctl("exec", "-i", "-", "true", input="x" * (17 << 20), code=125)
+def test_standard_input_of_a_detached_command_that_does_not_fit_a_request_is_refused(ctl: Arcboxctl) -> None:
+    done = ctl("exec", "-d", "-i", "-", "true", input="x" * (17 << 20), code=125)
     assert done.stderr == "arcboxctl: standard input is longer than the 16711680 bytes that fit in a request\n"
 
 

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 import arcbox_agent
 from arcbox_agent import wire
-from arcbox_agent.cli.main import arcboxctl
+from arcbox_agent.cli.main import COMMANDS, arcboxctl
 from tests.cli.conftest import ARCBOXCTL, environment
 from tests.client import servers
 from tests.conftest import PATIENCE
@@ -230,11 +230,10 @@ def test_help_and_version_need_no_agent(start_ctl: Callable[[str], Arcboxctl]) -
     ctl = start_ctl("unix:///nowhere")
     assert ctl("--version").stdout == f"arcboxctl {VERSION}\n"
     listed = re.findall(r"^  ([a-z][a-z-]*)  ", ctl("--help").stdout, re.MULTILINE)
-    assert listed[0] == "ping" and len(listed) == 21
+    assert listed == list(COMMANDS)
     assert ctl(listed[0], "-h").stdout.startswith(f"Usage: arcboxctl {listed[0]} ")
     for command in listed:
-        help = "--help" if command == "rsh" else "-h"  # all that is short is ssh's there
-        done = CliRunner().invoke(arcboxctl, ["-H", ctl.address, command, help], prog_name="arcboxctl")
+        done = CliRunner().invoke(arcboxctl, ["-H", ctl.address, command, "-h"], prog_name="arcboxctl")
         assert (done.exit_code, done.output.startswith(f"Usage: arcboxctl {command} ")) == (0, True)
 
 

@@ -39,7 +39,7 @@ def fed(*pieces: bytes, window: int = 100, over: bool = True) -> ByteReader:
 
 def test_a_reader_gives_pieces_lines_and_exact_counts(run_async: RunAsync) -> None:
     async def work() -> None:
-        assert [piece async for piece in fed(b"ab", b"", b"c")] == [b"ab", b"c"]
+        assert [piece async for piece in fed(b"ab", b"", b"c")] == [b"abc"]
         reader = fed(b"a\nbb\nc", b"c", b"c\nd")
         assert [await reader.readline() for _ in range(5)] == [b"a\n", b"bb\n", b"ccc\n", b"d", b""]
         assert reader.at_eof()
@@ -73,6 +73,33 @@ def test_a_gap_is_told_once_in_its_place(run_async: RunAsync) -> None:
     run_async(work())
 
 
+def test_what_an_agent_may_make_a_reader_keep_is_bounded(run_async: RunAsync) -> None:
+    async def work() -> None:
+        reader = ByteReader("stdout", window=1 << 20)
+        for cursor in range(5000):
+            reader.arrived(wire.StreamOutput(stream="stdout", cursor=cursor, data=b"x"))
+        assert len(await reader.read(1 << 20)) == 4096
+        # Gaps in a row are one, and one of nothing is none.
+        for cursor in range(5000, 15000):
+            reader.lost(wire.StreamGap(stream="stdout", cursor=cursor, bytes=1))
+            reader.lost(wire.StreamGap(stream="stdout", cursor=cursor + 1))
+        assert len(await reader.read(1 << 20)) == 904
+        with pytest.raises(GapError, match="10000 bytes from 5000"):
+            await reader.read(1)
+        with pytest.raises(FrameError, match="more than 1024 gaps"):
+            for cursor in range(15000, 30000, 2):
+                reader.lost(wire.StreamGap(stream="stdout", cursor=cursor, bytes=1))
+                reader.arrived(wire.StreamOutput(stream="stdout", cursor=cursor + 1, data=b"x"))
+        with pytest.raises(FrameError, match="no stream is so long"):
+            reader.lost(wire.StreamGap(stream="stdout", cursor=reader.cursor or 0, bytes=1 << 63))
+        with pytest.raises(FrameError, match="no stream is so long"):
+            ByteReader("stdout", cursor=None).attached((1 << 64) - 1, lambda credit: None)
+        with pytest.raises(FrameError, match="no stream is so long"):
+            ByteWriter().attached(wire.StreamAccepted(offset=(1 << 64) - 1), lambda message: None)
+
+    run_async(work())
+
+
 def test_credit_is_given_as_the_reader_takes_and_never_goes_back(run_async: RunAsync) -> None:
     async def work() -> None:
         given: list[tuple[int, int]] = []
@@ -86,10 +113,9 @@ def test_credit_is_given_as_the_reader_takes_and_never_goes_back(run_async: RunA
         for _ in range(5):
             await reader.read(9)
         assert given == [(9, 109)]  # it was full
-        await reader.read(40)
+        await reader.read(13)
         assert given[1:] == []
-        for _ in range(10):
-            await reader.read(9)
+        await reader.read(1)
         assert given[1:] == [(59, 159)]
         with pytest.raises(FrameError, match="goes on at 99, where 100 was expected"):
             reader.arrived(wire.StreamOutput(stream="stdout", cursor=99, data=b"x"))

@@ -7,7 +7,9 @@ import hashlib
 import os
 import pathlib
 import random
+import signal
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -26,9 +28,8 @@ from tests.conftest import PATIENCE, RunAsync, RunningAgent, StartAgent
 from .cut_proxy import cut_proxy, random_lives
 
 
-async def until(held: object, seconds: float = PATIENCE) -> None:
+async def until(held: Callable[[], bool], seconds: float) -> None:
     """Until `held()` is true."""
-    assert callable(held)
     deadline = time.monotonic() + seconds
     while not held():
         assert time.monotonic() < deadline
@@ -366,3 +367,25 @@ def test_without_an_event_loop_it_is_the_same(agent: RunningAgent) -> None:
         assert client.wait_execution(process.id).cause == "killed"
         with client.attach(process.id) as again:
             assert again.communicate() == (b"", b"")
+
+
+def test_an_agent_that_stands_still_is_noticed_and_found_again(start_agent: StartAgent, run_async: RunAsync) -> None:
+    agent = start_agent()
+
+    async def work() -> None:
+        async with connect(agent.address) as client, client.popen(["cat"], stdin=True, heartbeat=0.1) as process:
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write(b"before\n")
+            assert await process.stdout.readline() == b"before\n"
+            agent.process.send_signal(signal.SIGSTOP)
+            try:
+                process.stdin.write(b"meanwhile\n")
+                await until(lambda: process.reattaching, 5)
+            finally:
+                agent.process.send_signal(signal.SIGCONT)
+            assert await process.stdout.readline() == b"meanwhile\n"
+            assert not process.reattaching
+            process.stdin.close()
+            assert await output_of(process) == b""
+
+    run_async(work())

@@ -187,7 +187,7 @@ def test_input_of_any_size_waits_for_a_command_that_reads_slowly(agent: RunningA
 
 
 def test_a_command_that_closes_its_input_is_told(agent: RunningAgent, peer: Peer) -> None:
-    start(peer, "exec <&-; sleep 1000", id="deaf", open_stdin=True)
+    start(peer, "sleep 0.3; exec <&-; sleep 1000", id="deaf", open_stdin=True)
     client = Attached(agent.socket_path, "deaf", input=True)
     client.send(wire.StreamInput(data=b"does anybody hear?"))
     client.until(lambda: client.accepted.closed)

@@ -43,7 +43,7 @@ one = click.argument("id", metavar="EXECUTION", shell_complete=execution_ids)
 @one
 @pass_invocation
 def attach_command(invocation: Invocation, id: str, no_stdin: bool, from_start: bool, detach_keys: str) -> int:
-    """Attach to a command that was started by exec or by a program.
+    """Attach to a command that exec or a program has started.
 
     The exit code is the command's.  Ctrl-C leaves the command, which goes on; at its terminal the
     detach keys do.

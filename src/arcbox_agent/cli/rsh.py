@@ -86,7 +86,7 @@ class _SshWords(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own = 0
-        while own < len(args) and args[own] in ("--guest", "--help"):
+        while own < len(args) and args[own] in ("--guest", "-h", "--help"):
             own += 1
         return super().parse_args(ctx, [*args[:own], "--", *args[own:]])
 

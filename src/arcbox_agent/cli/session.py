@@ -12,6 +12,7 @@ from arcbox_agent.cli.failures import OWN_FAILURE
 from arcbox_agent.cli.input_stream import Detached, feed
 from arcbox_agent.cli.output import TIMED_OUT, payload, stream_fd, warn
 from arcbox_agent.cli.output_stream import OutputStream
+from arcbox_agent.cli.printable import printable
 from arcbox_agent.cli.terminal import RawTerminal, Resizes, size
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Session:
                     await process.detach()
         if self.detached:
             if not self._json:
-                print(f"arcboxctl: left {process.id}, which goes on", file=sys.stderr)
+                print(f"arcboxctl: left {printable(process.id)}, which goes on", file=sys.stderr)
             return 0
         return await self._report(process.info)
 

@@ -116,6 +116,10 @@ class BlockingProcess(_OnLoop):
         return self._inner.exit_code
 
     @property
+    def reattaching(self) -> bool:
+        return self._inner.reattaching
+
+    @property
     def cursors(self) -> dict[str, int]:
         return self._inner.cursors
 

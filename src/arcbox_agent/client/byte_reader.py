@@ -19,11 +19,20 @@ from arcbox_agent.errors import FrameError, GapError, ReplyLimitError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-#: Bytes of each output that may be under way, where the caller does not say; the agent's own default too.
-WINDOW = 256 * 1024
+#: Bytes of each output that may be under way, where the caller does not say.
+WINDOW = 1024 * 1024
 
 #: The most bytes that one `read()` to the end, `readline` or `readexactly` collects.
 LIMIT = 64 * 1024 * 1024
+
+#: Pieces below this are joined: an agent that sends a byte at a time would take fifty times their memory.
+_SMALL = 4096
+
+#: The most gaps that are kept unread; they take no credit.
+_MOST_GAPS = 1024
+
+#: The greatest cursor of a stream: beyond it a credit would not fit its field.
+MOST = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +67,7 @@ class ByteReader:
         self._head = b""
         self._at = 0
         self._kept: deque[bytes | Gap] = deque()
+        self._gaps = 0
         self._over = False
         self._discards = False
         self._failure: BaseException | None = None
@@ -68,8 +78,8 @@ class ByteReader:
     def attached(self, cursor: int, grant: Callable[[wire.StreamCredit], None]) -> None:
         """A new connection sends this output from `cursor` on."""
         if self.cursor is None:
-            self.taken = cursor
-            self.cursor = cursor
+            self._begin(cursor)
+        assert self.cursor is not None
         self._until = self.cursor + self._window
         self.grant = grant
 
@@ -86,7 +96,12 @@ class ByteReader:
         if self._discards:
             self._took(len(data))
             return
-        self._kept.append(data)
+        kept = self._kept
+        last = kept[-1] if kept else None
+        if isinstance(last, bytes) and len(last) + len(data) <= _SMALL:
+            kept[-1] = last + data
+        else:
+            kept.append(data)
         self._wake()
         if end == self._until and self.on_full is not None:
             self.on_full()
@@ -94,13 +109,23 @@ class ByteReader:
     def lost(self, message: wire.StreamGap) -> None:
         self._check(message.cursor)
         end = message.cursor + message.bytes
+        if end > MOST:
+            raise FrameError(f"a gap in {self.stream} up to {end}, where no stream is so long")
         self.cursor = end
         # A gap takes no credit.
         self._until = max(self._until, end)
         if self._discards:
             self._took(message.bytes)
             return
-        self._kept.append(Gap(message.cursor, message.bytes))
+        kept = self._kept
+        last = kept[-1] if kept else None
+        if isinstance(last, Gap):
+            kept[-1] = Gap(last.cursor, last.bytes + message.bytes)
+        elif message.bytes:
+            self._gaps += 1
+            if self._gaps > _MOST_GAPS:
+                raise FrameError(f"more than {_MOST_GAPS} gaps in {self.stream}, of which none was read")
+            kept.append(Gap(message.cursor, message.bytes))
         self._wake()
 
     def ended(self, message: wire.StreamEnd | None = None) -> None:
@@ -208,6 +233,7 @@ class ByteReader:
         size = sum(each.bytes if isinstance(each, Gap) else len(each) for each in self._kept)
         size += len(self._head) - self._at
         self._kept.clear()
+        self._gaps = 0
         self._head, self._at = b"", 0
         self._took(size)
         self._wake()
@@ -258,6 +284,7 @@ class ByteReader:
                 return b""
             first = self._kept.popleft()
             if isinstance(first, Gap):
+                self._gaps -= 1
                 self._took(first.bytes)
                 raise GapError(self.stream, first.cursor, first.bytes)
             self._head, self._at = first, 0
@@ -285,12 +312,17 @@ class ByteReader:
             if self.grant is not None and not self._over:
                 self.grant(wire.StreamCredit(stream=self.stream, taken=self.taken, until=until))
 
+    def _begin(self, cursor: int) -> None:
+        if cursor > MOST:
+            raise FrameError(f"{self.stream} begins at {cursor}, where no stream is so long")
+        self.cursor = self.taken = cursor
+        self._until = cursor + self._window
+
     def _check(self, cursor: int) -> None:
         if self._over:
             raise FrameError(f"more of {self.stream} behind its end")
         if self.cursor is None:
-            self.cursor = self.taken = cursor
-            self._until = cursor + self._window
+            self._begin(cursor)
         if cursor != self.cursor:
             raise FrameError(f"{self.stream} goes on at {cursor}, where {self.cursor} was expected")
 

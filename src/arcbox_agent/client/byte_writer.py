@@ -12,6 +12,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from arcbox_agent import wire
+from arcbox_agent.client.byte_reader import MOST
 from arcbox_agent.errors import ConflictError, FrameError
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class ByteWriter:
     def attached(self, accepted: wire.StreamAccepted, send: Callable[[wire.Message], None]) -> None:
         """A new connection takes the input.  Raises ConflictError if another client has written meanwhile."""
         offset = accepted.offset
+        if offset > MOST:
+            raise FrameError(f"the input is at {offset}, where no stream is so long")
         if not self._begun:
             self._begun = True
             self.offset = offset

@@ -102,6 +102,11 @@ class Process:
         return calls.exit_code(self.info) if self.info.state == "ended" else None
 
     @property
+    def reattaching(self) -> bool:
+        """Whether the agent is lost, and is looked for."""
+        return self._attached and not self._task.done() and (self._call is None or self._call.over)
+
+    @property
     def cursors(self) -> dict[str, int]:
         """Of each output the cursor behind what was read: `attach` goes on there."""
         return {name: reader.taken for name, reader in self._outputs.items()}

@@ -114,8 +114,9 @@ class Executions:
             raise ConfigError("state_dir", f"{error.filename}: {error.strerror}") from error
         for record in sorted(found, key=lambda each: int(each.created_ns)):
             execution = await recover(parts, record)
-            self._add(execution)
-            self.hold(execution)
+            if execution is not None:
+                self._add(execution)
+                self.hold(execution)
         for key in keys:
             if not self._keeps(key):
                 await parts.keeper.drop(key)

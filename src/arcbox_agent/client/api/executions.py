@@ -128,7 +128,8 @@ class ExecutionCalls(Caller):
 
         async def opening() -> Process:
             info = await persist(self, lambda: self.execution(id), reattach)
-            names = [output.stream for output in info.outputs] if cursors is None else list(cursors)
+            there = [output.stream for output in info.outputs if output.stream in ("stdout", "stderr")]
+            names = there if cursors is None else list(cursors)
             first = {} if cursors is None else cursors
             return await self._attached(
                 info,
