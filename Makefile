@@ -33,7 +33,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test test-quick coverage vm-test vm vm-bench vm-soak check check-sanitized fuzz mutants bench soak faults build install clean
+.PHONY: help demo test test-quick coverage vm-test vm vm-bench vm-soak check check-sanitized fuzz mutants bench soak faults cuts build install clean
 
 help: ## this list
 	@echo 'make TARGET [PYTHON=python3.12]'; echo
@@ -96,6 +96,10 @@ soak: $(STAMPS)/test ## mixed load with faults at random (SECONDS=600 SEED=7)
 
 faults: $(STAMPS)/test ## agent, keeper or both killed at random moments: nothing may be lost (KILLS=600 SECONDS=600 SEED=7)
 	@$(BIN)/python -m tools.faults --kills $(KILLS) $(if $(filter command line,$(origin SECONDS)),--seconds $(SECONDS)) \
+	    $(if $(SEED),--seed $(SEED))
+
+cuts: $(STAMPS)/test ## executions whose connections are cut, and whose agent and keeper are killed (COMMANDS=1000 CUTS=10000 KILLS=200 SEED=7)
+	@$(BIN)/python -m tools.cuts --commands $(or $(COMMANDS),1000) --cuts $(or $(CUTS),10000) --kills $(if $(filter command line,$(origin KILLS)),$(KILLS),200) \
 	    $(if $(SEED),--seed $(SEED))
 
 mutants: $(STAMPS)/test ## small faults put into the code, each of which a test must catch (SECONDS=600 SEED=7 MUTANTS_ARGS="--files agent/serving/")

@@ -34,6 +34,7 @@ class Server:
     def __init__(self) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
         self.port: int = self.listener.getsockname()[1]
+        self.accepted = 0
         threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self) -> None:
@@ -42,6 +43,7 @@ class Server:
                 sock, _ = self.listener.accept()
             except OSError:
                 return
+            self.accepted += 1
             threading.Thread(target=self._answer, args=(sock,), daemon=True).start()
 
     def _answer(self, sock: socket.socket) -> None:
@@ -107,8 +109,7 @@ def connect_once(port: int) -> None:
 class Ways:
     """The ports of both ways to one server."""
 
-    def __init__(self, agent: AgentProcess, ours: int, socat: int) -> None:
-        self.agent = agent
+    def __init__(self, ours: int, socat: int) -> None:
         self.ours = ours
         self.socat = socat
 
@@ -138,31 +139,38 @@ def until_it_answers(look: Callable[[], object]) -> None:
             time.sleep(0.02)
 
 
+@contextmanager
+def forwarded(directory: Path, server: Server) -> Iterator[tuple[AgentProcess, int]]:
+    """An agent, and the port of this host that leads through it."""
+    agent = AgentProcess(directory)
+    agent.start()
+    try:
+        agent.wait_until_it_answers()
+        with process(
+            sys.executable, "-m", "arcbox_agent.cli", "-H", agent.address,
+            "forward", "-L", f"0:127.0.0.1:{server.port}",
+            stdout=subprocess.PIPE,
+        ) as ctl:  # fmt: skip
+            assert ctl.stdout is not None
+            with ctl.stdout:
+                yield agent, int(ctl.stdout.readline().split()[1].rpartition(b":")[2])
+    finally:
+        agent.stop()
+
+
 @pytest.fixture(scope="module")
 def ways() -> Iterator[Ways]:
     server = Server()
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="arcbox-", dir="/var/tmp")))
-        agent = AgentProcess(directory)
-        agent.start()
-        stack.callback(agent.stop)
-        agent.wait_until_it_answers()
-        ctl = stack.enter_context(
-            process(
-                sys.executable, "-m", "arcbox_agent.cli", "-H", agent.address,
-                "forward", "-L", f"0:127.0.0.1:{server.port}",
-                stdout=subprocess.PIPE,
-            )
-        )  # fmt: skip
-        assert ctl.stdout is not None
-        ours = int(ctl.stdout.readline().split()[1].rpartition(b":")[2])
+        ours = stack.enter_context(forwarded(directory, server))[1]
         port, middle = free_port(), directory / "middle"
         stack.enter_context(process("socat", f"UNIX-LISTEN:{middle},fork,backlog=2048", f"TCP:127.0.0.1:{server.port}"))
         stack.enter_context(
             process("socat", f"TCP-LISTEN:{port},bind=127.0.0.1,fork,reuseaddr,backlog=2048", f"UNIX-CONNECT:{middle}")
         )
         until_it_answers(lambda: connect_once(port))
-        yield Ways(agent, ours, port)
+        yield Ways(ours, port)
     server.listener.close()
 
 
@@ -223,16 +231,28 @@ def test_a_thousand_at_a_time(compare: Compare, ways: Ways) -> None:
     )
 
 
-def test_memory_of_idle_forwards(compare: Compare, ways: Ways) -> None:
+def test_memory_of_idle_forwards(compare: Compare, tmp_path: Path) -> None:
     count = 20 if compare.quick else 1000
 
     def each() -> float:
-        before = memory(ways.agent.pid)["Pss"]
-        with ExitStack() as stack:
+        # A new agent each time: memory that a closed connection gave back would hide the cost.
+        server = Server()
+        with (
+            tempfile.TemporaryDirectory(prefix="arcbox-", dir="/var/tmp") as directory,
+            forwarded(Path(directory), server) as (agent, port),
+            ExitStack() as stack,
+        ):
+            connect_once(port)
+            server.accepted = 0
+            before = memory(agent.pid)["Pss"]
             for _ in range(count):
-                sock = stack.enter_context(socket.create_connection(("127.0.0.1", ways.ours), timeout=60))
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            time.sleep(3)
-            return (memory(ways.agent.pid)["Pss"] - before) / count
+                stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60))
+            until_it_answers(lambda: connect_once(port))
+            while server.accepted <= count:
+                time.sleep(0.05)
+            time.sleep(0.5)
+            grown = memory(agent.pid)["Pss"] - before
+        server.listener.close()
+        return grown / count
 
     compare.figure("forward: an idle one's memory", each, 4096, unit="B", higher_is_better=False, rounds=1)

@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -274,6 +274,60 @@ def test_a_listener_in_the_guest_leads_to_this_host(
             while (tmp_path / "remote").exists():
                 await asyncio.sleep(0.02)
             await no_forwards(client, agent, before)
+
+    run_async(main())
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_what_comes_before_the_other_end_is_there_is_kept(
+    agent: RunningAgent, run_async: RunAsync, tmp_path: Path, kind: str
+) -> None:
+    async def main() -> None:
+        local: Any = str(tmp_path / "local") if kind == "unix" else 0
+        remote: Any = str(tmp_path / "remote") if kind == "unix" else 0
+        path = str(tmp_path / "service") if kind == "unix" else ""
+        async with service(path) as there, arcbox_agent.connect(agent.address) as client:
+            async with client.forward(local, there.at) as into, client.forward_back(remote, there.at) as back:
+                for forward in (into, back):
+                    sizes = [1, 100_000, 1_000_000] * 5
+                    sending = asyncio.gather(*(speak(forward.address, size) for size in sizes))
+                    taken = [await there.take() for _ in sizes]
+                    received = await asyncio.gather(*(reader.read() for reader, _ in taken))
+                    assert sorted(map(len, received)) == sorted(sizes)
+                    for _, writer in taken:
+                        writer.close()
+                    await sending
+
+    run_async(main())
+
+
+async def speak(endpoint: Endpoint, size: int) -> None:
+    """Write at once, and end."""
+    reader, writer = await reach(endpoint)
+    writer.write(bytes(size))
+    writer.write_eof()
+    assert await reader.read() == b""
+    writer.close()
+
+
+def test_a_server_that_speaks_first_is_heard(agent: RunningAgent, run_async: RunAsync) -> None:
+    async def banner(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"banner")
+        writer.write_eof()
+        with suppress(ConnectionResetError):  # the last one's forward may be over first
+            await reader.read()
+        writer.close()
+
+    async def main() -> None:
+        server = await asyncio.start_server(banner, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with arcbox_agent.connect(agent.address) as client:
+            async with client.forward(0, port) as into, client.forward_back(0, port) as back:
+                for forward in [into, back] * 20:
+                    reader, writer = await reach(forward.address)
+                    assert await reader.read() == b"banner"
+                    writer.close()
+        server.close()
 
     run_async(main())
 

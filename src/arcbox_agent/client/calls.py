@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from arcbox_agent.wire import ExecOutput, Execution, Frame, LogEntry
 
 #: Bytes of a forwarded connection that may be under way to this host.
-WINDOW = 256 << 10
+WINDOW = 512 << 10
 
 #: Seconds of silence after which each side of a stream gives a sign of life.
 HEARTBEAT = 10.0

@@ -43,8 +43,8 @@ class End(asyncio.Protocol):
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
         self.other: End | None = None
+        self._early = bytearray()  # what came before the other end was there
         self._ended = False  # no more comes from here
-        self._lost: BaseException | None = None
         self.gone = False
 
     def join(self, other: End) -> None:
@@ -57,6 +57,8 @@ class End(asyncio.Protocol):
         to = self._to()
         if to is not None:
             to.write(data)
+        elif self.other is None or not self.other.gone:
+            self._early += data
 
     def eof_received(self) -> bool:
         self._ended = True
@@ -64,6 +66,17 @@ class End(asyncio.Protocol):
         if to is not None:
             to.write_eof()
         return True
+
+    def catch_up(self) -> None:
+        """The other end is there: it gets what came before."""
+        to = self._to()
+        if to is None:
+            return
+        if self._early:
+            to.write(bytes(self._early))
+            self._early.clear()
+        if self._ended:
+            to.write_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.gone = True
@@ -167,6 +180,7 @@ class Forwarding:
             self._ends = {end for end in self._ends if not end.gone}
         self._ends.add(local)
         tunnel.start(there)
+        local.catch_up()
         if local.gone:
             reset(tunnel)
 
@@ -180,9 +194,13 @@ class _Accepted(End):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        assert self.transport is not None
-        self.transport.pause_reading()
+        # In a moment: uvloop begins to read when this has returned.
+        asyncio.get_running_loop().call_soon(self._pause)
         self._forward._begin(self._forward._forward(self))
+
+    def _pause(self) -> None:
+        if self.transport is not None and not self.gone and self.other is None:
+            self.transport.pause_reading()
 
 
 class Forward(Forwarding):

@@ -117,6 +117,16 @@ class Tunnel(asyncio.Transport):
         if self._lease is None or self._closed_there:
             self._dropped = self._dropped or bool(data)
             return
+        if not self._buffer:
+            # Most often all of it may be sent: without a copy into the buffer.
+            sent = 0
+            view = memoryview(data)
+            while sent < len(view) and self._offset < self._until:
+                piece = view[sent : sent + min(PIECE, self._until - self._offset)]
+                self._send(wire.StreamInput(offset=self._offset, data=bytes(piece)))
+                self._offset += len(piece)
+                sent += len(piece)
+            data = view[sent:]
         self._buffer += data
         self._flush()
         if len(self._buffer) > self._high and not self._writing_paused:

@@ -10,6 +10,7 @@ from arcbox_agent._spawn import exit_status
 from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.containers.runtimes.process import pid_file
 from arcbox_agent.agent.containers.runtimes.protocol import NotStarted
+from arcbox_agent.agent.executions import record as records
 from arcbox_agent.agent.executions.execution import Execution
 from arcbox_agent.agent.executions.prepare import own_output
 from arcbox_agent.agent.executions.record import ENDED
@@ -17,6 +18,7 @@ from arcbox_agent.agent.executions.spools import Channels, Input, read_number
 from arcbox_agent.agent.observe.log import Logger
 from arcbox_agent.agent.processes.cgroups import Cgroup
 from arcbox_agent.agent.processes.descendants import ProcessSession
+from arcbox_agent.agent.processes.scopes import end
 from arcbox_agent.agent.processes.status import ExitStatus
 
 TYPE_CHECKING = False
@@ -32,12 +34,16 @@ log = Logger("executions")
 _PAUSE = 0.01
 
 
-async def recover(parts: Parts, record: Record) -> Execution:
-    """Take it over: it runs on, or its end is learnt from the keeper, or it ended and nobody knows how."""
+async def recover(parts: Parts, record: Record) -> Execution | None:
+    """Take it over: it runs on, or its end is learnt from the keeper, or it ended and nobody knows how.
+
+    None: its start was cut short before its program ran.  Nobody was told of it, and nothing of it stays.
+    """
     execution = Execution(parts, record, None, None)
     if record.state == ENDED:
         execution.set_sizes(_sizes(parts, record))
         execution.ends.set_result(None)
+        await _clean(parts, record)
         return execution
     fds = await parts.keeper.fetch(execution.key)
     try:
@@ -47,18 +53,17 @@ async def recover(parts: Parts, record: Record) -> Execution:
             return execution
         found = await _former_spawn(parts, record)
         if not isinstance(found, tuple):
-            found = 0, 0
+            await _undo(parts, record)
+            return None
         pid, start_time = found
         record.pid = pid
         record.started_ns = _written_at(parts.run(record.id, pid_file.NAME))
         if record.cgroup and os.path.isdir(record.cgroup):
             execution.scope = Cgroup(record.cgroup)
-        elif pid:
+        else:
             execution.scope = ProcessSession(pid, start_time)
         execution.channels = channels = await parts.lanes.disk(_channels, parts, record, fds, execution)
-        process = None
-        if pid:
-            process = parts.processes.adopt(pid, start_time, lambda pid: parts.keeper.exit_of(execution.key, pid))
+        process = parts.processes.adopt(pid, start_time, lambda pid: parts.keeper.exit_of(execution.key, pid))
         parts.spooler.add(channels)
         parts.keeper.hold(execution.key, execution)
         if process is not None:
@@ -66,7 +71,7 @@ async def recover(parts: Parts, record: Record) -> Execution:
             if not fds:
                 await parts.keeper.keep(execution.key, execution.descriptors(), anew=True)
             return execution
-        told = await parts.keeper.exit_of(execution.key, pid) if pid else None
+        told = await parts.keeper.exit_of(execution.key, pid)
         status = ExitStatus.of_wait_status(told) if told is not None else _kept_status(fds)
         if status is not None:
             execution.end = pid, status.wait_status
@@ -76,6 +81,23 @@ async def recover(parts: Parts, record: Record) -> Execution:
     finally:
         for fd in fds:
             os.close(fd)
+
+
+async def _clean(parts: Parts, record: Record) -> None:
+    """The former agent may have been killed between the end and this."""
+    if not os.path.exists(parts.run(record.id)):
+        return
+    await parts.lanes.disk(records.remove, parts.run(record.id))
+    if record.cgroup:
+        await parts.lanes.removal.submit(record.container_id or None, Cgroup(record.cgroup).dissolve)
+
+
+async def _undo(parts: Parts, record: Record) -> None:
+    log.info("a start of the former agent was cut short, and is undone", execution=record.id)
+    if record.cgroup:
+        await parts.lanes.removal.submit(record.container_id or None, end, Cgroup(record.cgroup))
+    for path in (parts.run(record.id), parts.state(record.id)):
+        await parts.lanes.disk(records.remove, path)
 
 
 async def _former_spawn(parts: Parts, record: Record) -> tuple[int, int] | NotStarted | None:

@@ -266,10 +266,10 @@ class Input:
         try:
             full = self._type() if self.terminal else self._splice()
         except BrokenPipeError:
-            self._end()
+            self.lose()
             return False
         if not full and self._at_end() and not self._pending:
-            self._end()
+            self.lose()
         return full
 
     def _type(self) -> bool:
@@ -317,7 +317,8 @@ class Input:
                 pass  # given back at the end
             self._holes_to = holes
 
-    def _end(self) -> None:
+    def lose(self) -> None:
+        """It has reached its end, or nobody reads it any more."""
         self.over = True
         self._pending.clear()
         if self.fd >= 0:
@@ -431,7 +432,7 @@ class Spooler:
         try:
             while not self._stopping:
                 ready = self._epoll.poll(AGAIN if self._again else None, 64)
-                for fd, _ in ready:
+                for fd, events in ready:
                     if fd == self._wake_fd:
                         os.eventfd_read(fd)
                         continue
@@ -441,6 +442,8 @@ class Spooler:
                     channels, output = found
                     if output is not None:
                         self._carry_out(self._take, channels, output)
+                    elif events & (select.EPOLLERR | select.EPOLLHUP):
+                        self._carry_out(self._lose_reader, channels)
                     else:
                         self._carry_out(self._feed, channels)
                 while self._orders:
@@ -481,26 +484,31 @@ class Spooler:
     def _begin(self, channels: Channels) -> None:
         for output in channels.outputs:
             if not output.over:
-                self._watch(channels, output)
+                self._watch_output(output, channels)
+        if channels.input is not None and not channels.input.over:
+            self._watch_input(channels.input, channels)
         self._move(channels)
 
-    def _watch(self, channels: Channels, output: Output | None) -> None:
-        """Wait for the output's bytes; with None, for room for the input's."""
+    def _watch_output(self, output: Output, channels: Channels) -> None:
+        """Wait for its bytes.  A terminal that nobody has open, or a FIFO without a writer, is ready all the time."""
         assert self._epoll is not None
-        if output is not None:
-            fd, wanted, events = output.fd, not (output.over or output.blocked), select.EPOLLIN
+        wanted = not (output.over or output.blocked)
+        if wanted and output.fd not in self._watched:
+            self._epoll.register(output.fd, select.EPOLLIN)
+            self._watched[output.fd] = channels, output
+        elif not wanted and output.fd in self._watched:
+            self._epoll.unregister(output.fd)
+            del self._watched[output.fd]
+
+    def _watch_input(self, stdin: Input, channels: Channels) -> None:
+        """Wait for room, where something waits for it; and in any case for the end of who reads it."""
+        assert self._epoll is not None
+        events = select.EPOLLOUT if stdin.waits else 0
+        if stdin.fd in self._watched:
+            self._epoll.modify(stdin.fd, events)
         else:
-            assert channels.input is not None
-            fd, wanted, events = channels.input.fd, channels.input.waits, select.EPOLLOUT
-        if fd < 0:
-            return
-        if wanted and fd not in self._watched:
-            self._epoll.register(fd, events)
-            self._watched[fd] = channels, output
-        elif not wanted and fd in self._watched:
-            # A terminal that nobody has open, or a FIFO without a writer, would be ready all the time.
-            self._epoll.unregister(fd)
-            del self._watched[fd]
+            self._epoll.register(stdin.fd, events)
+            self._watched[stdin.fd] = channels, None
 
     def _take(self, channels: Channels, output: Output) -> None:
         if output.over or channels.closing:
@@ -517,7 +525,7 @@ class Spooler:
                 self._news.add(channels)
             if output.blocked == "closed":
                 self._again.add(channels)
-            self._watch(channels, output)
+            self._watch_output(output, channels)
 
     def _feed(self, channels: Channels) -> None:
         stdin = channels.input
@@ -530,7 +538,14 @@ class Spooler:
             if stdin.fd != fd:
                 self._watched.pop(fd, None)  # it is closed, and with that no longer watched
             elif stdin.waits != waited:
-                self._watch(channels, None)
+                self._watch_input(stdin, channels)
+            self._news.add(channels)
+
+    def _lose_reader(self, channels: Channels) -> None:
+        """Nobody reads the input any more."""
+        if channels.input is not None and not channels.closing:
+            self._watched.pop(channels.input.fd, None)
+            channels.input.lose()
             self._news.add(channels)
 
     def _move(self, channels: Channels) -> None:

@@ -19,6 +19,7 @@ from arcbox_agent.errors import AgentFailedError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from arcbox_agent.agent.serving.call import Call
+    from arcbox_agent.wire import Connected
 
 #: Pieces that one forward sends before others get their turn.
 PIECES_A_TURN = 4
@@ -33,20 +34,23 @@ class Relay(Stream):
     `sock`: connected, does not block; closed by `close`.
     """
 
-    __slots__ = ("_reset", "_sock", "_watching_read", "_watching_write")
+    __slots__ = ("_passed", "_reset", "_sock", "_watching_read", "_watching_write")
 
     def __init__(self, call: Call, sock: socket.socket, heartbeat_ms: int) -> None:
         self._sock = sock
         self._watching_read = False
         self._watching_write = False
+        self._passed = False  # bytes went on that the peer has not been told of
         self._reset: OSError | None = None
         super().__init__(call, heartbeat_ms)
 
-    async def run(self, window: int) -> None:
-        """Pass on both ways, until both have ended or the peer leaves.
+    async def run(self, first: Connected, window: int) -> None:
+        """Send `first`, and pass on both ways, until both have ended or the peer leaves.
 
         AgentFailedError: the connection is broken; and what Stream.wait raises.
         """
+        await self.send(first)
+        del first
         output = self.open_output("", 0, window)
         await self.open_input()
         while not (output.over and self.closed) and not self.detached:
@@ -93,6 +97,22 @@ class Relay(Stream):
         self._loop.remove_reader(self._sock.fileno())
         self.wake()
 
+    def pass_through(self, data: memoryview) -> int:
+        try:
+            sent = self._sock.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self._note_reset(error)
+            return 0  # _pass_on finds out again
+        self._passed = True
+        return sent
+
+    def _note_reset(self, error: OSError) -> None:
+        # Only the first one who asks gets it: the next gets EPIPE.
+        if isinstance(error, ConnectionResetError):
+            self._reset = error
+
     def input_came(self) -> None:
         if not self._watching_write:
             self._pass_on()
@@ -109,7 +129,7 @@ class Relay(Stream):
             pass
         except OSError as error:
             # Nobody reads there any more.  What was written there before may still be in the socket.
-            self._reset = error if isinstance(error, ConnectionResetError) else None
+            self._note_reset(error)
             self.close_input()
             self._watch_write(False)
             self.wake()
@@ -121,7 +141,8 @@ class Relay(Stream):
                 self._sock.shutdown(socket.SHUT_WR)
             except OSError:
                 pass  # it is reset: the next recv tells
-        if sent or ends:
+        if sent or ends or self._passed:
+            self._passed = False
             self.accept(sent)
         if ends:
             self.wake()

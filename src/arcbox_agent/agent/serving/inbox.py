@@ -47,12 +47,10 @@ class Inbox:
         A broken stream has none.
         """
         frames = self.frames
-        if frames is None:
-            frames = self.frames = deque()
         inputs = self.inputs
         try:
             while self.size < self._max_bytes:
-                waiting = len(frames) if inputs is None else len(frames) + len(inputs)
+                waiting = (len(frames) if frames is not None else 0) + (len(inputs) if inputs is not None else 0)
                 if waiting >= self._max_frames:
                     return False
                 frame = decoder.next_frame()
@@ -62,6 +60,8 @@ class Inbox:
                 if inputs is not None and frame.type in inputs.types:
                     inputs.put(frame)
                 else:
+                    if frames is None:
+                        frames = self.frames = deque()
                     frames.append(frame)
         except FrameError as error:
             # Its turn comes after the frames before it.
@@ -138,7 +138,7 @@ class Inputs:
         self._inbox = inbox
         self._loop = loop
         self._taken = taken
-        self._frames: deque[Frame] = deque()
+        self._frames: deque[Frame] | None = None  # made when one comes: an idle stream has none
         self._waiter: Future[None] | None = None
         self._over = False
         self.open = True  # the call runs
@@ -146,12 +146,14 @@ class Inputs:
         self._error: FrameError | None = None
 
     def __len__(self) -> int:
-        return len(self._frames)
+        return len(self._frames) if self._frames is not None else 0
 
     def put(self, frame: Frame) -> None:
         if not self.open:
             self._inbox.size -= cost(frame)  # too late: the call has ended
             return
+        if self._frames is None:
+            self._frames = deque()
         self._frames.append(frame)
         self._wake()
 
@@ -190,6 +192,8 @@ class Inputs:
                 raise self._error
             return None
         frame = self._frames.popleft()
+        if not self._frames:
+            self._frames = None
         self._inbox.size -= cost(frame)
         self._taken()
         return self.types[frame.type].decode(frame.payload)
@@ -198,9 +202,9 @@ class Inputs:
         """The call has ended: what it did not take is dropped.  `types` still tells what comes too late."""
         self.open = False
         self.notify = None
-        for frame in self._frames:
+        for frame in self._frames or ():
             self._inbox.size -= cost(frame)
-        self._frames.clear()
+        self._frames = None
 
 
 def cost(frame: Frame) -> int:

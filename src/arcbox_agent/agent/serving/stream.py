@@ -29,7 +29,7 @@ from arcbox_agent.wire import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from asyncio import Future, TimerHandle
+    from asyncio import AbstractEventLoop, Future, TimerHandle
 
     from arcbox_agent.agent.serving.call import Call
     from arcbox_agent.wire import Message
@@ -68,6 +68,43 @@ class Output:
         self.over = False
 
 
+class Beat:
+    """One timer for all streams of one heartbeat: a timer each would cost as much as the rest of an idle one."""
+
+    __slots__ = ("_interval", "_loop", "_timer", "streams")
+
+    def __init__(self, loop: AbstractEventLoop, interval: float) -> None:
+        self._loop = loop
+        self._interval = interval
+        self.streams: set[Stream] = set()
+        self._timer: TimerHandle = loop.call_later(interval / 2, self._look)
+
+    @staticmethod
+    def of(loop: AbstractEventLoop, interval: float) -> Beat:
+        """The one of that heartbeat, in seconds."""
+        found = _beats.get((loop, interval))
+        if found is None:
+            found = _beats[loop, interval] = Beat(loop, interval)
+        return found
+
+    def leave(self, stream: Stream) -> None:
+        self.streams.discard(stream)
+        if not self.streams:
+            self._timer.cancel()
+            _beats.pop((self._loop, self._interval), None)
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        for stream in list(self.streams):
+            stream.check(now)
+        # None has left meanwhile: what a check brings about comes later.
+        self._timer = self._loop.call_later(self._interval / 2, self._look)
+
+
+#: Those that have streams.
+_beats: dict[tuple[AbstractEventLoop, float], Beat] = {}
+
+
 class Stream:
     """A stream on the call `call`, until `close`.  Made by the call's task, before it waits for anything.
 
@@ -82,6 +119,7 @@ class Stream:
     """
 
     __slots__ = (
+        "_beat",
         "_call",
         "_failure",
         "_heard",
@@ -89,7 +127,6 @@ class Stream:
         "_loop",
         "_reading",
         "_sent",
-        "_timer",
         "_until",
         "_untold",
         "_waiter",
@@ -122,7 +159,8 @@ class Stream:
         self.ending = False  # no more input comes
         self.closed = True  # and none is taken, until open_input
         self.detached = False
-        self._timer: TimerHandle = loop.call_later(self._interval / 2, self._tick)
+        self._beat = Beat.of(loop, self._interval)
+        self._beat.streams.add(self)
         call.inputs.notify = self._notified
         self._notified()
 
@@ -203,7 +241,7 @@ class Stream:
 
     def close(self) -> None:
         """The stream is over, for whatever reason."""
-        self._timer.cancel()
+        self._beat.leave(self)
         if self._call.inputs is not None:
             self._call.inputs.notify = None
         self._reading = True  # what was asked for does nothing any more
@@ -224,6 +262,10 @@ class Stream:
     def input_came(self) -> None:
         """`pending` has grown, or `ending` is new: see `accept`."""
         self.wake()
+
+    def pass_through(self, data: memoryview) -> int:
+        """Hand on at once what has come while nothing was pending: how much of it; `accept` is still to be called."""
+        return 0
 
     def control(self, message: StreamControl) -> None:
         """Any StreamControl that does not detach."""
@@ -283,15 +325,15 @@ class Stream:
         if inputs is None or inputs.notify is None:
             return  # closed meanwhile
         self._reading = False
-        before = len(self.pending), self.ending
+        before = self.offset, len(self.pending), self.ending
         try:
             while self._failure is None:
                 message = inputs.take()
                 if message is None:
                     break
                 self._take(message)
-            if before != (len(self.pending), self.ending):
-                self._charge(len(self.pending) - before[0])
+            if before != (self.offset, len(self.pending), self.ending):
+                self._charge(len(self.pending) - before[1])
                 self.input_came()
             if inputs.over and not self.detached:
                 self.detached = True
@@ -335,7 +377,12 @@ class Stream:
         if end > have:
             if self.ending:
                 raise ConflictError(f"input behind its end, which is at {have}")
-            self.pending += data if message.offset == have else memoryview(data)[have - message.offset :]
+            new = memoryview(data)[have - message.offset :]
+            if not self.pending:
+                passed = self.pass_through(new)
+                self.offset += passed
+                new = new[passed:]
+            self.pending += new
         if message.close:
             if end < have:
                 raise ConflictError(f"the input cannot end at {end}: {have} bytes of it have come")
@@ -343,8 +390,8 @@ class Stream:
 
     # ------------------------------------------------------------- signs of life
 
-    def _tick(self) -> None:
-        now = self._loop.time()
+    def check(self, now: float) -> None:
+        """Called twice a heartbeat: give a sign of life where none was given, and miss the peer's."""
         if now - self._heard > MISSED * self._interval:
             self.fail(RequestError(f"nothing was heard of the client for {now - self._heard:.3g} s", 408))
             if self._call.outbox.blocked:
@@ -354,4 +401,3 @@ class Stream:
         # The margin is for a timer that comes a little early.
         if now - self._sent >= self._interval * 0.45:
             self._write(StreamAlive())
-        self._timer = self._loop.call_later(self._interval / 2, self._tick)
