@@ -258,6 +258,27 @@ def test_a_command_that_is_to_lose_nothing_waits_for_its_reader(start_agent: Cal
     assert end.outputs[0].begin > 0
 
 
+def test_an_output_that_no_reader_wants_is_not_waited_for(start_agent: Callable[..., RunningAgent]) -> None:
+    agent = start_agent(execution_spool_size="256KiB")
+    peer = connect(agent.socket_path)
+    start(peer, "head -c 3000000 /dev/zero >&2; echo over", id="x", wait_when_full=True)
+    reader = Attached(agent.socket_path, "x")
+    end = reader.run()
+    assert (end.exit_code, reader.read()) == (0, b"over\n")
+    assert [(each.stream, each.end) for each in end.outputs] == [("stdout", 5), ("stderr", 3_000_000)]
+
+
+def test_a_key_is_free_again_when_its_start_failed(peer: Peer) -> None:
+    for _ in range(2):
+        request = wire.StartExecutionRequest(
+            idempotency_key="k", command=wire.ExecRequest(cmd=["true"], working_dir="x")
+        )
+        assert "must be an absolute path" in refused(peer.ask(request), 400)
+    request = wire.StartExecutionRequest(id="named", idempotency_key="k", command=wire.ExecRequest(cmd=["true"]))
+    started = peer.ask(request)
+    assert isinstance(started, wire.Execution), started
+
+
 def test_a_command_waits_for_a_reader_that_has_gone_for_a_while(start_agent: Callable[..., RunningAgent]) -> None:
     agent = start_agent(execution_spool_size="256KiB", execution_wait="1")
     peer = connect(agent.socket_path)

@@ -422,7 +422,7 @@ class Settings:
         "SIZE",
         _size,
         GIB,
-        "The most bytes of output that all executions keep; those that ended first are removed for it.",
+        "The most bytes of output that ended executions keep; those that ended first are removed for it.",
         low=MIB,
         high=1024 * GIB,
     )

@@ -58,7 +58,7 @@ MAX_KEY = 256
 #: The most bytes of a request: it is kept on disk.
 MAX_REQUEST = 8 << 20
 #: Seconds between two looks at what is kept too long.
-LOOK = 5.0
+LOOK = 1.0
 MOST_KEEP_MS = 31 * 86400 * 1000
 
 
@@ -90,6 +90,8 @@ class Executions:
         self._starting: dict[str, asyncio.Task[Execution]] = {}
         #: When each that has ended is removed (loop time), the one that ended first at the front.
         self._kept: dict[str, float] = {}
+        #: Of output that those have.
+        self._bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._number = 0
         self._closing = False
@@ -168,16 +170,23 @@ class Executions:
                 raise ConflictError(f"the idempotency_key is that of execution {known}")
         task = self._starting.get(id)
         if task is None and id not in self._executions:
-            self._check_bounds()
-            host = host_of(command)
-            record = self._record_of(request, id, key)
+            try:
+                self._check_bounds()
+                host = host_of(command)
+                record = self._record_of(request, id, key)
+            except BaseException:
+                self._started(id, key)
+                raise
             task = self._tasks.spawn(self._start(record, request, octets, host))
             self._starting[id] = task
             task.add_done_callback(lambda _: self._started(id, key))
             # Shielded: a client that goes away leaves no half start behind.
             return await asyncio.shield(task)
         execution = await asyncio.shield(task) if task is not None else self._executions[id]
-        kept = await self._parts.lanes.disk(records.read, self._parts.state(id, "request"))
+        try:
+            kept = await self._parts.lanes.disk(records.read, self._parts.state(id, "request"))
+        except (OSError, records.RecordError) as error:
+            raise AgentFailedError(f"what execution {id} was started with cannot be read: {error}") from error
         if StartExecutionRequest.decode(kept) != request:
             raise ConflictError(f"execution {id} is another command")
         return execution
@@ -335,10 +344,10 @@ class Executions:
         loop, moved = self._parts.loop, False
         for output in channels.outputs:
             taken = [each.outputs[output.name].taken for each in execution.attached if output.name in each.outputs]
-            if taken:
-                floor = min(taken)
+            if execution.attached:
+                # What nobody wants of it need not be waited for.
+                output.floor = max(min(taken), output.floor or 0) if taken else None
                 moved = moved or output.blocked == "full"
-                output.floor = max(floor, output.floor or 0)
         if execution.attached:
             execution.hold_until = 0.0
         elif not execution.hold_until:
@@ -448,36 +457,37 @@ class Executions:
             return
         keep = execution.record.keep_ms / 1000 or self._settings.execution_keep
         since = max(0.0, (time.time_ns() - execution.record.ended_ns) / 1e9)
-        self._kept[id] = self._parts.loop.time() + keep - min(since, keep)
-        self._look()
+        left = keep - min(since, keep)
+        self._kept[id] = self._parts.loop.time() + left
+        self._bytes += _size_of(execution)
+        while self._bytes > self._settings.execution_spool_total and self._kept:
+            self._forget(next(iter(self._kept)))
+        if self._timer is None and not self._closing:
+            self._timer = self._parts.loop.call_later(min(max(left, 0.1), LOOK), self._look)
 
     def _look(self) -> None:
-        """Remove what is kept too long, and the oldest while there is too much."""
+        """Remove what is kept too long."""
         now = self._parts.loop.time()
         for id in [id for id, until in self._kept.items() if until <= now]:
             self._forget(id)
-        total = sum(end - begin for each in self._executions.values() for _, begin, end, _ in each.outputs())
-        while total > self._settings.execution_spool_total and self._kept:
-            oldest = self._executions[next(iter(self._kept))]
-            total -= sum(end - begin for _, begin, end, _ in oldest.outputs())
-            self._forget(oldest.id)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._kept and not self._closing:
-            left = min(self._kept.values()) - now
-            self._timer = self._parts.loop.call_later(min(max(left, 0.1), LOOK), self._look)
+        self._timer = self._parts.loop.call_later(LOOK, self._look) if self._kept else None
 
     def _forget(self, id: str) -> None:
         execution = self._executions.pop(id, None)
-        self._kept.pop(id, None)
         if execution is None:
             return
+        if self._kept.pop(id, None) is not None:
+            self._bytes -= _size_of(execution)
         if self._keys.get(execution.record.key) == id:
             del self._keys[execution.record.key]
         execution.gone = True
         execution.changed()
         self._parts.lanes.disk(records.remove, self._parts.state(id)).add_done_callback(take_failure)
+
+
+def _size_of(execution: Execution) -> int:
+    """Bytes of output that are kept."""
+    return sum(end - begin for _, begin, end, _ in execution.outputs())
 
 
 def _make(path: str) -> None:
