@@ -16,15 +16,21 @@ Life = Callable[[], int | None]
 
 
 class CutProxy:
-    """Passes bytes between its clients and the agent at `target`; `cuts`: how many connections it has cut."""
+    """Passes bytes between its clients and the agent at `target`; `cuts`: how many connections it has cut.
+
+    While `told` is not set, the agent does not hear of a client that is gone.
+    """
 
     def __init__(self, directory: str, target: str, life: Life) -> None:
         self.path = os.path.join(directory, "proxy")
         self.address = f"unix://{self.path}"
         self.cuts = 0
+        self.told = threading.Event()
+        self.told.set()
         self._target = target
         self._life = life
         self._open: set[socket.socket] = set()
+        self._clients: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self.path)
@@ -41,7 +47,16 @@ class CutProxy:
                     each.shutdown(socket.SHUT_RDWR)
             self.cuts += len(self._open) // 2
 
+    def cut_clients(self) -> None:
+        """Cut every connection on the side of its client."""
+        with self._lock:
+            for each in self._clients:
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+            self.cuts += len(self._clients)
+
     def close(self) -> None:
+        self.told.set()
         self._listener.shutdown(socket.SHUT_RDWR)
         self._acceptor.join()
         self._listener.close()
@@ -62,6 +77,7 @@ class CutProxy:
                     continue
                 with self._lock:
                     self._open |= {client, agent}
+                    self._clients.add(client)
                 thread = threading.Thread(target=self._relay, args=(client, agent), daemon=True)
                 self._threads.add(thread)
                 thread.start()
@@ -75,6 +91,7 @@ class CutProxy:
             other.join()
             with self._lock:
                 self._open -= {client, agent}
+                self._clients.discard(client)
 
     def _pass_on(self, source: socket.socket, sink: socket.socket, left: list[int | None]) -> None:
         with contextlib.suppress(OSError):
@@ -88,6 +105,7 @@ class CutProxy:
                             self.cuts += 1
                         break
                 sink.sendall(data)
+        self.told.wait()
         for each in (source, sink):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)

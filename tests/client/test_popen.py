@@ -338,6 +338,49 @@ def test_connections_that_are_cut_at_random_bytes_lose_and_double_nothing(
     run_async(work())
 
 
+def test_what_lies_unread_when_a_connection_is_cut_is_kept_and_more_comes_behind_it(
+    agent: RunningAgent, run_async: RunAsync
+) -> None:
+    async def work() -> None:
+        with cut_proxy(str(agent.socket_path)) as proxy:
+            async with connect(proxy.address) as client:
+                async with client.popen(["seq", "60000"], window=50_000, remove=True) as process:
+                    stdout = process.stdout
+                    assert stdout is not None
+                    await until(lambda: stdout.full, PATIENCE)
+                    for cursor in (100_000, 150_000):
+                        proxy.cut_all()
+                        # A window more than what lies here.
+                        await until(lambda: (stdout.cursor or 0) >= cursor, PATIENCE)
+                    assert await stdout.read() == b"".join(b"%d\n" % number for number in range(1, 60_001))
+                    assert proxy.cuts >= 2
+
+    run_async(work())
+
+
+def test_the_input_is_taken_again_from_a_connection_that_the_agent_still_holds(
+    agent: RunningAgent, run_async: RunAsync
+) -> None:
+    async def work() -> None:
+        with cut_proxy(str(agent.socket_path)) as proxy:
+            async with connect(proxy.address) as client:
+                async with client.popen(["cat"], stdin=True, remove=True) as process:
+                    assert process.stdin is not None and process.stdout is not None
+                    process.stdin.write(b"before\n")
+                    assert await process.stdout.readline() == b"before\n"
+                    proxy.told.clear()
+                    proxy.cut_clients()
+                    process.stdin.write(b"behind\n")
+                    await until(lambda: process.reattaching, 10)
+                    # In this time it is refused.
+                    await asyncio.sleep(0.5)
+                    assert process.reattaching
+                    proxy.told.set()
+                    assert await process.stdout.readline() == b"behind\n"
+
+    run_async(work())
+
+
 def test_a_client_that_is_closed_ends_its_processes_at_once(agent: RunningAgent, run_async: RunAsync) -> None:
     async def work() -> None:
         async with connect(agent.address) as client:

@@ -116,7 +116,9 @@ def _port(word: str, value: str) -> int:
 def forward_command(
     invocation: Invocation, into: tuple[str, ...], back: tuple[str, ...], container: str, connect_timeout: float
 ) -> int:
-    """Forward connections between this host and the guest, with ssh's words, until Ctrl-C.
+    """Forward connections to and from the guest, until Ctrl-C.
+
+    -L and -R take ssh's words.
 
     Without BIND only programs of the same machine can connect; `*` is every address.  Port 0 is
     any that is free: the line that tells where it listens has its number.  A connection that the

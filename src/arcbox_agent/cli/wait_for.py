@@ -21,7 +21,9 @@ NOT_MET = 1
 
 @click.group("wait-for")
 def wait_for_command() -> None:
-    """Wait until something in the guest holds; the agent looks, in one call.
+    """Wait until something in the guest holds.
+
+    The agent looks, in one call.
 
     Exit codes: 0 it holds, 1 it did not in time or never will, 125 if arcboxctl or the agent failed.
     """
