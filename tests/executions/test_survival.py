@@ -143,6 +143,25 @@ def test_the_end_of_the_input_is_kept(agent: RunningAgent) -> None:
     assert (reader.run().exit_code, reader.read()) == (0, b"input over\n")
 
 
+@pytest.mark.parametrize("rounds", [1, 8])
+def test_an_end_that_was_acknowledged_reaches_the_command(agent: RunningAgent, rounds: int) -> None:
+    """Killed the moment after: the next agent must know of it."""
+    for round in range(rounds):
+        id = f"x{round}"
+        start(connect(agent.socket_path), "sleep 0.2; cat", id=id, open_stdin=True)
+        client = Attached(agent.socket_path, id, input=True)
+        client.send(wire.StreamInput(data=b"all of it"))
+        client.until(lambda client=client: client.accepted.offset == 9)  # type: ignore[misc]
+        client.send(wire.StreamInput(offset=9, close=True))
+        client.until(lambda client=client: client.accepted.closed)  # type: ignore[misc]
+        agent.kill()
+        agent.restart()
+        reader = Attached(agent.socket_path, id)
+        assert isinstance(reader.first, wire.Execution)
+        assert reader.first.input_closed
+        assert (reader.run().exit_code, reader.read()) == (0, b"all of it")
+
+
 def test_a_time_out_holds_under_the_next_agent(agent: RunningAgent) -> None:
     start(connect(agent.socket_path), "sleep 1000", id="x", timeout_ms=1500)
     agent.kill()

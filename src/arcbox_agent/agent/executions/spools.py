@@ -62,6 +62,7 @@ class Output:
     """
 
     __slots__ = (
+        "_held",
         "begin",
         "blocked",
         "cut",
@@ -90,6 +91,8 @@ class Output:
         self.last = False
         #: What it has now is the last, though something holds it open.
         self.cut = False
+        #: What was read from a terminal and the disk did not take.
+        self._held = b""
         #: Why nothing is taken at present: "" | "full" | "disk" | "closed" (a terminal that nobody has open).
         self.blocked = ""
         self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -113,21 +116,12 @@ class Output:
             self.blocked = "full"
             return False
         try:
-            if self.terminal:
-                octets = os.read(self.fd, most)
-                taken = len(octets)
-                self._write(octets)
-            else:
-                taken = os.splice(
-                    self.fd, self.file, most, offset_dst=self.end, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
-                )
+            taken = self._type_out() if self.terminal else self._splice(most)
         except BlockingIOError:
             self.blocked = ""
             self.over = self.cut
             return False
-        except OSError as error:
-            if not self.terminal or error.errno != errno.EIO:
-                raise
+        if taken is None:
             # No process has the terminal open; its command may open it again.
             self.blocked = "closed"
             self.over = self.last
@@ -140,17 +134,25 @@ class Output:
         self._shorten()
         return True
 
-    def _write(self, octets: bytes) -> None:
-        rest, at = memoryview(octets), self.end
-        while rest:
+    def _splice(self, most: int) -> int:
+        return os.splice(self.fd, self.file, most, offset_dst=self.end, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
+
+    def _type_out(self) -> int | None:
+        """From the terminal; None: nobody has it open."""
+        if not self._held:
             try:
-                n = os.pwrite(self.file, rest, at)
+                self._held = os.read(self.fd, TERMINAL_TAKE)
             except OSError as error:
-                # What was read from a terminal has no other place: the oldest goes for it.
-                if error.errno not in FULL or not self._drop(self.begin + max(HOLE, self.kept // 2)):
-                    raise
-                continue
+                if error.errno == errno.EIO:
+                    return None
+                raise
+        # What was read has no other place: it is held until the disk takes it.
+        rest, at = memoryview(self._held), self.end
+        while rest:
+            n = os.pwrite(self.file, rest, at)
             rest, at = rest[n:], at + n
+        self._held = b""
+        return at - self.end
 
     def _shorten(self) -> None:
         """Give back what is over the limit, and may go."""
@@ -184,22 +186,24 @@ class Output:
             return 0
 
     def close(self) -> None:
-        for fd in (self.fd, self.file):
+        fds, self.fd, self.file = (self.fd, self.file), -1, -1
+        for fd in fds:
             if fd >= 0:
                 os.close(fd)
-        self.fd = self.file = -1
 
 
 class Input:
     """One input on its way to its command.  The thread's, but for `put`, `end_at`, and what a client is told.
 
-    `accepted`: what was taken from clients, and survives the agent.  `target`: where its end is; -1: not known yet.
+    `accepted`: what was taken from clients, and survives the agent.  `target`: where a client has put its end;
+    `end`: the same, once it survives the agent.  -1: there is none yet.
     """
 
     __slots__ = (
         "_holes_to",
         "_pending",
         "accepted",
+        "end",
         "fd",
         "file",
         "over",
@@ -218,7 +222,7 @@ class Input:
         self.terminal = terminal
         self._pending: deque[bytes] = deque()
         self.accepted = read_number(path + ".at") if terminal else os.fstat(file).st_size
-        self.target = read_number(path + ".end", -1)
+        self.target = self.end = read_number(path + ".end", -1)
         #: The end has reached the command, or nobody reads it.
         self.over = fd < 0
         self.waits = False
@@ -259,7 +263,7 @@ class Input:
         return self.accepted - os.lseek(self.file, 0, os.SEEK_CUR)
 
     def _at_end(self) -> bool:
-        return 0 <= self.target <= self.accepted
+        return self.end >= 0
 
     def move(self) -> bool:
         """Move what there is; whether the command must read before there is more to do.  OSError: the disk is full."""
@@ -287,8 +291,15 @@ class Input:
                 if n < len(octets):
                     self._pending[0] = octets[n:]
                     continue
+            else:
+                self._keep_end()
             self._pending.popleft()
         return False
+
+    def _keep_end(self) -> None:
+        """All that was put before it is accepted."""
+        write_number(self.path + ".end", self.target)
+        self.end = self.target
 
     def _splice(self) -> bool:
         while self._pending:
@@ -297,9 +308,9 @@ class Input:
                 n = os.pwrite(self.file, octets, self.accepted)
                 self.accepted += n
                 octets = self._pending[0] = octets[n:]
+            if self.accepted == self.target:
+                self._keep_end()
             self._pending.popleft()
-            if self.target >= 0:
-                write_number(self.path + ".end", self.target)
         while self._unread():
             try:
                 os.splice(self.file, self.fd, TAKE, flags=os.SPLICE_F_NONBLOCK)
@@ -322,16 +333,17 @@ class Input:
         self.over = True
         self.waits = False
         self._pending.clear()
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def close(self) -> None:
-        for fd in (self.fd, self.file):
+        # First: the loop looks at them too.
+        fds, self.fd, self.file = (self.fd, self.file), -1, -1
+        self.over = True
+        for fd in fds:
             if fd >= 0:
                 os.close(fd)
-        self.fd = self.file = -1
-        self.over = True
 
 
 class Channels:
