@@ -201,6 +201,23 @@ def test_a_keeper_that_is_killed_is_replaced(agent: RunningAgent) -> None:
     assert (end.cause, end.exit_code) in (("exited", 4), ("unknown", -1))
 
 
+def test_input_is_not_repeated_where_agent_and_keeper_are_killed(agent: RunningAgent) -> None:
+    # It opens its input again, so it sees no end of it while nobody writes.
+    start(connect(agent.socket_path), "exec 0<>/proc/self/fd/0; dd bs=1 count=11 2>/dev/null", id="x", open_stdin=True)
+    client = Attached(agent.socket_path, "x", input=True)
+    client.send(wire.StreamInput(data=b"before"))
+    client.until(lambda: client.read() == b"before")
+    keeper = keeper_of(agent.directory)
+    agent.kill()
+    os.kill(keeper, signal.SIGKILL)
+    agent.restart()
+    client = Attached(agent.socket_path, "x", stdout=6, input=True)
+    assert isinstance(client.first, wire.Execution)
+    client.send(wire.StreamInput(offset=client.first.input_offset, data=b"after"))
+    client.run()
+    assert client.read() == b"after"
+
+
 def test_an_end_that_nobody_saw_is_said_to_be_unknown(agent: RunningAgent, tmp_path: Path) -> None:
     started = start(connect(agent.socket_path), f"while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; exit 9", id="x")
     keeper = keeper_of(agent.directory)

@@ -98,6 +98,8 @@ class Output:
         self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self.end = os.fstat(self.file).st_size
         self.begin = min(read_number(path + ".begin"), self.end)
+        # Now: a disk that is full takes what is written over, and nothing new.
+        write_number(path + ".begin", self.begin)
 
     @property
     def kept(self) -> int:
@@ -223,6 +225,9 @@ class Input:
         self._pending: deque[bytes] = deque()
         self.accepted = read_number(path + ".at") if terminal else os.fstat(file).st_size
         self.target = self.end = read_number(path + ".end", -1)
+        # Now: a disk that is full takes what is written over, and nothing new.
+        write_number(path + ".at", self._position())
+        write_number(path + ".end", self.end)
         #: The end has reached the command, or nobody reads it.
         self.over = fd < 0
         self.waits = False
@@ -259,8 +264,12 @@ class Input:
         """Whether there is something to be moved."""
         return not self.over and bool(self._pending or self._at_end() or (not self.terminal and self._unread()))
 
+    def _position(self) -> int:
+        """What the command has got."""
+        return self.accepted if self.terminal else os.lseek(self.file, 0, os.SEEK_CUR)
+
     def _unread(self) -> int:
-        return self.accepted - os.lseek(self.file, 0, os.SEEK_CUR)
+        return self.accepted - self._position()
 
     def _at_end(self) -> bool:
         return self.end >= 0
@@ -311,11 +320,16 @@ class Input:
             if self.accepted == self.target:
                 self._keep_end()
             self._pending.popleft()
-        while self._unread():
-            try:
+        before = self._position()
+        try:
+            while self._unread():
                 os.splice(self.file, self.fd, TAKE, flags=os.SPLICE_F_NONBLOCK)
-            except BlockingIOError:
-                return True
+        except BlockingIOError:
+            return True
+        finally:
+            if self._position() != before:
+                # For an agent that finds no keeper: the position of the open file is lost with that.
+                write_number(self.path + ".at", self._position())
         self._give_back()
         return False
 
@@ -481,11 +495,13 @@ class Spooler:
 
     def _disk(self, channels: Channels, error: OSError) -> None:
         """The command waits until the disk takes more."""
+        self._again.add(channels)
         if error.errno in FULL:
             for output in channels.outputs:
-                if output.make_room():
-                    break
-        self._again.add(channels)
+                try:
+                    output.make_room()
+                except OSError:
+                    continue  # no descriptor is left: it is tried again
         self._full_log.log(
             log.error,
             "what an execution writes or reads cannot be spooled: it waits",
@@ -611,12 +627,12 @@ def read_number(path: str, default: int = 0) -> int:
             octets = file.read(8)
     except FileNotFoundError:
         return default
-    return int.from_bytes(octets, "little") if len(octets) == 8 else default
+    return int.from_bytes(octets, "little", signed=True) if len(octets) == 8 else default
 
 
 def write_number(path: str, number: int) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        os.pwrite(fd, number.to_bytes(8, "little"), 0)
+        os.pwrite(fd, number.to_bytes(8, "little", signed=True), 0)
     finally:
         os.close(fd)
