@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 import arcbox_agent
+from arcbox_agent import sync
 from arcbox_agent.client.client import Client
 from arcbox_agent.client.endpoint import Endpoint
-from arcbox_agent.errors import AddressError, AgentFailedError
+from arcbox_agent.errors import AddressError, AgentFailedError, ConnectionLostError
 from tests.conftest import RunAsync, RunningAgent
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -364,3 +365,96 @@ def test_what_names_an_address() -> None:
     assert Endpoint.of("[::1]:80") == Endpoint.of(("::1", 80)) == Endpoint("::1", 80, "")
     assert str(Endpoint("::1", 80, "")) == "[::1]:80"
     assert Endpoint.of("/run/a:1") == Endpoint("", 0, "/run/a:1")
+
+
+def test_without_asyncio_a_connection_is_a_socket(agent: RunningAgent) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, sync.connect(agent.address) as client:
+        port = server.getsockname()[1]
+        with client.open_connection("127.0.0.1", port) as ours:
+            theirs, _ = server.accept()
+            with theirs:
+                ours.sendall(b"question")
+                ours.shutdown(socket.SHUT_WR)
+                received = b""
+                while data := theirs.recv(100):
+                    received += data
+                assert received == b"question"
+                theirs.sendall(b"answer")
+                theirs.close()
+                assert ours.recv(100) == b"answer"
+                assert ours.recv(100) == b""
+        with client.forward(0, port) as forward:
+            with socket.create_connection((forward.address.host, forward.address.port)) as ours:
+                theirs, _ = server.accept()
+                theirs.sendall(b"banner")
+                theirs.close()
+                assert ours.recv(100) == b"banner"
+        with pytest.raises(AgentFailedError, match="ENOENT"):
+            client.open_connection(path="/no/such/socket")
+
+
+def test_an_agent_that_is_killed_is_told_at_every_end(agent: RunningAgent, run_async: RunAsync) -> None:
+    async def main() -> None:
+        async with service() as there, arcbox_agent.connect(agent.address) as client:
+            errors: list[Exception] = []
+            into = await client.forward(0, there.at, on_error=errors.append)
+            back = await client.forward_back(0, there.at, on_error=errors.append)
+            reader, writer = await client.open_connection(**where(there))
+            local_reader, local_writer = await reach(into.address)
+            taken = [await there.take() for _ in range(2)]
+            local_writer.write(b"a")
+            while not into.connections:
+                await asyncio.sleep(0.01)
+            agent.kill()
+            with pytest.raises(ConnectionLostError):
+                await reader.read()
+            with pytest.raises(ConnectionResetError):
+                await local_reader.read()
+            with pytest.raises(ConnectionLostError):
+                await back.wait()
+            # The listener of this host goes on, and works again with the next agent.
+            agent.restart()
+            again_reader, again_writer = await reach(into.address)
+            _, far_writer = await there.take()
+            far_writer.write(b"b")
+            assert await again_reader.readexactly(1) == b"b"
+            for each in (writer, local_writer, again_writer, far_writer, *(far for _, far in taken)):
+                each.close()
+            await into.aclose()
+            await back.aclose()
+
+    run_async(main())
+
+
+def test_a_thousand_connections_at_a_time(agent: RunningAgent, run_async: RunAsync) -> None:
+    count = 1000
+
+    over: list[int] = []
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionResetError):
+            writer.write(await reader.readexactly(4))
+            await reader.read()
+        writer.close()
+        with suppress(ConnectionResetError):
+            await writer.wait_closed()
+        over.append(1)
+
+    async def main() -> None:
+        server = await asyncio.start_server(echo, "127.0.0.1", 0, backlog=count)
+        async with arcbox_agent.connect(agent.address) as client:
+            async with client.forward(0, server.sockets[0].getsockname()[1]) as forward:
+                streams = [await reach(forward.address) for _ in range(count)]
+                for number, (_, writer) in enumerate(streams):
+                    writer.write(number.to_bytes(4, "big"))
+                for number, (reader, _) in enumerate(streams):
+                    assert await reader.readexactly(4) == number.to_bytes(4, "big")
+                assert forward.connections == count
+                assert (await client.ping()).message == "pong"
+                for _, writer in streams:
+                    writer.close()
+                while len(over) < count or forward.connections:
+                    await asyncio.sleep(0.05)
+        server.close()
+
+    run_async(main())

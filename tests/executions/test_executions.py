@@ -194,6 +194,23 @@ def test_a_command_that_closes_its_input_is_told(agent: RunningAgent, peer: Peer
     assert inspect(peer, "deaf").state == "running"
 
 
+def test_a_command_may_end_with_input_unread(agent: RunningAgent, peer: Peer) -> None:
+    for number in range(5):
+        start(peer, "sleep 0.2; exec head -c 5", id=f"x{number}", open_stdin=True)
+        client = Attached(agent.socket_path, f"x{number}", input=True)
+        sent = 0
+        while sent < 1_200_000 and not client.accepted.closed:
+            if sent + 60_000 <= client.accepted.until:
+                client.send(wire.StreamInput(offset=sent, data=bytes(60_000)))
+                sent += 60_000
+            else:
+                client.step()
+        end = client.run()
+        assert (end.exit_code, client.read()) == (0, bytes(5))
+        assert client.accepted.closed
+    assert "a spool failed" not in agent.log()
+
+
 def test_the_output_may_end_before_the_input_and_the_command(agent: RunningAgent, peer: Peer) -> None:
     start(peer, "echo out; exec >&- 2>&-; cat >/dev/null; exit 5", id="half", open_stdin=True)
     client = Attached(agent.socket_path, "half", input=True)

@@ -320,6 +320,7 @@ class Input:
     def lose(self) -> None:
         """It has reached its end, or nobody reads it any more."""
         self.over = True
+        self.waits = False
         self._pending.clear()
         if self.fd >= 0:
             os.close(self.fd)
@@ -529,7 +530,7 @@ class Spooler:
 
     def _feed(self, channels: Channels) -> None:
         stdin = channels.input
-        if stdin is None or channels.closing or not (stdin.waiting or stdin.waits):
+        if stdin is None or stdin.over or channels.closing or not (stdin.waiting or stdin.waits):
             return
         fd, waited, stdin.waits = stdin.fd, stdin.waits, False
         try:
@@ -537,7 +538,7 @@ class Spooler:
         finally:
             if stdin.fd != fd:
                 self._watched.pop(fd, None)  # it is closed, and with that no longer watched
-            elif stdin.waits != waited:
+            elif stdin.waits != waited and not stdin.over:
                 self._watch_input(stdin, channels)
             self._news.add(channels)
 
