@@ -217,9 +217,16 @@ def test_a_peer_that_may_only_look_waits_for_logs_and_processes(
 
     async def main() -> None:
         async with arcbox_agent.connect(f"unix://{tmp_path}/look") as client:
-            for refused in (client.wait_for_port(1), client.wait_for_file("/x"), client.wait_for_socket("/x")):
+            for refused in (
+                client.wait_for_port(1),
+                client.wait_for_file("/x"),
+                client.wait_for_socket("/x"),
+                client.wait_for_execution("x", "secret"),
+            ):
                 with pytest.raises(ForbiddenError):
                     await refused
+            with pytest.raises(NotFoundError):
+                await client.wait_for_execution("x")
             await client.wait_for_process((1 << 22) + 1)
 
     run_async(main())

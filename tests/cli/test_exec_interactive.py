@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from arcbox_agent.cli.input_stream import Detached, KeyWatch, parse_keys
 from arcbox_agent.sync import connect
 from tests.cli.conftest import ARCBOXCTL, environment
 from tests.cli.terminal import COLUMNS, ROWS, Terminal
@@ -178,9 +179,7 @@ def test_the_detach_keys_leave_it_and_attach_comes_back(
     terminal = at_terminal("exec", "-it", *option, "-", "sh", "-c", "echo ready; read a; echo got $a; exit 5")
     before = mode(terminal)
     terminal.read_until(b"ready")
-    terminal.type(keys[:1])
-    time.sleep(0.1)
-    terminal.type(keys[1:])
+    terminal.type(b"wo" + keys)
     shown = terminal.read_all()
     assert terminal.process.returncode == 0
     assert mode(terminal) == before
@@ -188,9 +187,20 @@ def test_the_detach_keys_leave_it_and_attach_comes_back(
     assert f"left {id}, which goes on" in shown.decode()
     again = at_terminal("attach", "--from-start", id[:12])
     again.read_until(b"ready")
-    again.type(b"word\r")
+    again.type(b"rd\r")
     assert b"got word" in again.read_all()
     assert again.process.returncode == 5
+
+
+def test_detach_keys_are_found_in_pieces_and_their_beginning_alone_is_input() -> None:
+    watch = KeyWatch(parse_keys("ctrl-p,ctrl-q"))
+    assert [watch.typed(data) for data in (b"a\x10", b"b", b"\x10\x10", b"c")] == [b"a", b"\x10b", b"\x10", b"\x10c"]
+    assert watch.typed(b"d\x10") == b"d"
+    with pytest.raises(Detached) as caught:
+        watch.typed(b"\x11e")
+    assert caught.value.args == (b"",)
+    assert KeyWatch(b"").typed(b"\x10\x11") == b"\x10\x11"
+    assert parse_keys("x,ctrl-@,ctrl-Z,ctrl-_") == b"x\x00\x1a\x1f"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])

@@ -85,6 +85,8 @@ class Waits:
         if thing == "execution":
             if request.container_id:
                 raise BadRequestError("an execution is named by its id alone, without container_id")
+            if request.pattern:
+                _check_may_run(call, "the output of executions")
             return self._execution(request.execution, Pattern(request.pattern) if request.pattern else None, told)
         if thing == "pattern":
             if not request.container_id:
@@ -95,11 +97,7 @@ class Waits:
                 raise BadRequestError("a pid is that of a process of the guest, without container_id")
             told.last = f"process {request.pid} runs"
             return _nothing(until_ended(request.pid))
-        if not call.allows(Access.EXEC):
-            # A look at a port or a file reaches what a command reaches.
-            raise ForbiddenError(
-                f"this listener does not allow {NEEDS[Access.EXEC]}, and so no wait for ports or files"
-            )
+        _check_may_run(call, "ports or files")
         place = place_of(self._containers, request.container_id)
         if thing == "file":
             check_path(request.file)
@@ -127,6 +125,12 @@ class Waits:
         if found is None:
             told.last = f"container {container.id} has ended, and no line of its log has matched"
         return found
+
+
+def _check_may_run(call: Call, what: str) -> None:
+    """Such a look reaches what a command reaches.  ForbiddenError."""
+    if not call.allows(Access.EXEC):
+        raise ForbiddenError(f"this listener does not allow {NEEDS[Access.EXEC]}, and so no wait for {what}")
 
 
 async def _nothing(waiting: Awaitable[None]) -> str:
