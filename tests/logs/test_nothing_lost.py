@@ -13,7 +13,7 @@ import pytest
 from arcbox_agent import sync
 from arcbox_agent.errors import BadRequestError, ForbiddenError
 from arcbox_agent.logs import Gap, read_log
-from tests.conftest import RunningAgent
+from tests.conftest import PATIENCE, RunningAgent
 from tests.logs.support import write_log
 from tests.reference import logs as reference
 
@@ -55,13 +55,14 @@ def test_an_attached_reader_gets_everything_however_slow_it_is(client: Any) -> N
 
 
 def test_when_an_attached_reader_has_gone_the_container_goes_on(client: Any, tmp_path: Path) -> None:
-    id = created(client, f"seq 1 300000; touch {tmp_path}/written; sleep 600")
+    # More than all buffers between the container and its reader hold.
+    id = created(client, f"seq 1 3000000; touch {tmp_path}/written; sleep 600")
     with client.logs(id, follow=True, attach=True) as entries:
         next(entries)
         client.start_container(id)
         time.sleep(1.5)
         assert not (tmp_path / "written").exists()  # it waits in its pipe
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while not (tmp_path / "written").exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from arcbox_agent.agent.containers.runtimes.guest import SPARE_SCOPES
 from tools.pace import patience
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -182,11 +183,14 @@ class AgentProcess:
 
 def holdings(pid: int) -> Holdings:
     files = []
+    spare = 0
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
             target = os.readlink(entry)
         except FileNotFoundError:
             continue  # closed meanwhile
+        if "/.commands/.exec-" in target and (spare := spare + 1) <= SPARE_SCOPES:
+            continue  # the cgroup of a command that is over, kept open for the next one
         # Numbers differ from one time to the next: a socket is a socket.
         files.append(target.partition(":[")[0])
     tasks = list(Path(f"/proc/{pid}/task").iterdir())
