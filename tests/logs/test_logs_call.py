@@ -343,7 +343,7 @@ def test_a_reader_that_stops_holds_up_nobody(agent: RunningAgent, client: Any) -
                 sys.executable, "-c",
                 "import sys; from arcbox_agent import sync\n"
                 "with sync.connect(sys.argv[1]) as c:\n"
-                "    text = b''\n"
+                "    text = bytearray()\n"
                 "    for e in c.logs(sys.argv[2], follow=True):\n"
                 "        text += e.data if e.partial else e.data + b'\\n'\n"
                 "        if text.endswith(b'\\n200000\\n'): break\n"
