@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.cli.terminal import Terminal
 
 #: A shell that runs the tests in the background has SIGINT ignored, nohup SIGHUP, which arcboxctl would respect.
-ARCBOXCTL = ["env", "--default-signal=INT,TERM,HUP", sys.executable, "-m", "arcbox_agent.cli"]
+ARCBOXCTL = ["env", "--default-signal=INT,QUIT,TERM,HUP", sys.executable, "-m", "arcbox_agent.cli"]
 
 
 def environment(address: str) -> dict[str, str]:

@@ -303,7 +303,8 @@ def test_reading_leaves_no_descriptor_behind(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(50):
         next(iter(read_log(path)))
-    assert len(os.listdir("/proc/self/fd")) == before
+    # What an earlier test left may be closed meanwhile.
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_a_log_that_was_never_rotated_is_read_without_waiting_for_the_disk(tmp_path: Path) -> None:
