@@ -57,6 +57,8 @@ log = Logger("executions")
 MAX_KEY = 256
 #: The most bytes of a request: it is kept on disk.
 MAX_REQUEST = 8 << 20
+#: Executions that are taken over at one time.
+AT_ONCE = 64
 #: Seconds between two looks at what is kept too long.
 LOOK = 1.0
 MOST_KEEP_MS = 31 * 86400 * 1000
@@ -114,13 +116,26 @@ class Executions:
             found = await parts.lanes.disk(records.load, parts.state_dir)
         except OSError as error:
             raise ConfigError("state_dir", f"{error.filename}: {error.strerror}") from error
-        for record in sorted(found, key=lambda each: int(each.created_ns)):
-            execution = await recover(parts, record)
-            if execution is not None:
-                self._add(execution)
-                self.hold(execution)
+        gate = asyncio.Semaphore(AT_ONCE)
+
+        async def take_over(record: Record) -> Execution | None:
+            async with gate:
+                return await recover(parts, record)
+
+        by_age = sorted(found, key=lambda each: each.created_ns)
+        left = set()
+        for record, taken in zip(
+            by_age, await asyncio.gather(*map(take_over, by_age), return_exceptions=True), strict=True
+        ):
+            if isinstance(taken, BaseException):
+                # The others go on, and what it has stays for the next agent.
+                log.exception("an execution cannot be taken over, and is left as it is", taken, execution=record.id)
+                left.add(f"x/{record.id}")
+            elif taken is not None:
+                self._add(taken)
+                self.hold(taken)
         for key in keys:
-            if not self._keeps(key):
+            if key not in left and not self._keeps(key):
                 await parts.keeper.drop(key)
         if found:
             log.info("executions loaded", executions=len(found), running=self._count_running())

@@ -6,9 +6,9 @@ import asyncio
 import os
 import time
 
-from arcbox_agent._spawn import exit_status
 from arcbox_agent.agent.config import budget
 from arcbox_agent.agent.containers.runtimes.process import pid_file
+from arcbox_agent.agent.containers.runtimes.process.recover import kept_status
 from arcbox_agent.agent.containers.runtimes.protocol import NotStarted
 from arcbox_agent.agent.executions import record as records
 from arcbox_agent.agent.executions.execution import Execution
@@ -72,7 +72,7 @@ async def recover(parts: Parts, record: Record) -> Execution | None:
                 await parts.keeper.keep(execution.key, execution.descriptors(), anew=True)
             return execution
         told = await parts.keeper.exit_of(execution.key, pid)
-        status = ExitStatus.of_wait_status(told) if told is not None else _kept_status(fds)
+        status = ExitStatus.of_wait_status(told) if told is not None else kept_status(fds)
         if status is not None:
             execution.end = pid, status.wait_status
         # Without the keeper nobody held what was in its FIFOs.
@@ -156,18 +156,6 @@ def _open_fifo(path: str, how: int) -> int:
         return os.open(path, how | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return -1
-
-
-def _kept_status(fds: Sequence[int]) -> ExitStatus | None:
-    """How it ended while there was no agent, from the pidfd in the keeper; None: it is not known."""
-    for fd in fds:
-        if "pidfd" in os.readlink(f"/proc/self/fd/{fd}"):
-            try:
-                status = exit_status(fd)
-            except OSError:
-                return None
-            return ExitStatus.of_wait_status(status) if status is not None else None
-    return None
 
 
 def _sizes(parts: Parts, record: Record) -> list[tuple[str, int, int]]:

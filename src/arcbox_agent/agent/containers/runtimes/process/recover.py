@@ -74,7 +74,7 @@ async def _recover(parts: Parts, record: Record) -> ProcessRun | NotStarted:
         status = None
         if process is None:
             told = await parts.keeper.exit_of(record.id, pid)
-            status = ExitStatus.of_wait_status(told) if told is not None else _kept_status(fds)
+            status = ExitStatus.of_wait_status(told) if told is not None else kept_status(fds)
         else:
             held.follow(process)
         parts.keeper.hold(record.id, held)
@@ -147,8 +147,8 @@ async def _attach_again(parts: Parts, record: Record, path: str, fds: Sequence[i
     return handle
 
 
-def _kept_status(fds: Sequence[int]) -> ExitStatus | None:
-    """How a container ended while there was no agent, from the pidfd in the keeper; None: it is not known."""
+def kept_status(fds: Sequence[int]) -> ExitStatus | None:
+    """How a process ended while there was no agent, from the pidfd in the keeper; None: it is not known."""
     for fd in fds:
         if "pidfd" in os.readlink(f"/proc/self/fd/{fd}"):
             try:
