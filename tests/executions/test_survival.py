@@ -230,6 +230,26 @@ def test_an_end_that_nobody_saw_is_said_to_be_unknown(agent: RunningAgent, tmp_p
     assert (end.state, end.cause, end.exit_code, end.signal, end.output_cut) == ("ended", "unknown", -1, 0, True)
 
 
+def test_one_that_cannot_be_taken_over_holds_up_neither_the_agent_nor_the_others(agent: RunningAgent) -> None:
+    lost = start(connect(agent.socket_path), "exec sleep 1000", id="lost")
+    start(connect(agent.socket_path), "sleep 0.5; echo here; exit 3", id="other")
+    agent.kill()
+    spool = agent.state_dir / "executions" / "lost" / "stdout"
+    spool.unlink()
+    spool.mkdir()
+    agent.restart()
+    reader = Attached(agent.socket_path, "other")
+    assert (reader.run().exit_code, reader.read()) == (3, b"here\n")
+    assert "an execution cannot be taken over, and is left as it is" in agent.log()
+    # The next agent finds it as it was.
+    agent.kill()
+    spool.rmdir()
+    agent.restart()
+    os.kill(lost.pid, signal.SIGTERM)
+    end = wait(agent, "lost")
+    assert (end.cause, end.signal) == ("signalled", signal.SIGTERM)
+
+
 def test_a_damaged_record_is_set_aside(agent: RunningAgent) -> None:
     for id in ("a", "b"):
         start(connect(agent.socket_path), "true", id=id)

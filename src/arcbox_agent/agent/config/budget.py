@@ -59,14 +59,26 @@ KEEPER_REPLY = _time_out(
     "KEEPER_REPLY", START, 5.0, "One exchange with the keeper; one that does not answer counts as none.", times=2
 )
 KEEPER_FETCH = _time_out(
-    "KEEPER_FETCH", START, 5.0, "What the keeper holds for a container, while no descriptor is left to receive it."
+    "KEEPER_FETCH",
+    START,
+    5.0,
+    "What the keeper holds for containers, then for executions, while no descriptor is left to receive it.",
+    times=2,
 )
 DESCRIPTORS = _time_out("DESCRIPTORS", START, 10.0, "Adopting a container while no descriptor is left.")
 FORMER_SPAWN = _time_out(
-    "FORMER_SPAWN", START, 3.0, "A spawn of a killed agent that has not come to its program; then it is killed."
+    "FORMER_SPAWN",
+    START,
+    3.0,
+    "Spawns of a killed agent, of containers, then of executions, that have not come to their program; then killed.",
+    times=2,
 )
 LEFTOVERS_KILLED = _time_out(
-    "LEFTOVERS_KILLED", START, 1.0, "The end of what was killed in the cgroup of a container that is gone."
+    "LEFTOVERS_KILLED",
+    START,
+    1.0,
+    "The end of what was killed in the cgroup of a container that is gone, and of an execution that never began.",
+    times=2,
 )
 
 # ------------------------------------------------------------------- the stop
@@ -75,7 +87,13 @@ LEFTOVERS_KILLED = _time_out(
 
 CALLS_CANCELLED = _time_out("CALLS_CANCELLED", STOP, 2.0, "Replies and clean-up of the calls that were cancelled.")
 CONNECTIONS_ABORTED = _time_out("CONNECTIONS_ABORTED", STOP, 2.0, "The end of the connections that were aborted.")
-COMMANDS_ENDED = _time_out("COMMANDS_ENDED", STOP, 2.0, "The start and the end of commands that are under way.")
+COMMANDS_ENDED = _time_out(
+    "COMMANDS_ENDED",
+    STOP,
+    2.0,
+    "Starts and ends of commands under way; starts of executions; where they are stopped, their end.",
+    times=3,
+)
 CONTAINERS_SETTLED = _time_out(
     "CONTAINERS_SETTLED", STOP, 3.0, "A start, a removal or a record of a container that is under way."
 )
@@ -89,7 +107,9 @@ CONTAINERS_ENDED = _time_out("CONTAINERS_ENDED", STOP, 3.0, "The records of cont
 _time_out(
     "KEEPER_CLOSED", STOP, KEEPER_REPLY, "The exchange with the keeper that is under way: its way there and back.", 2
 )
-CAPTURE_ENDED = _time_out("CAPTURE_ENDED", STOP, 5.0, "The last write of the thread that captures output.")
+CAPTURE_ENDED = _time_out(
+    "CAPTURE_ENDED", STOP, 5.0, "The last write of the thread that captures output, and of that of the spools.", times=2
+)
 THREADS_ENDED = _time_out("THREADS_ENDED", STOP, 2.0, "What other threads still do; one that hangs is left behind.")
 
 # ------------------------------------------------------ the end of the machine

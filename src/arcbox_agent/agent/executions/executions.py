@@ -154,7 +154,8 @@ class Executions:
             await asyncio.wait(self._starting.values(), timeout=budget.COMMANDS_ENDED)
         running = [each for each in self._executions.values() if each.running]
         if stop and running:
-            await asyncio.gather(*(each.kill_all() for each in running))
+            for each in running:
+                self._tasks.spawn_detached(each.kill_all())
             await asyncio.wait([each.ends for each in running], timeout=budget.COMMANDS_ENDED)
         for execution in self._executions.values():
             execution.leave()
